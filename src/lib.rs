@@ -1,0 +1,1 @@
+//! Annal: a distributed vector database whose truth is a log.

@@ -1,0 +1,2 @@
+//! The `annal` binary.
+fn main() {}
