@@ -1,1 +1,24 @@
 //! Annal: a distributed vector database whose truth is a log.
+//!
+//! The house, bottom up (dependencies point down only; `tests/tidy.rs` checks it):
+//!
+//! ```text
+//!  roof  main.rs  node.rs  cli/    opens every floor in order, closes in reverse
+//!   6    api/                      tower stack on hyper; the only floor that knows public HTTP and JSON
+//!   4    cluster/                  who holds what, and how a request gets there
+//!   3    replica/                  log + state under Raft; the only floor that names openraft
+//!   2    annal-wal (crate) | shard/    okaywal in one file | usearch in one file
+//!   1    model/ machine.rs store.rs clock.rs config.rs    words and contracts; fjall in one file
+//! ```
+//!
+//! Floor 5 (`changefeed/`, `region/`: who follows the log from outside) is not built yet.
+
+pub mod api;
+pub mod cluster;
+pub mod config;
+pub mod machine;
+pub mod model;
+pub mod node;
+pub mod replica;
+pub mod shard;
+pub mod store;

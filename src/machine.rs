@@ -1,0 +1,125 @@
+//! The contract between a log and what is folded from it.
+//!
+//! `replica/` knows terms, votes and log indexes and nothing of points; a state machine knows commands and
+//! [`Position`]s and nothing of Raft. What Raft must find again after a restart (the last applied log id and
+//! membership) crosses this line as an opaque [`Bookmark`], stored in the same atomic batch as the effects.
+//!
+//! Invariants: apply is total and deterministic (no clock, no randomness, ordered iteration); the bookmark
+//! returned by [`StateMachine::bookmark`] is never ahead of the effects, and never behind them.
+
+use crate::model::{Kind, Position};
+use bytes::Bytes;
+use std::io;
+
+/// What the replica wants to find again: opaque to the state machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bookmark(pub Bytes);
+
+/// What became of one command. The same on every replica, for ever.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The command's position.
+    pub position: Position,
+    /// What it did.
+    pub verdict: Verdict,
+}
+
+/// What one command did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It took effect (perhaps on nothing: deleting what is not there takes effect).
+    Applied,
+    /// A retry of an intent that was applied (or rejected) before, with this outcome.
+    Duplicate {
+        /// What became of the first copy.
+        first: Box<Outcome>,
+    },
+    /// It no longer fits and changed nothing.
+    Rejected(Rejection),
+}
+
+/// Why a command changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Rejection {
+    /// Short stable name: `stale_epoch`, `stale_schema`, `wrong_collection`, `expired`, `other_body`, ….
+    pub code: String,
+    /// For people.
+    pub message: String,
+}
+
+/// Something is folded from a log, one batch at a time.
+///
+/// All methods may block (they read and write files); call them off the async threads.
+pub trait StateMachine: Send + Sync + 'static {
+    /// The bookmark of the last applied batch; `None` before the first.
+    fn bookmark(&self) -> Option<Bookmark>;
+
+    /// Position of the last applied command.
+    fn position(&self) -> Position;
+
+    /// Applies commands in order, in one atomic batch together with the bookmark, and publishes the result to
+    /// readers. `commands` may be empty (only the bookmark moves).
+    ///
+    /// Returns one outcome a command. Errors: the state is as before the call, or the machine is poisoned and
+    /// every later call fails.
+    fn apply(&self, commands: Vec<Bytes>, bookmark: Bookmark) -> Result<Vec<Outcome>, MachineError>;
+
+    /// Makes everything applied so far durable (fsync) and returns the bookmark that is durable now.
+    fn persist(&self) -> Result<Option<Bookmark>, MachineError>;
+
+    /// The newest recorded bookmark whose position is at or below `position`, with that position: where a
+    /// reader of commands starts to count. Recorded at least every 4,096 positions.
+    fn bookmark_at(&self, position: Position) -> Result<Option<(Position, Bookmark)>, MachineError>;
+
+    /// Writes the whole state at one position, with its bookmark, as a checksummed stream.
+    fn write_snapshot(&self, out: &mut dyn io::Write) -> Result<(), MachineError>;
+
+    /// Replaces the whole state by a stream that [`StateMachine::write_snapshot`] wrote; atomic and durable on
+    /// return. A damaged stream changes nothing.
+    fn install_snapshot(&self, input: &mut dyn io::Read) -> Result<(), MachineError>;
+}
+
+/// A state machine that cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// A command this version cannot read: applying stops here, nothing is skipped.
+    #[error("cannot apply the command after position {after}: {source}")]
+    Command {
+        /// Last applied position.
+        after: Position,
+        /// Why.
+        source: crate::model::command::DecodeError,
+    },
+    /// The store failed.
+    #[error("store: {0}")]
+    Store(#[from] crate::store::StoreError),
+    /// Stored bytes do not match their checksum or form.
+    #[error("damaged {what}: {why}")]
+    Damaged {
+        /// Which thing.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A file outside the store failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// Which file.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// An earlier failure stopped this machine.
+    #[error("stopped by an earlier failure: {0}")]
+    Poisoned(String),
+}
+
+impl MachineError {
+    /// What the caller can do.
+    pub fn kind(&self) -> Kind {
+        match self {
+            MachineError::Damaged { .. } | MachineError::Command { .. } => Kind::Corrupt,
+            _ => Kind::Internal,
+        }
+    }
+}

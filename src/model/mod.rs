@@ -1,0 +1,22 @@
+//! The words of Annal: ids, points, schemas, filters, queries and the commands that enter the log.
+//!
+//! Pure data and pure functions: no clock, no I/O, no randomness, nothing of Raft, HTTP or storage.
+
+pub mod command;
+pub mod error;
+pub mod filter;
+pub mod id;
+pub mod point;
+pub mod query;
+pub mod schema;
+
+pub use command::{Body, Command};
+pub use error::{Effect, Invalid, Kind};
+pub use filter::{Condition, FieldPath, FieldTest, Filter};
+pub use id::{CollectionId, Epoch, Generation, PointId, Position, ReplicaId, RequestId, ShardNumber};
+pub use point::{Payload, Point, SparseVector, Vector, Vectors};
+pub use query::{
+    PayloadSelector, Projection, Record, ScoredPoint, ScrollPage, ScrollRequest, SearchParams, SearchRequest,
+    Target, VectorSelector,
+};
+pub use schema::{Distance, FieldType, HnswParams, Schema, SparseParams, VectorParams};

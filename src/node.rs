@@ -1,0 +1,1 @@
+//! Opens every floor in order and closes them in reverse.
