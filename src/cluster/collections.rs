@@ -1,0 +1,174 @@
+//! Collections: created, changed, described and dropped through the catalog.
+//!
+//! A change is acknowledged when every shard has applied its part of it.
+
+use super::{
+    Cluster, ClusterError, CollectionChange, CollectionInfo, CollectionSpec, ReadOptions, Result, Token,
+    WriteOptions, Written,
+    catalog::{self, CatalogCommand},
+    shards::LocalShard,
+};
+use crate::{
+    machine::Verdict,
+    model::{FieldPath, FieldType, Schema},
+    replica::Wait,
+};
+use std::{collections::BTreeMap, sync::Arc};
+use tokio::time::Instant;
+
+impl Cluster {
+    /// Creates a collection; its shards are there when this returns.
+    pub async fn create_collection(&self, name: &str, spec: CollectionSpec, deadline: Instant) -> Result<()> {
+        self.change(CatalogCommand::Create { name: name.to_owned(), spec }, name, deadline).await
+    }
+
+    /// Changes a collection.
+    pub async fn update_collection(
+        &self,
+        name: &str,
+        change: CollectionChange,
+        deadline: Instant,
+    ) -> Result<()> {
+        self.change(CatalogCommand::Update { name: name.to_owned(), change }, name, deadline).await
+    }
+
+    /// Drops a collection; `false` if there was none.
+    pub async fn delete_collection(&self, name: &str, deadline: Instant) -> Result<bool> {
+        match self.change(CatalogCommand::Drop { name: name.to_owned() }, name, deadline).await {
+            Ok(()) => Ok(true),
+            Err(ClusterError::NoCollection(_)) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Names of all collections, ascending.
+    pub async fn collections(&self, options: &ReadOptions) -> Result<Vec<String>> {
+        let replica = &self.inner.catalog_replica;
+        let index = replica.read_index(options.deadline).await?;
+        replica.wait_applied(index, options.deadline).await?;
+        Ok(self.inner.catalog.state().collections.keys().cloned().collect())
+    }
+
+    /// A collection as it stands.
+    pub async fn collection(&self, name: &str, options: &ReadOptions) -> Result<CollectionInfo> {
+        let collection = self.lookup(name, options.deadline).await?;
+        let mut info = CollectionInfo {
+            id: collection.record.id,
+            spec: collection.record.spec.clone(),
+            schema: Arc::new(collection.record.schema.clone()),
+            points: 0,
+            field_points: BTreeMap::new(),
+            vectors: 0,
+            indexed_vectors: 0,
+            segments: 0,
+            building: false,
+        };
+        for shard in &collection.shards {
+            let index = shard.replica.read_index(options.deadline).await?;
+            shard.replica.wait_applied(index, options.deadline).await?;
+            let stats = shard.shard.stats();
+            info.points += stats.points;
+            info.vectors += stats.vectors;
+            info.indexed_vectors += stats.indexed_vectors;
+            info.segments += stats.segments;
+            info.building |= stats.building;
+            for (path, points) in stats.field_points {
+                *info.field_points.entry(path).or_default() += points;
+            }
+        }
+        Ok(info)
+    }
+
+    /// A collection's schema, for reading a request in its light.
+    pub async fn schema(&self, name: &str, deadline: Instant) -> Result<Arc<Schema>> {
+        let collection = self.lookup(name, deadline).await?;
+        Ok(Arc::new(collection.record.schema.clone()))
+    }
+
+    /// Indexes a payload field.
+    pub async fn create_field_index(
+        &self,
+        name: &str,
+        path: FieldPath,
+        of: FieldType,
+        options: &WriteOptions,
+    ) -> Result<Written> {
+        let command = CatalogCommand::CreateField { name: name.to_owned(), path, of };
+        self.change(command, name, options.deadline).await?;
+        self.written(name, options).await
+    }
+
+    /// Drops the index of a payload field.
+    pub async fn delete_field_index(
+        &self,
+        name: &str,
+        path: FieldPath,
+        options: &WriteOptions,
+    ) -> Result<Written> {
+        let command = CatalogCommand::DropField { name: name.to_owned(), path };
+        self.change(command, name, options.deadline).await?;
+        self.written(name, options).await
+    }
+
+    /// Changes the catalog and brings the shards to it.
+    async fn change(&self, command: CatalogCommand, name: &str, deadline: Instant) -> Result<()> {
+        let outcome =
+            self.inner.catalog_replica.propose(command.encode(), deadline, Wait::Applied).await?;
+        match outcome.verdict {
+            Verdict::Applied | Verdict::Duplicate { .. } => self.reconcile(deadline).await,
+            Verdict::Rejected(rejection) => Err(match rejection.code.as_str() {
+                catalog::EXISTS => ClusterError::CollectionExists(name.to_owned()),
+                catalog::MISSING => ClusterError::NoCollection(name.to_owned()),
+                _ => rejection.into(),
+            }),
+        }
+    }
+
+    /// Where the shards stand after a change that they have applied.
+    async fn written(&self, name: &str, options: &WriteOptions) -> Result<Written> {
+        let collection = self.lookup(name, options.deadline).await?;
+        let shards: BTreeMap<_, _> =
+            collection.shards.iter().map(|s| (s.number, s.position())).collect();
+        Ok(Written {
+            position: shards.values().copied().max().unwrap_or_default(),
+            applied: true,
+            token: Token {
+                collection: collection.record.id,
+                generation: collection.record.generation,
+                shards,
+            },
+        })
+    }
+
+    /// Nodes and shards, in the shape of `GET /annal/v1/cluster`.
+    pub fn topology(&self) -> serde_json::Value {
+        let options = &self.inner.options;
+        let row = |collection: Option<&str>, shard: u32, epoch: u64, status: crate::replica::ReplicaStatus| {
+            let leader = status.is_leader.then(|| options.node.clone());
+            serde_json::json!({
+                "collection": collection, "shard": shard, "epoch": epoch, "leader": leader,
+                "replicas": [{
+                    "node": options.node, "role": status.role, "state": status.state, "term": status.term,
+                    "flushed": status.flushed, "committed": status.committed, "applied": status.applied,
+                    "durable": status.durable, "indexed": status.applied,
+                }],
+            })
+        };
+        let mut shards = vec![row(None, 0, 1, self.inner.catalog_replica.status())];
+        for (name, collection) in &*self.inner.shards.live() {
+            let epoch = collection.record.epoch.0;
+            shards.extend(
+                collection.shards.iter().map(|s: &Arc<LocalShard>| {
+                    row(Some(name), s.number.0, epoch, s.replica.status())
+                }),
+            );
+        }
+        serde_json::json!({
+            "nodes": [{
+                "name": options.node, "region": options.region, "zone": options.zone,
+                "http": options.http, "peer": options.peer, "state": "alive",
+            }],
+            "shards": shards,
+        })
+    }
+}
