@@ -22,6 +22,7 @@ use openraft::{
     type_config::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf},
 };
 use std::{fs::File, io, sync::Arc};
+use tokio_util::sync::DropGuard;
 
 /// One step of the machine takes at most about so many commands,
 const BATCH_COUNT: usize = 4096;
@@ -34,11 +35,15 @@ pub(super) struct Applier<M> {
     progress: Arc<Progress>,
     /// Where the machine stands.
     mark: Mark,
+    in_use: InUse,
 }
 
+/// Held by whatever may call the machine on openraft's behalf; once all are dropped, nobody does any more.
+pub(super) type InUse = Arc<DropGuard>;
+
 impl<M: StateMachine> Applier<M> {
-    pub(super) fn new(machine: Arc<M>, progress: Arc<Progress>, mark: Mark) -> Self {
-        Applier { machine, progress, mark }
+    pub(super) fn new(machine: Arc<M>, progress: Arc<Progress>, mark: Mark, in_use: InUse) -> Self {
+        Applier { machine, progress, mark, in_use }
     }
 
     /// Folds the whole stream in, in batches.
@@ -175,7 +180,8 @@ impl<M: StateMachine> RaftStateMachine<Types> for Applier<M> {
     }
 
     async fn get_snapshot_builder(&mut self) -> Persister<M> {
-        Persister { machine: self.machine.clone(), progress: self.progress.clone() }
+        let (machine, progress) = (self.machine.clone(), self.progress.clone());
+        Persister { machine, progress, _in_use: self.in_use.clone() }
     }
 
     async fn install_snapshot(
@@ -197,6 +203,7 @@ impl<M: StateMachine> RaftStateMachine<Types> for Applier<M> {
 pub(super) struct Persister<M> {
     machine: Arc<M>,
     progress: Arc<Progress>,
+    _in_use: InUse,
 }
 
 impl<M: StateMachine> RaftSnapshotBuilder<Types> for Persister<M> {
@@ -245,7 +252,8 @@ impl SnapshotStream {
                 let writer = scope.spawn(move || from.write_snapshot(&mut output));
                 let installed = machine.install_snapshot(&mut input);
                 drop(input);
-                let written = writer.join().map_err(|_| io::Error::other("the writer of a snapshot panicked"))?;
+                let written =
+                    writer.join().map_err(|_| io::Error::other("the writer of a snapshot panicked"))?;
                 installed.and(written).map_err(io::Error::other)
             }),
         }

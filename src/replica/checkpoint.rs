@@ -98,7 +98,9 @@ impl<M: StateMachine> Checkpoints<M> {
         let kept = target.0.checked_sub(self.limits.keep_entries).map(LogIndex);
         let upto = kept.max(purge_to.map(|wanted| wanted.min(target)));
         match upto {
-            Some(upto) if self.log.state().purged.is_none_or(|purged| purged.index < upto) => self.purge(upto).await,
+            Some(upto) if self.log.state().purged.is_none_or(|purged| purged.index < upto) => {
+                self.purge(upto).await
+            }
             _ => Ok(()),
         }
     }

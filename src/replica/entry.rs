@@ -81,7 +81,8 @@ impl Commands {
     /// Checks a payload of kind 1 to its last byte.
     fn check(payload: Bytes) -> Result<Self, FormatError> {
         let mut rest = payload.slice(1..);
-        let count = rest.try_get_u32_le().map_err(|_| FormatError::new("commands", "cut short in the count"))?;
+        let count =
+            rest.try_get_u32_le().map_err(|_| FormatError::new("commands", "cut short in the count"))?;
         for n in 0..count {
             let fits = rest.try_get_u32_le().is_ok_and(|bytes| {
                 let fits = bytes as usize <= rest.len();
@@ -131,7 +132,7 @@ impl fmt::Display for Commands {
 }
 
 /// What became of the commands of one entry, in order. Never leaves the process.
-#[derive(serde::Serialize, serde::Deserialize)]
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Answers(#[serde(with = "never")] pub(super) Vec<Outcome>);
 
 /// openraft asks for serde on what it carries; here only the tables above become bytes, so serde is refused.

@@ -74,7 +74,9 @@ pub enum ReplicaError {
         why: String,
     },
     /// The log starts after the last entry the state machine has applied: entries between them are lost.
-    #[error("the state machine has applied up to {applied:?}, the log starts at {oldest:?}: the entries between are gone")]
+    #[error(
+        "the state machine has applied up to {applied:?}, the log starts at {oldest:?}: the entries between are gone"
+    )]
     Gap {
         /// The last entry applied.
         applied: Option<LogIndex>,
@@ -111,7 +113,9 @@ impl ReplicaError {
     /// What the caller can do.
     pub fn kind(&self) -> Kind {
         match self {
-            ReplicaError::NotLeader { .. } | ReplicaError::NoQuorum | ReplicaError::NotFounded => Kind::Unavailable,
+            ReplicaError::NotLeader { .. } | ReplicaError::NoQuorum | ReplicaError::NotFounded => {
+                Kind::Unavailable
+            }
             ReplicaError::Stopped { failed: false, proposed: false, .. } => Kind::Unavailable,
             ReplicaError::Deadline { .. } | ReplicaError::Superseded => Kind::Timeout,
             ReplicaError::Stopped { failed: false, proposed: true, .. } => Kind::Timeout,
@@ -124,17 +128,25 @@ impl ReplicaError {
             | ReplicaError::Gap { .. }
             | ReplicaError::LogLost { .. }
             | ReplicaError::Format(_)
-            | ReplicaError::Log(annal_wal::Error::Corrupt { .. } | annal_wal::Error::Format { .. }) => Kind::Corrupt,
+            | ReplicaError::Log(annal_wal::Error::Corrupt { .. } | annal_wal::Error::Format { .. }) => {
+                Kind::Corrupt
+            }
             ReplicaError::Machine(error) => error.kind(),
-            ReplicaError::Stopped { failed: true, .. } | ReplicaError::Log(_) | ReplicaError::Raft(_) => Kind::Internal,
+            ReplicaError::Stopped { failed: true, .. } | ReplicaError::Log(_) | ReplicaError::Raft(_) => {
+                Kind::Internal
+            }
         }
     }
 
     /// Whether the command that met this error may be applied, now or later.
     pub fn effect(&self) -> Effect {
         match self {
-            ReplicaError::Deadline { proposed } | ReplicaError::Stopped { proposed, .. } if !proposed => Effect::None,
-            ReplicaError::Deadline { .. } | ReplicaError::Stopped { .. } | ReplicaError::Superseded => Effect::Unknown,
+            ReplicaError::Deadline { proposed } | ReplicaError::Stopped { proposed, .. } if !proposed => {
+                Effect::None
+            }
+            ReplicaError::Deadline { .. } | ReplicaError::Stopped { .. } | ReplicaError::Superseded => {
+                Effect::Unknown
+            }
             ReplicaError::Log(_) | ReplicaError::Machine(_) | ReplicaError::Raft(_) => Effect::Unknown,
             _ => Effect::None,
         }

@@ -19,11 +19,15 @@ use std::{
     fmt::Debug,
     io,
     ops::{Bound, Range, RangeBounds},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 /// Entries are read in pieces of about this size, to apply or to replicate them.
 const READ_BYTES: usize = 4 << 20;
+
+/// How long an append waits before it tries a full disk again.
+const FULL_PAUSE: Duration = Duration::from_millis(100);
 
 /// One group's log, as openraft sees it.
 #[derive(Clone)]
@@ -125,22 +129,23 @@ impl RaftLogStorage<Types> for LogStore {
             callback.io_completed(Ok(()));
             return Ok(());
         };
-        let progress = self.progress.clone();
-        let done = move |result: Result<(), annal_wal::Error>| match result {
-            Ok(()) => {
-                progress.flushed(last);
-                callback.io_completed(Ok(()));
+        let flush =
+            Arc::new(Flush { progress: self.progress.clone(), last, callback: Mutex::new(Some(callback)) });
+        loop {
+            let told = flush.clone();
+            match self.log.append(entries.clone(), move |result| told.done(result)).await {
+                // openraft can't take a refusal. New commands are turned away meanwhile, so this ends soon.
+                Err(annal_wal::Error::Full { .. }) => tokio::time::sleep(FULL_PAUSE).await,
+                other => return other.map_err(io::Error::other),
             }
-            Err(error) => {
-                progress.stop(format!("log: {error}"), true);
-                callback.io_completed(Err(io::Error::other(error)));
-            }
-        };
-        self.log.append(entries, done).await.map_err(io::Error::other)
+        }
     }
 
     async fn truncate_after(&mut self, last: Option<RaftLogId>) -> io::Result<()> {
         let last = last.map(|id| LogIndex(id.index()));
+        if last >= self.log.state().last.map(|id| id.index) {
+            return Ok(());
+        }
         self.log.truncate_after(last).await.map_err(io::Error::other)?;
         self.progress.truncated(last);
         Ok(())
@@ -148,6 +153,25 @@ impl RaftLogStorage<Types> for LogStore {
 
     async fn purge(&mut self, upto: RaftLogId) -> io::Result<()> {
         self.log.purge(entry::id_to_log(&upto)).await.map_err(io::Error::other)
+    }
+}
+
+/// What is told when an append is on disk.
+struct Flush {
+    progress: Arc<Progress>,
+    last: LogIndex,
+    callback: Mutex<Option<IOFlushed<Types>>>,
+}
+
+impl Flush {
+    fn done(&self, result: Result<(), annal_wal::Error>) {
+        match &result {
+            Ok(()) => self.progress.flushed(self.last),
+            Err(error) => self.progress.stop(format!("log: {error}"), true),
+        }
+        if let Some(callback) = self.callback.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            callback.io_completed(result.map_err(io::Error::other));
+        }
     }
 }
 

@@ -56,7 +56,7 @@ use annal_wal::{GroupLog, Log};
 use apply::Applier;
 use bytes::Bytes;
 use checkpoint::Checkpoints;
-use entry::{Mark, Types};
+use entry::{Mark, RaftLogId, Types};
 use log_store::LogStore;
 use openraft::{Config, Raft, ServerState, SnapshotPolicy, async_runtime::watch::WatchReceiver as _};
 use progress::Progress;
@@ -71,6 +71,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, timeout_at},
 };
+use tokio_util::sync::CancellationToken;
 
 /// How one replica is run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -180,6 +181,8 @@ struct Inner<M: StateMachine> {
     replica: ReplicaId,
     log: GroupLog,
     machine: Arc<M>,
+    /// Cancelled once openraft no longer calls the machine.
+    machine_released: CancellationToken,
     progress: Arc<Progress>,
     raft: Raft<Types, Applier<M>>,
     proposer: Proposer,
@@ -200,7 +203,7 @@ impl<M: StateMachine> Replica<M> {
         group: GroupLog,
         machine: Arc<M>,
     ) -> Result<Self, ReplicaError> {
-        options.propose.check()?;
+        let limits = options.propose.within(&group)?;
         let config = Arc::new(options.raft_config(group.id())?);
         let persisted = machine.clone();
         let (bookmark, position) = tokio::task::spawn_blocking(move || {
@@ -215,12 +218,14 @@ impl<M: StateMachine> Replica<M> {
         }
 
         let progress = Arc::new(Progress::new(group.clone(), mark.clone(), position));
+        let machine_released = CancellationToken::new();
+        let in_use = Arc::new(machine_released.clone().drop_guard());
         let raft = Raft::new(
             options.replica.0,
             config,
             peer::NoPeers,
             LogStore::new(group.clone(), progress.clone()),
-            Applier::new(machine.clone(), progress.clone(), mark),
+            Applier::new(machine.clone(), progress.clone(), mark, in_use),
         )
         .await
         .map_err(|fatal| ReplicaError::Raft(fatal.to_string().into()))?;
@@ -237,11 +242,12 @@ impl<M: StateMachine> Replica<M> {
         let replica = Replica {
             inner: Arc::new(Inner {
                 replica: options.replica,
-                proposer: Proposer::start(raft.clone(), options.propose, progress.clone()),
+                proposer: Proposer::start(raft.clone(), group.clone(), limits, progress.clone()),
                 reads: Reads::start(raft.clone(), progress.clone()),
                 holds: Holds::new(log.clone(), group.id()),
                 log: group,
                 machine,
+                machine_released,
                 progress,
                 raft,
                 checkpoints,
@@ -265,7 +271,7 @@ impl<M: StateMachine> Replica<M> {
             return Ok(());
         }
         raft.trigger().elect(false).await.map_err(|e| fatal(e.to_string()))?;
-        let term = |id: openraft::LogId<_>| id.committed_leader_id().term;
+        let term = |id: RaftLogId| id.committed_leader_id().term;
         raft.wait(None)
             .metrics(
                 |m| m.state == ServerState::Leader && m.last_applied.map(term) == Some(m.current_term),
@@ -329,7 +335,8 @@ impl<M: StateMachine> Replica<M> {
         let stopped = || self.inner.progress.stopped(false);
         let (answer, answered) = oneshot::channel();
         self.inner.checkpoints.send(answer).map_err(|_| stopped())?;
-        let answered = timeout_at(deadline, answered).await.map_err(|_| ReplicaError::Deadline { proposed: false })?;
+        let answered =
+            timeout_at(deadline, answered).await.map_err(|_| ReplicaError::Deadline { proposed: false })?;
         answered.unwrap_or_else(|_| Err(stopped()))
     }
 
@@ -365,15 +372,17 @@ impl<M: StateMachine> Replica<M> {
         }
     }
 
-    /// Stops: takes no more commands, ends Raft, makes what is applied durable. Whoever still waits learns that the
-    /// replica stopped. Other handles stay valid and give `Stopped`.
+    /// Stops: takes no more commands, ends Raft, applies what was committed, makes it durable; on return nobody calls
+    /// the machine any more. Whoever still waits learns that the replica stopped. Other handles stay valid and give
+    /// `Stopped`.
     ///
     /// Errors: `Machine`: the state machine is not durable (nothing is lost, the log has it).
     pub async fn shutdown(&self) -> Result<(), ReplicaError> {
-        let Inner { proposer, progress, raft, machine, .. } = self.inner.as_ref();
+        let Inner { proposer, progress, raft, machine, machine_released, .. } = self.inner.as_ref();
         proposer.close();
         progress.stop("shut down", false);
         raft.shutdown().await.map_err(|lost| ReplicaError::Raft(lost.to_string().into()))?;
+        machine_released.cancelled().await;
         let machine = machine.clone();
         tokio::task::spawn_blocking(move || machine.persist())
             .await
@@ -401,7 +410,8 @@ async fn mind<M: StateMachine>(raft: Raft<Types, Applier<M>>, replica: ReplicaId
     let mut server = raft.server_metrics();
     let runtime = raft.runtime_config();
     loop {
-        let alone = Members::from(server.borrow_and_update().membership_config.membership()).is_sole_voter(replica);
+        let alone =
+            Members::from(server.borrow_and_update().membership_config.membership()).is_sole_voter(replica);
         runtime.tick(!alone);
         if server.changed().await.is_err() {
             break;

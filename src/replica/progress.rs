@@ -128,6 +128,7 @@ impl Progress {
         let committed = *lock(&self.committed);
         let installed = *lock(&self.installed);
         let high = log.state();
+        let submitted = high.submitted.max(installed);
         let ladder = Ladder {
             oldest: low.oldest,
             purged: low.purged.map(|id| id.index),
@@ -135,8 +136,9 @@ impl Progress {
             durable,
             applied,
             committed,
-            flushed: high.flushed.max(installed),
-            submitted: high.submitted.max(installed),
+            // What is truncated leaves the disk later than the owner's view of the log.
+            flushed: high.flushed.max(installed).min(submitted),
+            submitted,
         };
         ladder.check();
         ladder
@@ -224,11 +226,6 @@ impl Progress {
         self.applied.borrow().clone()
     }
 
-    /// Follows `applied`.
-    pub(super) fn subscribe(&self) -> watch::Receiver<Applied> {
-        self.applied.subscribe()
-    }
-
     /// Nothing is applied any more; the first reason stays.
     pub(super) fn stop(&self, why: impl Into<Arc<str>>, failed: bool) {
         self.applied.send_if_modified(|applied| {
@@ -242,7 +239,12 @@ impl Progress {
 
     /// Why it stopped, if it did.
     pub(super) fn failure(&self) -> Option<Arc<str>> {
-        self.applied.borrow().stopped.as_ref().filter(|stopped| stopped.failed).map(|stopped| stopped.why.clone())
+        self.applied
+            .borrow()
+            .stopped
+            .as_ref()
+            .filter(|stopped| stopped.failed)
+            .map(|stopped| stopped.why.clone())
     }
 
     /// The error of a request that meets a stopped replica.

@@ -14,8 +14,11 @@ use super::{
     progress::Progress,
     reads::ReadIndex,
 };
-use crate::{machine::{Outcome, StateMachine}, model::ReplicaId};
-use annal_wal::LogIndex;
+use crate::{
+    machine::{Outcome, StateMachine},
+    model::ReplicaId,
+};
+use annal_wal::{GroupLog, LogIndex};
 use bytes::Bytes;
 use openraft::{
     OptionalSend, Raft,
@@ -77,24 +80,26 @@ impl Default for ProposeLimits {
 }
 
 impl ProposeLimits {
-    pub(super) fn check(&self) -> Result<(), ReplicaError> {
+    /// These limits, as far as the log can hold such entries.
+    pub(super) fn within(mut self, log: &GroupLog) -> Result<Self, ReplicaError> {
+        let room = log.payload_bytes_max() - Commands::HEAD_BYTES;
+        self.entry_bytes = self.entry_bytes.min(room);
+        self.command_bytes_max = self.command_bytes_max.min(room - Commands::COMMAND_HEAD_BYTES);
         let wrong = |why: String| Err(ReplicaError::Options(why));
-        match self {
-            Self { entry_commands: 0, .. } => wrong("entry_commands is 0".into()),
-            Self { entries_under_way: 0, .. } => wrong("entries_under_way is 0".into()),
-            Self { command_bytes_max, queue_bytes, .. } if command_bytes_max > queue_bytes => {
-                wrong(format!("command_bytes_max {command_bytes_max} > queue_bytes {queue_bytes}"))
-            }
-            Self { queue_bytes, .. } if *queue_bytes > Semaphore::MAX_PERMITS.min(u32::MAX as usize) => {
-                wrong(format!("queue_bytes {queue_bytes} is too large"))
-            }
-            _ => Ok(()),
+        let Self { command_bytes_max, queue_bytes, .. } = self;
+        if self.entry_commands == 0 || self.entries_under_way == 0 {
+            return wrong("entry_commands and entries_under_way must be at least 1".into());
         }
+        if command_bytes_max > queue_bytes || queue_bytes > u32::MAX as usize {
+            return wrong(format!("queue_bytes {queue_bytes} is not within {command_bytes_max}..=2^32-1"));
+        }
+        Ok(self)
     }
 }
 
 /// The end of the queue that callers hold.
 pub(super) struct Proposer {
+    log: GroupLog,
     limits: ProposeLimits,
     room: Arc<Semaphore>,
     queue: mpsc::UnboundedSender<Waiting>,
@@ -111,16 +116,23 @@ struct Waiting {
     _room: OwnedSemaphorePermit,
 }
 
+impl Waiting {
+    fn entry_bytes(&self) -> usize {
+        Commands::COMMAND_HEAD_BYTES + self.command.len()
+    }
+}
+
 impl Proposer {
     /// Starts the proposing task; it ends when this end is dropped.
     pub(super) fn start<M: StateMachine>(
         raft: Raft<Types, Applier<M>>,
+        log: GroupLog,
         limits: ProposeLimits,
         progress: Arc<Progress>,
     ) -> Self {
         let (queue, waiting) = mpsc::unbounded_channel();
         tokio::spawn(propose_all(raft, limits, waiting));
-        Proposer { limits, room: Arc::new(Semaphore::new(limits.queue_bytes)), queue, progress }
+        Proposer { log, limits, room: Arc::new(Semaphore::new(limits.queue_bytes)), queue, progress }
     }
 
     /// See [`super::Replica::propose`].
@@ -135,6 +147,7 @@ impl Proposer {
             return Err(ReplicaError::TooLarge { bytes, max });
         }
         self.progress.check_running()?;
+        self.log.check_space().map_err(ReplicaError::Full)?;
         // An empty command still takes its place.
         let room = self.room.clone().acquire_many_owned(bytes.max(1) as u32);
         let room = timeout_at(deadline, room)
@@ -180,12 +193,12 @@ async fn propose_all<M: StateMachine>(
                 None => return,
             },
         };
-        let mut bytes = first.command.len();
+        let mut bytes = first.entry_bytes();
         let mut taken = vec![first];
         while taken.len() < limits.entry_commands
             && let Ok(next) = queue.try_recv()
         {
-            bytes += next.command.len();
+            bytes += next.entry_bytes();
             if bytes > limits.entry_bytes {
                 held = Some(next);
                 break;

@@ -80,7 +80,9 @@ async fn run_rounds<M: StateMachine>(
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to))) => {
                 Err(ReplicaError::NotLeader { leader: to.leader_id.map(ReplicaId) })
             }
-            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(ReplicaError::NoQuorum),
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
+                Err(ReplicaError::NoQuorum)
+            }
             Err(RaftError::Fatal(_)) => Err(progress.stopped(false)),
         };
         for reader in readers.drain(..) {

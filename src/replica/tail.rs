@@ -94,7 +94,10 @@ impl Tail {
             }
         }
         if self.index == first {
-            return Err(ReplicaError::Hole { index: first, why: "an applied entry is not in the log".into() });
+            return Err(ReplicaError::Hole {
+                index: first,
+                why: "an applied entry is not in the log".into(),
+            });
         }
         self.hold.at(self.index);
         Ok(())
@@ -103,7 +106,10 @@ impl Tail {
     fn take(&mut self, log_entry: annal_wal::Entry) -> Result<(), ReplicaError> {
         let index = log_entry.id.index;
         if index != self.index {
-            return Err(ReplicaError::Hole { index: self.index, why: format!("the next entry is {index:?}") });
+            return Err(ReplicaError::Hole {
+                index: self.index,
+                why: format!("the next entry is {index:?}"),
+            });
         }
         if let RaftPayload::Normal(commands) = entry::from_log(log_entry)?.payload {
             for command in commands.iter() {

@@ -230,6 +230,18 @@ impl GroupLog {
         &self.core.shared
     }
 
+    /// Whether an append would be turned away now, for owners that can't take a refusal once they have begun.
+    ///
+    /// Errors: `Full`.
+    pub fn check_space(&self) -> Result<(), Error> {
+        self.shared().check_space()
+    }
+
+    /// Bytes of the largest payload an entry can have.
+    pub fn payload_bytes_max(&self) -> usize {
+        self.shared().options.record_bytes_max() - ENTRY_HEAD
+    }
+
     fn live(&self) -> Result<MutexGuard<'_, Inner>, Error> {
         let inner = self.cell.lock();
         if inner.dropped { Err(Error::UnknownGroup(self.id())) } else { Ok(inner) }
