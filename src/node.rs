@@ -8,7 +8,6 @@ use crate::{
     api,
     cluster::{Cluster, ClusterError, ClusterOptions},
     config::{Config, ConfigError},
-    replica::ReplicaOptions,
     shard::ShardOptions,
     store::{Store, StoreError, StoreOptions},
 };
@@ -93,7 +92,7 @@ impl Node {
         let (log, recovery) = annal_wal::Log::open(&dir.join("wal"), log_options(&config))?;
         tracing::info!(?recovery, "log opened");
         let identity = Identity::read_or_found(&dir.join("node.json"), &config.node.name)?;
-        let store = Store::open(&dir.join("store"), StoreOptions { cache_bytes: config.store.cache_bytes })?;
+        let store = Store::open(&dir.join("store"), StoreOptions { cache_bytes: config.store.cache_bytes, ..StoreOptions::default() })?;
         let cluster =
             Cluster::open(cluster_options(&config, identity, &listener), log.clone(), store.clone()).await?;
         Ok(Node { listener, config, log, store, cluster })
@@ -149,17 +148,19 @@ fn cluster_options(config: &Config, identity: Identity, listener: &TcpListener) 
         search_threads: if config.search.threads == 0 { cores } else { config.search.threads },
         index_dir: config.data_dir.join("index"),
         shard: ShardOptions::default(),
-        replica: ReplicaOptions::default(),
     }
 }
 
 fn api_options(config: &Config) -> api::ApiOptions {
     api::ApiOptions {
-        api_key: config.auth.api_key.clone(),
-        read_only_api_key: config.auth.read_only_api_key.clone(),
-        request_bytes_max: config.limits.request_bytes_max,
-        timeout: std::time::Duration::from_millis(config.limits.timeout_ms),
-        requests_max: config.limits.requests_max,
+        keys: api::Keys {
+            full: config.auth.api_key.clone(),
+            read_only: config.auth.read_only_api_key.clone(),
+        },
+        body_bytes_max: config.limits.request_bytes_max,
+        timeout_default: std::time::Duration::from_millis(config.limits.timeout_ms),
+        in_flight_max: config.limits.requests_max,
+        ..api::ApiOptions::default()
     }
 }
 

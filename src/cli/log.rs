@@ -1,5 +1,6 @@
 //! `annal log`: checks or prints the log of a node that does not run; never writes.
 
+use annal_wal::{DumpedRecord, VerifyReport};
 use clap::Subcommand;
 use std::{path::PathBuf, process::ExitCode};
 
@@ -27,4 +28,90 @@ pub(super) enum Log {
     },
     /// Follows a collection's changes (not built yet).
     Tail(super::NotBuilt),
+}
+
+impl Log {
+    /// Exit code: 0 intact, 1 damaged or unreadable, 2 not built yet.
+    pub(super) fn run(self) -> ExitCode {
+        let done = match self {
+            Log::Tail(n) => return n.refuse("log tail"),
+            Log::Verify { dir, json } => annal_wal::verify(&log_dir(dir)).map(|report| tell(&report, json)),
+            Log::Dump { dir, json, group } => annal_wal::dump(&log_dir(dir), |record| {
+                if group.is_none_or(|g| g == record.group.0) {
+                    print(&record, json);
+                }
+            })
+            .map(|report| damage(&report)),
+        };
+        match done {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(e) => {
+                eprintln!("annal: {e}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+/// The log of a data folder; a folder without one is taken for the log itself.
+fn log_dir(dir: PathBuf) -> PathBuf {
+    let inside = dir.join("wal");
+    if inside.is_dir() { inside } else { dir }
+}
+
+/// Prints a report; whether the log is intact.
+fn tell(report: &VerifyReport, json: bool) -> bool {
+    if json {
+        let damage: Vec<_> = report
+            .damage
+            .iter()
+            .chain(&report.envelopes)
+            .map(|d| serde_json::json!({"segment": d.segment, "offset": d.offset, "why": d.why}))
+            .collect();
+        println!(
+            "{}",
+            serde_json::json!({
+                "intact": report.is_intact(), "segments": report.segments, "frames": report.frames,
+                "records": report.records, "entries": report.entries, "record_bytes": report.record_bytes,
+                "torn": report.torn, "damage": damage,
+            })
+        );
+        return report.is_intact();
+    }
+    println!(
+        "{} segments, {} frames, {} records ({} entries), {} bytes",
+        report.segments, report.frames, report.records, report.entries, report.record_bytes
+    );
+    for (segment, offset, bytes) in &report.torn {
+        println!("segment {segment} ends at offset {offset} in a write that was cut off ({bytes} bytes, never acknowledged)");
+    }
+    let intact = damage(report);
+    if intact {
+        println!("intact");
+    }
+    intact
+}
+
+/// Prints what is damaged; whether nothing is.
+fn damage(report: &VerifyReport) -> bool {
+    for damage in report.damage.iter().chain(&report.envelopes) {
+        eprintln!("damaged: segment {} offset {}: {}", damage.segment, damage.offset, damage.why);
+    }
+    report.is_intact()
+}
+
+fn print(record: &DumpedRecord<'_>, json: bool) {
+    let DumpedRecord { segment, sequence, offset, group, event, payload } = record;
+    if json {
+        println!(
+            "{}",
+            serde_json::json!({
+                "segment": segment, "frame": sequence, "offset": offset, "group": group.0,
+                "record": format!("{event:?}"), "payload_bytes": payload.len(),
+            })
+        );
+    } else {
+        println!("{segment}/{offset} frame {sequence} group {} {event:?} {} bytes", group.0, payload.len());
+    }
 }

@@ -280,7 +280,7 @@ const MARK_EVERY: u64 = 4_096;
 impl Catalog {
     /// Opens the catalog as the store has it.
     pub fn open(store: Store) -> Result<Self, MachineError> {
-        let keyspace = store.keyspace("catalog", KeyspaceKind::Plain)?;
+        let keyspace = store.keyspace("catalog", KeyspaceKind::Records)?;
         let view = store.view();
         let applied: Applied = match view.get(&keyspace, APPLIED)? {
             Some(bytes) => parse("applied", &bytes)?,
@@ -309,18 +309,18 @@ impl Catalog {
         let mut batch = self.store.batch();
         let ids: BTreeSet<_> = new.collections.values().map(|c| c.id).collect();
         for gone in old.collections.values().filter(|c| !ids.contains(&c.id)) {
-            batch.delete(&self.keyspace, &key(gone));
+            batch.delete(&self.keyspace, key(gone));
         }
         for (name, record) in &new.collections {
             if old.collections.get(name) != Some(record) {
-                batch.put(&self.keyspace, &key(record), &to_json(&**record));
+                batch.put(&self.keyspace, key(record), to_json(&**record));
             }
         }
-        batch.put(&self.keyspace, APPLIED, &to_json(&applied));
+        batch.put(&self.keyspace, APPLIED, to_json(&applied));
         if let Some(bookmark) = &applied.bookmark
             && applied.position.0 / MARK_EVERY > self.applied().position.0 / MARK_EVERY
         {
-            batch.put(&self.keyspace, &[MARK, &applied.position.0.to_be_bytes()].concat(), bookmark);
+            batch.put(&self.keyspace, [MARK, &applied.position.0.to_be_bytes()].concat(), bookmark);
         }
         batch.commit()?;
         *self.applied() = applied;

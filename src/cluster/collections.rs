@@ -9,9 +9,9 @@ use super::{
     shards::LocalShard,
 };
 use crate::{
-    machine::Verdict,
-    model::{FieldPath, FieldType, Schema},
-    replica::Wait,
+    machine::{Outcome, Verdict},
+    model::{FieldPath, FieldType},
+    replica::{Proposed, ReplicaStatus, Role, Wait},
 };
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::time::Instant;
@@ -79,12 +79,6 @@ impl Cluster {
         Ok(info)
     }
 
-    /// A collection's schema, for reading a request in its light.
-    pub async fn schema(&self, name: &str, deadline: Instant) -> Result<Arc<Schema>> {
-        let collection = self.lookup(name, deadline).await?;
-        Ok(Arc::new(collection.record.schema.clone()))
-    }
-
     /// Indexes a payload field.
     pub async fn create_field_index(
         &self,
@@ -112,15 +106,15 @@ impl Cluster {
 
     /// Changes the catalog and brings the shards to it.
     async fn change(&self, command: CatalogCommand, name: &str, deadline: Instant) -> Result<()> {
-        let outcome =
-            self.inner.catalog_replica.propose(command.encode(), deadline, Wait::Applied).await?;
-        match outcome.verdict {
-            Verdict::Applied | Verdict::Duplicate { .. } => self.reconcile(deadline).await,
-            Verdict::Rejected(rejection) => Err(match rejection.code.as_str() {
-                catalog::EXISTS => ClusterError::CollectionExists(name.to_owned()),
-                catalog::MISSING => ClusterError::NoCollection(name.to_owned()),
-                _ => rejection.into(),
-            }),
+        match self.inner.catalog_replica.propose(command.encode(), deadline, Wait::Applied).await? {
+            Proposed::Applied(Outcome { verdict: Verdict::Rejected(rejection), .. }) => {
+                Err(match rejection.code.as_str() {
+                    catalog::EXISTS => ClusterError::CollectionExists(name.to_owned()),
+                    catalog::MISSING => ClusterError::NoCollection(name.to_owned()),
+                    _ => rejection.into(),
+                })
+            }
+            Proposed::Applied(_) | Proposed::Committed(_) => self.reconcile(deadline).await,
         }
     }
 
@@ -130,8 +124,7 @@ impl Cluster {
         let shards: BTreeMap<_, _> =
             collection.shards.iter().map(|s| (s.number, s.position())).collect();
         Ok(Written {
-            position: shards.values().copied().max().unwrap_or_default(),
-            applied: true,
+            position: shards.values().copied().max(),
             token: Token {
                 collection: collection.record.id,
                 generation: collection.record.generation,
@@ -140,17 +133,32 @@ impl Cluster {
         })
     }
 
+    /// Why this node cannot serve; `None` when it can. A node is open once its shards have applied what was
+    /// committed, so only a failure makes it unready later.
+    pub fn unready(&self) -> Option<String> {
+        let failed = |status: ReplicaStatus| {
+            status.failure.map(|why| format!("the replica of group {} stopped: {why}", status.group.0))
+        };
+        let live = self.inner.shards.live();
+        let shards = live.values().flat_map(|c| &c.shards).map(|s| s.replica.status());
+        std::iter::once(self.inner.catalog_replica.status()).chain(shards).find_map(failed)
+    }
+
     /// Nodes and shards, in the shape of `GET /annal/v1/cluster`.
     pub fn topology(&self) -> serde_json::Value {
         let options = &self.inner.options;
-        let row = |collection: Option<&str>, shard: u32, epoch: u64, status: crate::replica::ReplicaStatus| {
-            let leader = status.is_leader.then(|| options.node.clone());
+        let row = |collection: Option<&str>, shard: u32, epoch: u64, status: ReplicaStatus| {
+            let ladder = status.ladder;
+            let leader = (status.role == Role::Leader).then_some(&options.node);
             serde_json::json!({
                 "collection": collection, "shard": shard, "epoch": epoch, "leader": leader,
                 "replicas": [{
-                    "node": options.node, "role": status.role, "state": status.state, "term": status.term,
-                    "flushed": status.flushed, "committed": status.committed, "applied": status.applied,
-                    "durable": status.durable, "indexed": status.applied,
+                    "node": options.node, "role": format!("{:?}", status.role).to_lowercase(),
+                    "state": status.failure.as_deref().unwrap_or("ok"), "term": status.term.0,
+                    "flushed": ladder.flushed.map(|i| i.0), "committed": ladder.committed.map(|i| i.0),
+                    "applied": ladder.applied.map(|i| i.0), "durable": ladder.durable.map(|i| i.0),
+                    // Graph ∪ delta covers every applied vector.
+                    "indexed": ladder.applied.map(|i| i.0),
                 }],
             })
         };

@@ -31,6 +31,9 @@ pub enum ClusterError {
     /// Nothing was proposed.
     #[error("{0}")]
     Unavailable(String),
+    /// Too much is under way; nothing was proposed.
+    #[error("{0}")]
+    Limited(String),
     /// The deadline passed.
     #[error("{what} did not finish in time")]
     Timeout {
@@ -66,6 +69,7 @@ impl ClusterError {
             ClusterError::CollectionExists(_) | ClusterError::Conflict(_) => Kind::Conflict,
             ClusterError::Expired(_) => Kind::Expired,
             ClusterError::Unavailable(_) => Kind::Unavailable,
+            ClusterError::Limited(_) => Kind::Limited,
             ClusterError::Timeout { .. } => Kind::Timeout,
             ClusterError::Full(_) => Kind::Full,
             ClusterError::Unimplemented(_) => Kind::Unimplemented,
@@ -103,6 +107,7 @@ impl From<ReplicaError> for ClusterError {
             Kind::Timeout => ClusterError::Timeout { what: message, effect },
             Kind::Full => ClusterError::Full(message),
             Kind::Expired => ClusterError::Expired(message),
+            Kind::Limited => ClusterError::Limited(message),
             Kind::TooLarge => ClusterError::Invalid(Invalid::new("request", message)),
             Kind::Unavailable if effect == Effect::None => ClusterError::Unavailable(message),
             kind => ClusterError::Internal { message, corrupt: kind == Kind::Corrupt, effect },

@@ -65,8 +65,6 @@ pub struct ClusterOptions {
     pub index_dir: PathBuf,
     /// How shards are opened.
     pub shard: ShardOptions,
-    /// How replicas are opened.
-    pub replica: ReplicaOptions,
 }
 
 /// What a user says when creating a collection.
@@ -153,10 +151,9 @@ pub enum PointSelector {
 /// A write that was acknowledged.
 #[derive(Clone, Debug)]
 pub struct Written {
-    /// Its position (the highest, if it went to several shards).
-    pub position: Position,
-    /// Whether it is applied, or only committed.
-    pub applied: bool,
+    /// Its position (the highest, if it went to several shards) once it is applied; `None` if it is only
+    /// committed so far.
+    pub position: Option<Position>,
     /// What to pass on to see it.
     pub token: Token,
 }
@@ -168,6 +165,21 @@ pub struct Seen<T> {
     pub value: T,
     /// The positions it was read at.
     pub token: Token,
+}
+
+/// A node, as `GET /annal/v1/info` tells of itself.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct NodeInfo {
+    /// Annal's version.
+    pub version: String,
+    /// The node's name.
+    pub node: String,
+    /// Its region.
+    pub region: String,
+    /// The cluster's id.
+    pub cluster_id: String,
+    /// How it was built.
+    pub build: String,
 }
 
 type Result<T> = std::result::Result<T, ClusterError>;
@@ -190,24 +202,25 @@ impl Cluster {
             None => log.create_group(GroupId(0)).await.map_err(log_error)?,
         };
         let catalog = Arc::new(Catalog::open(store.clone())?);
-        let replica = ReplicaOptions { replica: ReplicaId(1), founding: true, ..options.replica.clone() };
-        let catalog_replica = Replica::open(replica, catalog_log, catalog.clone()).await?;
+        let catalog_replica =
+            Replica::open(ReplicaOptions::sole(ReplicaId(1)), &log, catalog_log, catalog.clone()).await?;
         let shards = Shards::new(
             log,
             store,
             options.index_dir.clone(),
             options.shard.clone(),
-            options.replica.clone(),
         );
         let cluster = Cluster { inner: Arc::new(Inner { options, catalog, catalog_replica, shards, pool }) };
         cluster.catch_up_with_catalog(Instant::now() + CATALOG_WITHIN).await?;
         Ok(cluster)
     }
 
-    /// Closes every shard, then the catalog.
+    /// Closes every shard, then the catalog. What fails is logged: nothing is lost by it, the log has it all.
     pub async fn close(&self) {
         self.inner.shards.close().await;
-        self.inner.catalog_replica.shutdown().await;
+        if let Err(error) = self.inner.catalog_replica.shutdown().await {
+            tracing::warn!(%error, "the catalog did not close in order");
+        }
     }
 
     /// What this node is.
@@ -269,5 +282,5 @@ fn task_error(e: tokio::task::JoinError) -> ClusterError {
 }
 
 fn log_error(e: annal_wal::Error) -> ClusterError {
-    internal(format!("log: {e}"))
+    crate::replica::ReplicaError::from(e).into()
 }

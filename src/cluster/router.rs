@@ -10,7 +10,7 @@ use super::{
 use crate::{
     machine::{Outcome, Verdict},
     model::{Body, Command, Effect, Point, PointId, Position, ShardNumber, command::PointWrite},
-    replica::Wait,
+    replica::{Proposed, Wait},
 };
 use futures::future::join_all;
 use std::collections::BTreeMap;
@@ -76,25 +76,29 @@ impl LiveCollection {
             async move { (number, self.write_shard(shard, body, options).await) }
         });
         let parts = join_all(parts).await;
-        let untouched =
-            |part: &Result<Position>| matches!(part, Err(e) if e.effect() == Effect::None);
+        let untouched = |part: &Result<_>| matches!(part, Err(e) if e.effect() == Effect::None);
         let all_untouched = parts.iter().all(|(_, part)| untouched(part));
         let mut shards = BTreeMap::new();
         for (number, part) in parts {
             match part {
-                Ok(position) => drop(shards.insert(number, position)),
+                Ok(position) => shards.extend(position.map(|position| (number, position))),
                 Err(e) if all_untouched => return Err(e),
                 Err(e) => return Err(e.in_part()),
             }
         }
         Ok(Written {
-            position: shards.values().copied().max().unwrap_or_default(),
-            applied: options.wait,
+            position: shards.values().copied().max(),
             token: Token { collection: self.record.id, generation: self.record.generation, shards },
         })
     }
 
-    async fn write_shard(&self, shard: &LocalShard, body: Body, options: &WriteOptions) -> Result<Position> {
+    /// The command's position; `None` if it is committed and nobody waits until it is applied.
+    async fn write_shard(
+        &self,
+        shard: &LocalShard,
+        body: Body,
+        options: &WriteOptions,
+    ) -> Result<Option<Position>> {
         let command = Command {
             collection: self.record.id,
             schema_version: self.record.schema.version,
@@ -104,8 +108,10 @@ impl LiveCollection {
             body,
         };
         let wait = if options.wait { Wait::Applied } else { Wait::Committed };
-        let outcome = shard.replica.propose(command.encode(), options.deadline, wait).await?;
-        accepted(outcome)
+        match shard.replica.propose(command.encode(), options.deadline, wait).await? {
+            Proposed::Applied(outcome) => accepted(outcome).map(Some),
+            Proposed::Committed(_) => Ok(None),
+        }
     }
 }
 

@@ -9,9 +9,9 @@ use super::{
     catalog::{CatalogState, CollectionRecord, ShardRecord},
 };
 use crate::{
-    machine::{StateMachine, Verdict},
+    machine::{Outcome, StateMachine, Verdict},
     model::{Body, Command, Position, ReplicaId, ShardNumber},
-    replica::{Replica, ReplicaOptions, Wait},
+    replica::{Proposed, Replica, ReplicaOptions, Wait},
     shard::{Shard, ShardOptions},
     store::Store,
 };
@@ -48,7 +48,6 @@ pub(super) struct Shards {
     pub(super) store: Store,
     pub(super) index_dir: PathBuf,
     pub(super) options: ShardOptions,
-    pub(super) replica_options: ReplicaOptions,
     live: ArcSwap<Live>,
     /// One reconciliation at a time.
     turn: tokio::sync::Mutex<()>,
@@ -64,9 +63,8 @@ impl Shards {
         store: Store,
         index_dir: PathBuf,
         options: ShardOptions,
-        replica_options: ReplicaOptions,
     ) -> Self {
-        Shards { log, store, index_dir, options, replica_options, live: ArcSwap::default(), turn: Default::default() }
+        Shards { log, store, index_dir, options, live: ArcSwap::default(), turn: Default::default() }
     }
 
     pub(super) fn live(&self) -> Arc<Live> {
@@ -90,8 +88,7 @@ impl Shards {
         let kept: BTreeSet<GroupId> = live.values().flat_map(|c| &c.shards).map(|s| s.group).collect();
         self.live.store(Arc::new(live));
         for dropped in before.values().flat_map(|c| &c.shards).filter(|s| !kept.contains(&s.group)) {
-            dropped.replica.shutdown().await;
-            dropped.shard.close();
+            dropped.close().await;
         }
         self.delete_others(&kept).await
     }
@@ -131,12 +128,8 @@ impl Shards {
             .await
             .map_err(super::task_error)??;
         let replica_id = of.replicas.first().copied().unwrap_or(ReplicaId(0));
-        let replica = Replica::open(
-            ReplicaOptions { replica: replica_id, founding: true, ..self.replica_options.clone() },
-            log,
-            shard.clone(),
-        )
-        .await?;
+        let replica =
+            Replica::open(ReplicaOptions::sole(replica_id), &self.log, log, shard.clone()).await?;
         Ok(LocalShard { number, group, replica, shard })
     }
 
@@ -164,8 +157,7 @@ impl Shards {
         let _turn = self.turn.lock().await;
         let live = self.live.swap(Arc::default());
         for shard in live.values().flat_map(|c| &c.shards) {
-            shard.replica.shutdown().await;
-            shard.shard.close();
+            shard.close().await;
         }
     }
 }
@@ -191,11 +183,18 @@ impl LocalShard {
             born: self.position(),
             body: Body::Configure(record.schema.clone()),
         };
-        let outcome = self.replica.propose(command.encode(), deadline, Wait::Applied).await?;
-        match outcome.verdict {
-            Verdict::Rejected(rejection) => Err(ClusterError::from(rejection)),
-            Verdict::Applied | Verdict::Duplicate { .. } => Ok(()),
+        match self.replica.propose(command.encode(), deadline, Wait::Applied).await? {
+            Proposed::Applied(Outcome { verdict: Verdict::Rejected(rejection), .. }) => Err(rejection.into()),
+            Proposed::Applied(_) | Proposed::Committed(_) => Ok(()),
         }
+    }
+
+    /// Closes the replica, then the shard. What fails is logged: nothing is lost by it, the log has it all.
+    async fn close(&self) {
+        if let Err(error) = self.replica.shutdown().await {
+            tracing::warn!(group = self.group.0, %error, "a replica did not close in order");
+        }
+        self.shard.close();
     }
 
     pub(super) fn position(&self) -> Position {
