@@ -167,8 +167,10 @@ impl Config {
         if let Some(file) = file {
             builder = builder.add_source(config::File::from(file).format(config::FileFormat::Yaml));
         }
-        let environment =
-            config::Environment::with_prefix("ANNAL").prefix_separator("__").separator("__").try_parsing(true);
+        let environment = config::Environment::with_prefix("ANNAL")
+            .prefix_separator("__")
+            .separator("__")
+            .try_parsing(true);
         Ok(builder.add_source(environment).build()?.try_deserialize()?)
     }
 
@@ -191,7 +193,8 @@ impl Config {
         if self.limits.request_bytes_max as u64 > self.log.segment_bytes / 2 {
             return wrong("limits.request_bytes_max", "at most half a segment (log.segment_bytes)");
         }
-        if self.limits.request_bytes_max == 0 || self.limits.timeout_ms == 0 || self.limits.requests_max == 0 {
+        if self.limits.request_bytes_max == 0 || self.limits.timeout_ms == 0 || self.limits.requests_max == 0
+        {
             return wrong("limits", "every limit is at least 1");
         }
         Ok(())

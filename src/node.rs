@@ -89,10 +89,12 @@ impl Node {
         let listener = TcpListener::bind(config.http)
             .await
             .map_err(|source| NodeError::Listen { addr: config.http, source })?;
-        let (log, recovery) = annal_wal::Log::open(&dir.join("wal"), log_options(&config))?;
-        tracing::info!(?recovery, "log opened");
+        let (log, _) = annal_wal::Log::open(&dir.join("wal"), log_options(&config))?;
         let identity = Identity::read_or_found(&dir.join("node.json"), &config.node.name)?;
-        let store = Store::open(&dir.join("store"), StoreOptions { cache_bytes: config.store.cache_bytes, ..StoreOptions::default() })?;
+        let store = Store::open(
+            &dir.join("store"),
+            StoreOptions { cache_bytes: config.store.cache_bytes, ..StoreOptions::default() },
+        )?;
         let cluster =
             Cluster::open(cluster_options(&config, identity, &listener), log.clone(), store.clone()).await?;
         Ok(Node { listener, config, log, store, cluster })

@@ -187,7 +187,11 @@ impl Import {
         if let Some(payloads) = &mut payloads
             && payloads.more()?
         {
-            return Err(format!("the payload file has more lines than the {} rows of the matrix", matrix.rows).into());
+            return Err(format!(
+                "the payload file has more lines than the {} rows of the matrix",
+                matrix.rows
+            )
+            .into());
         }
         Ok(())
     }
@@ -234,7 +238,12 @@ impl Matrix {
         let file = npyz::NpyFile::new(BufReader::with_capacity(1 << 20, File::open(path).map_err(within)?));
         let file = file.map_err(within)?;
         let [rows, dim] = *file.shape() else {
-            return Err(format!("{}: has shape {:?}, wants [rows, dimensions]", path.display(), file.shape()).into());
+            return Err(format!(
+                "{}: has shape {:?}, wants [rows, dimensions]",
+                path.display(),
+                file.shape()
+            )
+            .into());
         };
         if file.order() != npyz::Order::C {
             return Err(format!("{}: is in Fortran order, wants C order", path.display()).into());
@@ -250,7 +259,9 @@ impl Matrix {
     }
 }
 
-fn numbers<R: Read + 'static>(file: npyz::NpyFile<R>) -> Option<Box<dyn Iterator<Item = std::io::Result<f32>>>> {
+fn numbers<R: Read + 'static>(
+    file: npyz::NpyFile<R>,
+) -> Option<Box<dyn Iterator<Item = std::io::Result<f32>>>> {
     let file = match file.try_data::<half::f16>() {
         Ok(data) => return Some(Box::new(data.map(|n| n.map(half::f16::to_f32)))),
         Err(file) => file,

@@ -2,7 +2,11 @@
 
 use annal_wal::{DumpedRecord, VerifyReport};
 use clap::Subcommand;
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, BufWriter, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 /// Checks or prints a stopped node's log.
 #[derive(Subcommand)]
@@ -36,12 +40,17 @@ impl Log {
         let done = match self {
             Log::Tail(n) => return n.refuse("log tail"),
             Log::Verify { dir, json } => annal_wal::verify(&log_dir(dir)).map(|report| tell(&report, json)),
-            Log::Dump { dir, json, group } => annal_wal::dump(&log_dir(dir), |record| {
-                if group.is_none_or(|g| g == record.group.0) {
-                    print(&record, json);
-                }
-            })
-            .map(|report| damage(&report)),
+            Log::Dump { dir, json, group } => {
+                let mut out = BufWriter::new(io::stdout().lock());
+                let mut written = Ok(());
+                let report = annal_wal::dump(&log_dir(dir), |record| {
+                    // A reader that has seen enough (`| head`) ends the printing, not the check.
+                    if written.is_ok() && group.is_none_or(|g| g == record.group.0) {
+                        written = print(&mut out, &record, json);
+                    }
+                });
+                report.map(|report| damage(&report))
+            }
         };
         match done {
             Ok(true) => ExitCode::SUCCESS,
@@ -84,7 +93,9 @@ fn tell(report: &VerifyReport, json: bool) -> bool {
         report.segments, report.frames, report.records, report.entries, report.record_bytes
     );
     for (segment, offset, bytes) in &report.torn {
-        println!("segment {segment} ends at offset {offset} in a write that was cut off ({bytes} bytes, never acknowledged)");
+        println!(
+            "segment {segment} ends at offset {offset} in a write that was cut off ({bytes} bytes, never acknowledged)"
+        );
     }
     let intact = damage(report);
     if intact {
@@ -101,17 +112,19 @@ fn damage(report: &VerifyReport) -> bool {
     report.is_intact()
 }
 
-fn print(record: &DumpedRecord<'_>, json: bool) {
+fn print(out: &mut impl Write, record: &DumpedRecord<'_>, json: bool) -> io::Result<()> {
     let DumpedRecord { segment, sequence, offset, group, event, payload } = record;
-    if json {
-        println!(
-            "{}",
-            serde_json::json!({
-                "segment": segment, "frame": sequence, "offset": offset, "group": group.0,
-                "record": format!("{event:?}"), "payload_bytes": payload.len(),
-            })
+    if !json {
+        return writeln!(
+            out,
+            "{segment}/{offset} frame {sequence} group {} {event:?} {} bytes",
+            group.0,
+            payload.len()
         );
-    } else {
-        println!("{segment}/{offset} frame {sequence} group {} {event:?} {} bytes", group.0, payload.len());
     }
+    let line = serde_json::json!({
+        "segment": segment, "frame": sequence, "offset": offset, "group": group.0,
+        "record": format!("{event:?}"), "payload_bytes": payload.len(),
+    });
+    writeln!(out, "{line}")
 }

@@ -56,7 +56,7 @@ struct NotBuilt {
 }
 
 /// What a command ends with: an error is printed once, here.
-type Done = Result<(), Box<dyn std::error::Error>>;
+type Done = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 /// Parses the command line and runs what it says.
 pub(crate) fn run() -> ExitCode {

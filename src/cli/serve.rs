@@ -3,7 +3,11 @@
 use super::Done;
 use annal::{config::Config, node::Node};
 use clap::Args;
-use std::{io::Write, net::SocketAddr, path::PathBuf};
+use std::{
+    io::{IsTerminal, Write},
+    net::SocketAddr,
+    path::PathBuf,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs a node.
@@ -53,9 +57,10 @@ impl Serve {
         tracing_subscriber::fmt()
             .with_env_filter(
                 tracing_subscriber::EnvFilter::try_from_env("ANNAL_LOG")
-                    .unwrap_or_else(|_| "info,openraft=warn".into()),
+                    .unwrap_or_else(|_| "info,openraft=warn,fjall=warn,lsm_tree=warn".into()),
             )
             .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
             .init();
         let config = self.over(Config::read(self.config.as_deref())?);
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

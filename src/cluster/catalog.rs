@@ -166,13 +166,15 @@ impl CatalogState {
                 let schema = c.spec.schema(c.schema.version, &c.schema.fields);
                 Ok(replace(&mut c.schema, schema))
             }),
-            CatalogCommand::CreateField { name, path, of } => self.change(&name, |c| {
-                match c.schema.fields.get(&path) {
+            CatalogCommand::CreateField { name, path, of } => {
+                self.change(&name, |c| match c.schema.fields.get(&path) {
                     Some(old) if *old == of => Ok(false),
-                    Some(old) => Err(rejection(OTHER_TYPE, format!("field {path} is indexed as {old:?} already"))),
+                    Some(old) => {
+                        Err(rejection(OTHER_TYPE, format!("field {path} is indexed as {old:?} already")))
+                    }
                     None => Ok(c.schema.fields.insert(path, of).is_none()),
-                }
-            }),
+                })
+            }
             CatalogCommand::DropField { name, path } => {
                 self.change(&name, |c| Ok(c.schema.fields.remove(&path).is_some()))
             }
@@ -201,7 +203,8 @@ impl CatalogState {
     }
 
     fn next_shard(&mut self) -> ShardRecord {
-        let record = ShardRecord { group: self.counters.group, replicas: vec![ReplicaId(self.counters.replica)] };
+        let record =
+            ShardRecord { group: self.counters.group, replicas: vec![ReplicaId(self.counters.replica)] };
         self.counters.group += 1;
         self.counters.replica += 1;
         record
@@ -280,7 +283,7 @@ const MARK_EVERY: u64 = 4_096;
 impl Catalog {
     /// Opens the catalog as the store has it.
     pub fn open(store: Store) -> Result<Self, MachineError> {
-        let keyspace = store.keyspace("catalog", KeyspaceKind::Records)?;
+        let keyspace = store.keyspace("catalog", KeyspaceKind::Plain)?;
         let view = store.view();
         let applied: Applied = match view.get(&keyspace, APPLIED)? {
             Some(bytes) => parse("applied", &bytes)?,
@@ -399,7 +402,8 @@ impl StateMachine for Catalog {
     fn install_snapshot(&self, input: &mut dyn io::Read) -> Result<(), MachineError> {
         let mut bytes = Vec::new();
         input.read_to_end(&mut bytes).map_err(snapshot_io)?;
-        let damaged = || MachineError::Damaged { what: "catalog snapshot".to_owned(), why: "checksum".to_owned() };
+        let damaged =
+            || MachineError::Damaged { what: "catalog snapshot".to_owned(), why: "checksum".to_owned() };
         let (crc, body) = bytes.split_first_chunk().ok_or_else(damaged)?;
         if u32::from_le_bytes(*crc) != crc32fast::hash(body) {
             return Err(damaged());

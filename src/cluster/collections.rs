@@ -121,8 +121,7 @@ impl Cluster {
     /// Where the shards stand after a change that they have applied.
     async fn written(&self, name: &str, options: &WriteOptions) -> Result<Written> {
         let collection = self.lookup(name, options.deadline).await?;
-        let shards: BTreeMap<_, _> =
-            collection.shards.iter().map(|s| (s.number, s.position())).collect();
+        let shards: BTreeMap<_, _> = collection.shards.iter().map(|s| (s.number, s.position())).collect();
         Ok(Written {
             position: shards.values().copied().max(),
             token: Token {
@@ -166,9 +165,10 @@ impl Cluster {
         for (name, collection) in &*self.inner.shards.live() {
             let epoch = collection.record.epoch.0;
             shards.extend(
-                collection.shards.iter().map(|s: &Arc<LocalShard>| {
-                    row(Some(name), s.number.0, epoch, s.replica.status())
-                }),
+                collection
+                    .shards
+                    .iter()
+                    .map(|s: &Arc<LocalShard>| row(Some(name), s.number.0, epoch, s.replica.status())),
             );
         }
         serde_json::json!({

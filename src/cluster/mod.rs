@@ -14,7 +14,7 @@ mod token;
 
 use crate::{
     model::{
-        CollectionId, FieldPath, FieldType, Filter, HnswParams, PointId, Position, ReplicaId, RequestId, Schema,
+        CollectionId, FieldPath, Filter, HnswParams, PointId, Position, ReplicaId, RequestId, Schema,
         SparseParams, VectorParams,
     },
     replica::{Replica, ReplicaOptions},
@@ -204,12 +204,7 @@ impl Cluster {
         let catalog = Arc::new(Catalog::open(store.clone())?);
         let catalog_replica =
             Replica::open(ReplicaOptions::sole(ReplicaId(1)), &log, catalog_log, catalog.clone()).await?;
-        let shards = Shards::new(
-            log,
-            store,
-            options.index_dir.clone(),
-            options.shard.clone(),
-        );
+        let shards = Shards::new(log, store, options.index_dir.clone(), options.shard.clone());
         let cluster = Cluster { inner: Arc::new(Inner { options, catalog, catalog_replica, shards, pool }) };
         cluster.catch_up_with_catalog(Instant::now() + CATALOG_WITHIN).await?;
         Ok(cluster)

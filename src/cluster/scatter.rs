@@ -62,7 +62,12 @@ impl Cluster {
     }
 
     /// Counts points that pass the filter.
-    pub async fn count(&self, name: &str, filter: Option<Filter>, options: &ReadOptions) -> Result<Seen<u64>> {
+    pub async fn count(
+        &self,
+        name: &str,
+        filter: Option<Filter>,
+        options: &ReadOptions,
+    ) -> Result<Seen<u64>> {
         let read = self.read(name, options).await?;
         let counts = self.on_every(&read, filter, |view, filter| view.count(filter.as_ref())).await?;
         Ok(read.seen(counts.into_iter().sum()))
@@ -123,7 +128,8 @@ impl Cluster {
     /// One view of each shard of a collection, each at least as new as every write acknowledged before.
     async fn read(&self, name: &str, options: &ReadOptions) -> Result<Read> {
         let collection = self.lookup(name, options.deadline).await?;
-        let views = try_join_all(collection.shards.iter().map(|s| s.linearizable_view(&collection, options))).await?;
+        let views =
+            try_join_all(collection.shards.iter().map(|s| s.linearizable_view(&collection, options))).await?;
         Ok(Read { collection, views })
     }
 

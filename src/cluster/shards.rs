@@ -5,7 +5,7 @@
 //! idempotent and may be cut off anywhere.
 
 use super::{
-    ClusterError, Result,
+    Result,
     catalog::{CatalogState, CollectionRecord, ShardRecord},
 };
 use crate::{
@@ -58,12 +58,7 @@ pub(super) struct Shards {
 const CONFIGURE_WITHIN: Duration = Duration::from_secs(30);
 
 impl Shards {
-    pub(super) fn new(
-        log: Log,
-        store: Store,
-        index_dir: PathBuf,
-        options: ShardOptions,
-    ) -> Self {
+    pub(super) fn new(log: Log, store: Store, index_dir: PathBuf, options: ShardOptions) -> Self {
         Shards { log, store, index_dir, options, live: ArcSwap::default(), turn: Default::default() }
     }
 
@@ -128,8 +123,7 @@ impl Shards {
             .await
             .map_err(super::task_error)??;
         let replica_id = of.replicas.first().copied().unwrap_or(ReplicaId(0));
-        let replica =
-            Replica::open(ReplicaOptions::sole(replica_id), &self.log, log, shard.clone()).await?;
+        let replica = Replica::open(ReplicaOptions::sole(replica_id), &self.log, log, shard.clone()).await?;
         Ok(LocalShard { number, group, replica, shard })
     }
 
