@@ -189,7 +189,7 @@ impl Scan {
             let damage = Damage { segment, offset, group: None, index: None, why };
             self.damage.push(BadSpan { damage, until: offset });
         }
-        if self.before.is_none() && chained {
+        if self.frames == 0 && chained {
             let sequence = Sequence(found.link.sequence.0.saturating_sub(1));
             self.before = Some(Link { sequence, crc: found.before_crc });
         }
