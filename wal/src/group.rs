@@ -382,11 +382,10 @@ impl GroupLog {
             if inner.hard.purged.is_some_and(|purged| purged.index > upto.index) {
                 return Err(Error::Gap { group: self.id(), last: inner.hard.purged, got: upto.index });
             }
-            if inner.hard.last.is_none_or(|last| last.index < upto.index) {
+            if inner.hard.purge(upto) {
                 let bytes = inner.hot.drain(..).map(|entry| hot_bytes(&entry)).sum();
                 shared.hot_bytes.fetch_sub(bytes, Relaxed);
             }
-            inner.hard.purge(upto);
             Ok(Event::Purge(upto))
         })?;
         settled(outcome).await?;

@@ -110,25 +110,22 @@ impl Segments {
 
 /// The work of the retention thread, until it is told to stop.
 pub(crate) fn keep(shared: &Arc<Shared>, tasks: &mpsc::Receiver<Task>, mut scrub: Scrub) {
-    loop {
-        match tasks.recv_timeout(LOOK_EVERY) {
-            Ok(Task::Sealed(sealed)) => finish_seal(shared, &sealed),
-            Ok(Task::Look) => {}
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                shared.look_at_space();
-                scrub.step(shared);
-            }
-            Ok(Task::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => {
-                // Seals still on their way spare the next start a scan.
-                for task in tasks.try_iter() {
-                    if let Task::Sealed(sealed) = task {
-                        finish_seal(shared, &sealed);
-                    }
-                }
-                return;
+    let mut stop = false;
+    while !stop {
+        let first = tasks.recv_timeout(LOOK_EVERY);
+        if first.is_err() {
+            shared.look_at_space();
+            scrub.step(shared);
+        }
+        // Seals first: they spare the next start a scan.
+        for task in first.into_iter().chain(tasks.try_iter()) {
+            match task {
+                Task::Sealed(sealed) => finish_seal(shared, &sealed),
+                Task::Look => {}
+                Task::Stop => stop = true,
             }
         }
-        if shared.failure.why().is_none() {
+        if !stop && shared.failure.why().is_none() {
             sweep(shared);
         }
     }

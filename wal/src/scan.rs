@@ -16,7 +16,7 @@ use crate::{
     record::{Event, NotARecord},
     segment::{
         Spot,
-        layout::{self, AFTER, BEFORE, HEADER, HeaderState},
+        layout::{self, AFTER, BEFORE, Envelope, HEADER, HeaderState},
     },
 };
 
@@ -82,7 +82,7 @@ pub(crate) struct Scan {
     pub(crate) end: u64,
     pub(crate) frames: u64,
     pub(crate) records: u64,
-    /// Nonzero bytes after the end, as a crash leaves them.
+    /// Nonzero bytes after the end, as a crash leaves them; 1 if only the last entry's own end is missing.
     pub(crate) torn_bytes: u64,
     pub(crate) damage: Vec<BadSpan>,
     /// Entries whose frame is good but whose wrapping is not.
@@ -116,15 +116,18 @@ pub(crate) fn scan(
     let mut at = HEADER;
     // After damage the chain can't be checked across it.
     let mut chained = true;
+    // A crash may cut the last entry off behind its frame, which is then as good as any.
+    let mut last_cut_off = false;
     loop {
         match frame::frame(segment, key, at + BEFORE) {
             Ok(found) => {
                 scan.good_frame(&found, key, at, chained)?;
                 hand_out(segment, key, &found, &mut scan, &mut on)?;
                 // Entries and frames are counted alike, so a frame's number tells its entry's.
-                let entry_id =
-                    scan.before.map(|before| found.link.sequence.0.wrapping_sub(before.sequence.0));
-                if entry_id.is_some_and(|id| !layout::envelope_holds(segment, at, id, found.end())) {
+                let entry_id = scan.before.map(|before| found.link.sequence.0.wrapping_sub(before.sequence.0));
+                let envelope = entry_id.map(|id| layout::check_envelope(segment, at, id, found.end()));
+                last_cut_off = envelope == Some(Envelope::CutOff);
+                if envelope.is_some_and(|envelope| envelope != Envelope::Good) {
                     scan.envelopes.push(at as u64);
                 }
                 at = found.end() + AFTER;
@@ -155,6 +158,10 @@ pub(crate) fn scan(
             }
         }
     }
+    if last_cut_off {
+        scan.envelopes.pop();
+        scan.torn_bytes = scan.torn_bytes.max(1);
+    }
     Ok(scan)
 }
 
@@ -182,7 +189,7 @@ impl Scan {
             let damage = Damage { segment, offset, group: None, index: None, why };
             self.damage.push(BadSpan { damage, until: offset });
         }
-        if self.before.is_none() && chained {
+        if self.frames == 0 && chained {
             let sequence = Sequence(found.link.sequence.0.saturating_sub(1));
             self.before = Some(Link { sequence, crc: found.before_crc });
         }
