@@ -3,6 +3,8 @@
 //! Invariants: an id is compared whole, never by its parts; two integers of different meaning never share a type.
 //! Not here: `Position` (a shard's command count), which this crate does not know.
 
+use std::fmt;
+
 use bytes::Bytes;
 
 /// A Raft group of this node's cluster; 0 is the catalog. Never reused.
@@ -57,17 +59,33 @@ pub struct Entry {
 
 /// What a group must never forget, beside its entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct HardState {
-    pub(crate) vote: Option<Vote>,
-    pub(crate) purged: Option<LogId>,
-    pub(crate) committed: Option<LogId>,
+pub struct HardState {
+    /// The last vote given.
+    pub vote: Option<Vote>,
+    /// Up to here entries are history.
+    pub purged: Option<LogId>,
+    /// The last saved commit.
+    pub committed: Option<LogId>,
     /// The last entry, or `purged` if that lies beyond it.
-    pub(crate) last: Option<LogId>,
+    pub last: Option<LogId>,
 }
 
 impl HardState {
     /// The first index that is live, if anything is known of the group's entries.
     pub(crate) fn live_from(&self) -> LogIndex {
         self.purged.map_or(LogIndex(0), |id| id.index.next())
+    }
+}
+
+impl fmt::Display for LogId {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}@{}.{}", self.index.0, self.term.0, self.leader)
+    }
+}
+
+impl fmt::Display for Vote {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let committed = if self.committed { " committed" } else { "" };
+        write!(out, "{} in term {}{committed}", self.node, self.term.0)
     }
 }

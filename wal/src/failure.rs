@@ -47,8 +47,8 @@ impl Failure {
         self.why.borrow().clone()
     }
 
-    /// Poisons the log: nothing enters, and everyone who waits is told.
-    pub(crate) fn poison(&self, why: &str) {
+    /// Poisons the log: nothing enters, and everyone who waits is told. Gives the first failure, which may be another.
+    pub(crate) fn poison(&self, why: &str) -> Arc<str> {
         let why: Arc<str> = why.into();
         self.why.send_if_modified(|noted| {
             let first = noted.is_none();
@@ -65,6 +65,7 @@ impl Failure {
         for done in in_flight.into_iter().chain(waiting) {
             done(Err(Error::Poisoned { why: why.clone() }));
         }
+        why
     }
 
     fn in_flight(&self) -> MutexGuard<'_, Vec<Done>> {

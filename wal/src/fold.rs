@@ -115,10 +115,6 @@ impl Fold {
         self.groups = seal.groups.clone();
         self.seal();
     }
-
-    pub(crate) fn hard(&self, group: GroupId) -> Option<HardState> {
-        self.groups.get(&group).map(|chapter| chapter.hard)
-    }
 }
 
 /// The later of what is there and an id, by index.

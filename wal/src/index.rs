@@ -88,7 +88,16 @@ impl Index {
         self.run_of(index).map(|run| run.id(index))
     }
 
-    pub(crate) fn locate(&self, index: LogIndex) -> Option<Located> {
+    /// Every entry, in order.
+    pub(crate) fn all(&self) -> impl Iterator<Item = Located> + '_ {
+        self.runs.iter().flat_map(|run| {
+            let ids = (run.first.0..).map(|index| run.id(LogIndex(index)));
+            run.spots.iter().zip(ids).map(|(spot, id)| Located { segment: run.segment, spot: *spot, id })
+        })
+    }
+
+    #[cfg(test)]
+    fn locate(&self, index: LogIndex) -> Option<Located> {
         let run = self.run_of(index)?;
         Some(Located { segment: run.segment, spot: run.spot(index), id: run.id(index) })
     }

@@ -45,17 +45,20 @@ mod scrub;
 mod seal;
 mod segment;
 mod status;
+mod verify;
 mod wire;
 mod writer;
 
 pub use crate::{
-    entry::{Entry, GroupId, LogId, LogIndex, Term, Vote},
+    entry::{Entry, GroupId, HardState, LogId, LogIndex, Term, Vote},
     error::{Effect, Error, ErrorKind},
     group::{GroupLog, GroupState},
     log::Log,
     options::Options,
+    record::Event,
     recovery::Recovery,
     scan::Damage,
     segment::memory::{Fault, MemoryDisk},
     status::{Histogram, LogStatus},
+    verify::{DumpedRecord, VerifyReport, dump, verify, verify_in_memory},
 };

@@ -89,6 +89,8 @@ impl Closed {
 #[derive(Default)]
 struct Waiting {
     requests: Vec<Request>,
+    /// Whether one of them is worth a frame of its own.
+    eager: bool,
     asleep: bool,
     closed: Option<Closed>,
 }
@@ -153,6 +155,7 @@ impl Queue {
             return Err(closed.error());
         }
         waiting.requests.extend(requests);
+        waiting.eager = true;
         if std::mem::take(&mut waiting.asleep) {
             drop(waiting);
             self.wake.notify_one();
@@ -170,28 +173,24 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes all that waits, sleeping up to `patience` if nothing does. `Err` when closed and empty.
+    /// Takes all that waits, sleeping up to `patience` if nothing does that can't wait. `Err` when closed and empty.
+    /// `into` must be empty.
     pub(crate) fn take(&self, into: &mut Vec<Request>, patience: Duration) -> Result<(), Closed> {
         let mut waiting = self.waiting();
-        if waiting.requests.is_empty() && waiting.closed.is_none() && !patience.is_zero() {
+        let idle = |waiting: &mut Waiting| !waiting.eager && waiting.closed.is_none();
+        if !patience.is_zero() && idle(&mut waiting) {
             waiting.asleep = true;
-            let (woken, _) = self
-                .wake
-                .wait_timeout_while(waiting, patience, |waiting| waiting.asleep && waiting.closed.is_none())
-                .unwrap_or_else(PoisonError::into_inner);
-            waiting = woken;
+            let woken = self.wake.wait_timeout_while(waiting, patience, idle);
+            (waiting, _) = woken.unwrap_or_else(PoisonError::into_inner);
             waiting.asleep = false;
         }
+        waiting.eager = false;
         if waiting.requests.is_empty()
             && let Some(closed) = &waiting.closed
         {
             return Err(closed.clone());
         }
-        if into.is_empty() {
-            std::mem::swap(into, &mut waiting.requests);
-        } else {
-            into.append(&mut waiting.requests);
-        }
+        std::mem::swap(into, &mut waiting.requests);
         Ok(())
     }
 

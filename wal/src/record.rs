@@ -5,6 +5,8 @@
 //! Not here: how records are joined and chained (see `frame`).
 //! Source: the table in `docs/FORMATS.md`, pinned by `tests/golden/`.
 
+use std::fmt;
+
 use bytes::Bytes;
 
 use crate::{
@@ -21,17 +23,22 @@ const CRC_AT: usize = 12;
 
 /// What a record says, without an entry's payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Event {
+pub enum Event {
     /// A new entry at the end of the group's log.
     Entry(LogId),
     /// A live entry logged anew, so that the segment of its first copy can go.
     Again(LogId),
+    /// A vote was given.
     Vote(Vote),
     /// Everything after this entry is gone.
     Truncate(Option<LogId>),
+    /// Entries up to here became history.
     Purge(LogId),
+    /// So far the group was known to be committed.
     Committed(Option<LogId>),
+    /// The group begins.
     Create,
+    /// The group ends.
     Drop,
     /// The group's hard state logged anew, so that older segments can go.
     State(Box<HardState>),
@@ -49,6 +56,28 @@ impl Event {
             Event::Create => 7,
             Event::Drop => 8,
             Event::State(_) => 9,
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let or_none = |id: &Option<LogId>| id.map_or("none".to_string(), |id| id.to_string());
+        match self {
+            Event::Entry(id) => write!(out, "entry {id}"),
+            Event::Again(id) => write!(out, "again {id}"),
+            Event::Vote(vote) => write!(out, "vote {vote}"),
+            Event::Truncate(last) => write!(out, "truncate after {}", or_none(last)),
+            Event::Purge(upto) => write!(out, "purge {upto}"),
+            Event::Committed(id) => write!(out, "committed {}", or_none(id)),
+            Event::Create => write!(out, "create"),
+            Event::Drop => write!(out, "drop"),
+            Event::State(hard) => {
+                let vote = hard.vote.map_or("none".to_string(), |vote| vote.to_string());
+                let (purged, committed, last) =
+                    (or_none(&hard.purged), or_none(&hard.committed), or_none(&hard.last));
+                write!(out, "state vote {vote}, purged {purged}, committed {committed}, last {last}")
+            }
         }
     }
 }

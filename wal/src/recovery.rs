@@ -18,7 +18,7 @@ use std::{
 
 use crate::{
     anchor::Anchor,
-    entry::GroupId,
+    entry::{GroupId, LogIndex},
     error::Error,
     fold::{Fold, Seal},
     frame::{Link, SegmentKey},
@@ -190,12 +190,9 @@ impl Reading<'_> {
             self.follows(number, before)?;
         }
         let intact = found.damage.is_empty();
-        self.unexplained.extend(found.damage);
-        let (Some(before), Some(last)) = (found.before, found.last) else {
-            let why = "no frame of the segment is good".into();
-            let (segment, offset) = (number.0, found.end);
-            return Err(Damage { segment, offset, group: None, index: None, why }.into());
-        };
+        self.unexplained.extend(found.damage.into_iter().map(|span| span.named_by(None)));
+        let before = found.before.or(self.last.map(|end| end.link)).unwrap_or_default();
+        let last = found.last.unwrap_or(before);
         let groups = self.fold.seal();
         let seal = Seal { segment: number, before, last, end: found.end, sealed_unix_ms: unix_ms(), groups };
         if intact && self.unexplained.is_empty() {
@@ -309,8 +306,7 @@ impl Reading<'_> {
 }
 
 /// The last entry from `needed` on that lies in no segment although a later one does, or that should be the last.
-fn lost_entry(inner: &Inner, needed: crate::entry::LogIndex) -> Option<crate::entry::LogIndex> {
-    use crate::entry::LogIndex;
+fn lost_entry(inner: &Inner, needed: LogIndex) -> Option<LogIndex> {
     let last = inner.hard.last.map(|id| id.index).filter(|last| *last >= needed)?;
     let mut suffix = inner.index.clone();
     suffix.keep_suffix();

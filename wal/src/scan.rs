@@ -11,7 +11,8 @@
 use crate::{
     entry::{GroupId, LogIndex},
     error::Error,
-    frame::{self, BadFrame, Frame, Link, SegmentKey},
+    fold::Seal,
+    frame::{self, BadFrame, Frame, Link, SegmentKey, Sequence},
     record::{Event, NotARecord},
     segment::{
         Spot,
@@ -41,6 +42,33 @@ impl From<Damage> for Error {
     }
 }
 
+/// Damage, and where the next good bytes start.
+#[derive(Clone, Debug)]
+pub(crate) struct BadSpan {
+    pub(crate) damage: Damage,
+    until: u64,
+}
+
+impl BadSpan {
+    /// The damage, with the entry that lay there if the segment's seal knows one.
+    pub(crate) fn named_by(self, seal: Option<&Seal>) -> Damage {
+        let mut damage = self.damage;
+        let Some(seal) = seal else { return damage };
+        let within = |spot: Spot| {
+            let (start, end) = (u64::from(spot.offset), u64::from(spot.offset) + u64::from(spot.bytes));
+            end > damage.offset && start < self.until
+        };
+        let named = seal.groups.iter().flat_map(|(group, chapter)| {
+            chapter.index.all().filter(|at| within(at.spot)).map(move |at| (at.spot.offset, *group, at.id.index))
+        });
+        if let Some((_, group, index)) = named.min() {
+            damage.group = Some(group);
+            damage.index = Some(index);
+        }
+        damage
+    }
+}
+
 /// What a scan found beside the records.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Scan {
@@ -56,7 +84,7 @@ pub(crate) struct Scan {
     pub(crate) records: u64,
     /// Nonzero bytes after the end, as a crash leaves them.
     pub(crate) torn_bytes: u64,
-    pub(crate) damage: Vec<Damage>,
+    pub(crate) damage: Vec<BadSpan>,
     /// Entries whose frame is good but whose wrapping is not.
     pub(crate) envelopes: Vec<u64>,
 }
@@ -67,7 +95,7 @@ pub(crate) struct Found<'a> {
     pub(crate) event: Event,
     pub(crate) spot: Spot,
     pub(crate) bytes: &'a [u8],
-    pub(crate) link: Link,
+    pub(crate) sequence: Sequence,
 }
 
 /// Scans a segment, giving each record of each good frame to `on`.
@@ -109,7 +137,8 @@ pub(crate) fn scan(
                     break;
                 };
                 if let Some(later) = later_frame(segment, key, at, scan.last) {
-                    scan.damage.push(describe(&bad, key, at, "a good frame follows"));
+                    let damage = describe(&bad, key, at, "a good frame follows");
+                    scan.damage.push(BadSpan { damage, until: later as u64 });
                     at = later - BEFORE;
                     chained = false;
                     continue;
@@ -118,7 +147,8 @@ pub(crate) fn scan(
                     |header: frame::Header| written > BEFORE + frame::HEADER + header.body_bytes + AFTER;
                 if bad.header.is_some_and(beyond) {
                     let why = "bytes follow the one frame that can be in flight";
-                    scan.damage.push(describe(&bad, key, at, why));
+                    let damage = describe(&bad, key, at, why);
+                    scan.damage.push(BadSpan { damage, until: segment.len() as u64 });
                 }
                 scan.torn_bytes = written as u64;
                 break;
@@ -149,10 +179,11 @@ impl Scan {
         if chained && broken {
             let why = format!("frame {} does not follow the one before it", found.link.sequence.0);
             let (segment, offset) = (key.segment.0, at as u64);
-            self.damage.push(Damage { segment, offset, group: None, index: None, why });
+            let damage = Damage { segment, offset, group: None, index: None, why };
+            self.damage.push(BadSpan { damage, until: offset });
         }
         if self.before.is_none() && chained {
-            let sequence = frame::Sequence(found.link.sequence.0.saturating_sub(1));
+            let sequence = Sequence(found.link.sequence.0.saturating_sub(1));
             self.before = Some(Link { sequence, crc: found.before_crc });
         }
         self.last = Some(found.link);
@@ -176,8 +207,8 @@ fn hand_out(
         let spot = Spot { offset: offset as u32, bytes: record.len() as u32 };
         let bytes = &segment[offset..offset + record.len()];
         scan.records += 1;
-        if let Err(damage) = on(Found { group: record.group(), event, spot, bytes, link: found.link }) {
-            scan.damage.push(damage);
+        if let Err(damage) = on(Found { group: record.group(), event, spot, bytes, sequence: found.link.sequence }) {
+            scan.damage.push(BadSpan { damage, until: offset as u64 });
         }
     }
     Ok(())

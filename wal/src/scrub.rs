@@ -8,7 +8,8 @@ use crate::{
     frame::SegmentKey,
     log::Shared,
     scan::{Damage, scan},
-    segment::SegmentNo,
+    seal,
+    segment::{SegmentNo, SideFile},
 };
 
 /// The segments whose bytes have not been looked at since the log was opened.
@@ -27,16 +28,12 @@ impl Scrub {
         let key = SegmentKey { store: shared.store, segment: number };
         // A segment that retention has removed meanwhile needs no look.
         let Ok(bytes) = shared.disk.open(number).and_then(|file| file.read_all()) else { return };
-        let found = match scan(&bytes, key, |_| Ok(())) {
-            Ok(found) => found.damage,
+        let seal = shared.disk.get(SideFile::Seal(number)).ok().flatten();
+        let seal = seal.and_then(|bytes| seal::decode(&bytes, key));
+        let found: Vec<Damage> = match scan(&bytes, key, |_| Ok(())) {
+            Ok(found) => found.damage.into_iter().map(|span| span.named_by(seal.as_ref())).collect(),
             Err(error) => {
-                vec![Damage {
-                    segment: number.0,
-                    offset: 0,
-                    group: None,
-                    index: None,
-                    why: error.to_string(),
-                }]
+                vec![Damage { segment: number.0, offset: 0, group: None, index: None, why: error.to_string() }]
             }
         };
         if !found.is_empty() {

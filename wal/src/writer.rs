@@ -14,6 +14,7 @@ use std::{
 
 use crate::{
     entry::LogIndex,
+    error::Error,
     fold::{Fold, Seal},
     frame::{self, FrameBuffer, Link, SegmentKey},
     group::GroupCell,
@@ -24,7 +25,7 @@ use crate::{
     retention::Task,
     segment::{
         Segment, Spot,
-        layout::{AROUND, BEFORE},
+        layout::{AFTER, AROUND, BEFORE},
     },
 };
 
@@ -41,6 +42,8 @@ pub(crate) struct Writer {
     /// The last frame of the segment before this one.
     before: Link,
     frame: FrameBuffer,
+    /// Where the queue puts what waits; empty between turns.
+    taken: Vec<Request>,
     /// Taken from the queue, not yet written.
     pending: VecDeque<Request>,
     /// In the frame being written.
@@ -74,6 +77,7 @@ impl Writer {
             last,
             before: last,
             frame: FrameBuffer::default(),
+            taken: Vec::new(),
             pending: VecDeque::new(),
             batch: Vec::new(),
             waiters: Vec::new(),
@@ -98,10 +102,9 @@ impl Writer {
             Stop::Failed(why) => {
                 // Whatever state it is in, it must not run again, not even to close.
                 std::mem::forget(segment);
-                shared.failure.poison(&why);
-                let error = shared.failure.why().map(|why| Closed::Poisoned(why).error());
+                let why = shared.failure.poison(&why);
                 for done in batch.into_iter().chain(pending).filter_map(|request| request.done) {
-                    done(error.clone().map_or(Ok(()), Err));
+                    done(Err(Error::Poisoned { why: why.clone() }));
                 }
             }
         }
@@ -125,9 +128,8 @@ impl Writer {
 
     fn take(&mut self) -> Result<(), Stop> {
         let patience = if self.pending.is_empty() { self.shared.options.idle_mark } else { Duration::ZERO };
-        let mut taken = Vec::new();
-        let outcome = self.shared.queue.take(&mut taken, patience);
-        self.pending.extend(taken);
+        let outcome = self.shared.queue.take(&mut self.taken, patience);
+        self.pending.extend(self.taken.drain(..));
         match outcome {
             Err(Closed::Poisoned(why)) => Err(Stop::Failed(why.to_string())),
             Err(Closed::ShutDown) if self.pending.is_empty() => {
@@ -193,7 +195,7 @@ impl Writer {
     fn publish(&mut self) -> Result<(), Stop> {
         let segment = self.segment.number();
         // The frame's records end where the entry's last bytes begin.
-        let mut offset = (self.segment.end() as usize - crate::segment::layout::AFTER) as u32;
+        let mut offset = (self.segment.end() as usize - AFTER) as u32;
         offset -= (self.frame.len() - frame::HEADER) as u32;
         let (mut records, mut permits) = (0, 0);
         for request in self.batch.drain(..) {

@@ -1,5 +1,5 @@
 //! The bench the log's tests work at: a place to open logs in, and entries to put there.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
 use std::{ops::Range, time::Duration};
 
