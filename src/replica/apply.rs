@@ -217,6 +217,10 @@ impl<M: StateMachine> RaftSnapshotBuilder<Types> for Persister<M> {
         });
         let mark =
             persist.await.inspect_err(|error| self.progress.stop(format!("persist: {error}"), true))?;
+        // The machine may be a step ahead of what its applier has reported.
+        if self.progress.wait(|applied| applied.index() >= mark.index(), None).await.is_err() {
+            return Ok(snapshot(self.progress.checkpoint(), &self.machine));
+        }
         self.progress.durable(mark.clone());
         self.progress.checkpointed(mark.clone());
         Ok(snapshot(mark, &self.machine))
