@@ -57,12 +57,12 @@ pub(super) struct Fold<'a> {
 }
 
 impl<'a> Fold<'a> {
-    /// Begins at a view, whose counters are `state`.
-    pub(super) fn new(base: &'a ReadView, state: StateRecord, window: u64) -> Self {
+    /// Begins at a view.
+    pub(super) fn new(base: &'a ReadView, window: u64) -> Self {
         Fold {
             base,
             window,
-            state,
+            state: base.state.clone(),
             schema: base.schema.clone(),
             fields: base.fields.clone(),
             live: base.live.clone(),
@@ -243,6 +243,7 @@ impl<'a> Fold<'a> {
         for (name, vector) in &vectors {
             if let Vector::Dense(values) = vector {
                 self.put(points::vector_key(record.slot, name), points::floats_to_bytes(values));
+                *self.state.vectors.entry(name.clone()).or_default() += 1;
             }
         }
         self.live.insert(record.slot);
@@ -255,6 +256,9 @@ impl<'a> Fold<'a> {
         self.writes.insert(points::slot_key(record.slot), None);
         for name in &record.dense {
             self.writes.insert(points::vector_key(record.slot, name), None);
+            if let Some(count) = self.state.vectors.get_mut(name) {
+                *count -= 1;
+            }
         }
         for (path, entry) in entries {
             self.unindex(&path, &entry, record.slot);

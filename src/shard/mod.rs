@@ -11,34 +11,40 @@
 
 mod apply;
 mod dedup;
+mod indexer;
 mod payload_index;
 mod plan;
 mod points;
 mod search;
 mod slots;
+mod snapshot;
 mod vector_index;
 
 pub use dedup::WINDOW as DEDUP_WINDOW;
+pub use indexer::BuildTurn;
 pub use search::ReadView;
 
 use crate::{
     machine::{Bookmark, MachineError, Outcome, StateMachine},
-    model::{CollectionId, Command, FieldPath, Position, Schema, Vector},
+    model::{CollectionId, Command, FieldPath, PointId, Position, Schema, Vector, Vectors},
     store::{Keyspace, KeyspaceKind, Store, StoreError, View},
 };
 use apply::Fold;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use indexer::Indexer;
 use payload_index::FieldIndexes;
-use points::{PointRecord, SlotRecord, StateRecord, damaged, decode};
+use points::{DedupRecord, PointRecord, SlotRecord, StateRecord, damaged, decode};
 use slots::{LiveSet, SlotTable};
 use std::{
     collections::BTreeMap,
+    io,
     ops::Bound,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard},
+    path::Path,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
-use vector_index::{VectorIndex, VectorIndexes};
+use vector_index::{Merge, SealedSegment, VectorIndex, VectorIndexes, manifest::Manifest};
 
 /// How a shard is kept.
 #[derive(Clone, Debug)]
@@ -46,11 +52,22 @@ pub struct ShardOptions {
     /// How many positions an intent is remembered: the same on every replica, for ever. Only tests make it
     /// other than [`DEDUP_WINDOW`].
     pub dedup_window: u64,
+    /// Bytes of vectors that are scanned exactly before they are sealed and built into a graph.
+    pub seal_bytes: usize,
+    /// Sealed bytes that wait for a graph before writers are slowed; at four times as many they wait.
+    pub waiting_bytes: usize,
+    /// Whose turn it is to build a graph; the shards of a node share it.
+    pub build_turn: BuildTurn,
 }
 
 impl Default for ShardOptions {
     fn default() -> Self {
-        ShardOptions { dedup_window: DEDUP_WINDOW }
+        ShardOptions {
+            dedup_window: DEDUP_WINDOW,
+            seal_bytes: 32 << 20,
+            waiting_bytes: 256 << 20,
+            build_turn: BuildTurn::default(),
+        }
     }
 }
 
@@ -58,17 +75,21 @@ impl Default for ShardOptions {
 pub struct Shard {
     name: String,
     store: Store,
-    index_dir: PathBuf,
+    collection: CollectionId,
     options: ShardOptions,
+    indexer: Arc<Indexer>,
     writer: Mutex<Writer>,
+    /// Notified when a graph was published, or the shard closed.
+    absorbed: Condvar,
     published: ArcSwap<ReadView>,
 }
 
 /// What only the one who applies may touch.
 struct Writer {
-    state: StateRecord,
     /// Number of the keyspace that is the shard's now.
     generation: u64,
+    /// Incarnations that ended since the index thread was last told.
+    died: usize,
     poisoned: Option<String>,
 }
 
@@ -81,7 +102,7 @@ pub struct ShardStats {
     pub vectors: u64,
     /// The same, by name.
     pub vectors_by_name: BTreeMap<String, u64>,
-    /// Live dense vectors that are found fast: in a graph, or in the open delta.
+    /// Dense vectors that are found fast: in a graph, or in the open delta.
     pub indexed_vectors: u64,
     /// Graphs and deltas.
     pub segments: u64,
@@ -98,8 +119,8 @@ pub struct ShardStats {
 impl Shard {
     /// Opens a shard, or makes an empty one.
     ///
-    /// `name`: prefix of its keyspaces. `index_dir`: folder of its index files, which may vanish at any time
-    /// the shard is closed. Errors: the store or its bytes are damaged, or it holds another collection.
+    /// `name`: prefix of its keyspaces. `index_dir`: folder of its index files, which may vanish whenever the
+    /// shard is closed. Errors: the store or its bytes are damaged, or it holds another collection.
     pub fn open(
         store: Store,
         name: &str,
@@ -109,15 +130,22 @@ impl Shard {
     ) -> Result<Arc<Shard>, MachineError> {
         let generation = current_generation(&store, name)?;
         drop_other_generations(&store, name, generation)?;
-        let (state, view) = load(&store, name, generation, collection)?;
-        Ok(Arc::new(Shard {
+        let keyspace = store.keyspace(&keyspace_name(name, generation), KeyspaceKind::LargeValues)?;
+        let manifest = Manifest::read(index_dir);
+        let view = load(&store, keyspace, collection, &options, (index_dir, &manifest))?;
+        let shard = Arc::new(Shard {
             name: name.to_owned(),
             store,
-            index_dir: index_dir.to_owned(),
+            collection,
             options,
-            writer: Mutex::new(Writer { state, generation, poisoned: None }),
+            indexer: Arc::new(Indexer::new(index_dir.to_owned(), manifest)),
+            writer: Mutex::new(Writer { generation, died: 0, poisoned: None }),
+            absorbed: Condvar::new(),
             published: ArcSwap::from_pointee(view),
-        }))
+        });
+        let thread = |source| MachineError::Io { what: "index thread".to_owned(), source };
+        Indexer::start(&shard).map_err(thread)?;
+        Ok(shard)
     }
 
     /// The shard as it stands now.
@@ -127,25 +155,73 @@ impl Shard {
 
     /// The hash of the shard's whole state, and the position it belongs to.
     pub fn state_hash(&self) -> Result<(Position, u128), MachineError> {
-        let writer = self.writer();
-        let hash = apply::state_hash(&writer.state, &self.view().schema)?;
-        Ok((Position(writer.state.position), hash))
+        let view = self.view();
+        Ok((view.position(), apply::state_hash(&view.state, &view.schema)?))
+    }
+
+    /// The state hash at a position, if it was recorded: at every multiple of 4,096.
+    pub fn state_hash_at(&self, position: Position) -> Result<Option<u128>, MachineError> {
+        let view = self.view();
+        let bytes = view.store.get(&view.keyspace, points::position_key(points::HASH, position))?;
+        bytes.map(|bytes| points::sum_of(&bytes)).transpose()
+    }
+
+    /// Computes the state hash anew from every point, vector and intent in the store.
+    ///
+    /// Errors: a stored thing does not fit its hash, or their sum is not the rolling one: the store has rotted.
+    pub fn scrub(&self) -> Result<(Position, u128), MachineError> {
+        let view = self.view();
+        let (mut points_sum, mut dedup_sum, mut count) = (0u128, 0u128, 0u64);
+        let every = crate::model::VectorSelector::All;
+        let projection = crate::model::Projection { vectors: every, ..Default::default() };
+        for item in view.store.prefix(&view.keyspace, &[points::POINT]) {
+            let (key, bytes) = item?;
+            let (id, record): (PointId, PointRecord) = (points::point_of_key(&key)?, decode("point", bytes)?);
+            let stored = view.get(&[id], &projection)?.pop().and_then(|r| r.vectors).unwrap_or_default();
+            let slot_fits = view.slots.id(record.slot) == Some(id) && view.live.contains(record.slot);
+            if points::hash_of_vectors(&stored) != record.vectors_hash || !slot_fits {
+                return Err(damaged("point", format!("{id} does not fit its vectors or slot")));
+            }
+            points_sum = points_sum.wrapping_add(record.hash(id));
+            count += 1;
+        }
+        for item in view.store.prefix(&view.keyspace, &[points::DEDUP]) {
+            let (key, bytes) = item?;
+            dedup_sum = dedup_sum.wrapping_add(decode::<DedupRecord>("dedup entry", bytes)?.hash_at(&key));
+        }
+        let sums = (points_sum.to_le_bytes().to_vec(), dedup_sum.to_le_bytes().to_vec(), count);
+        if sums != (view.state.points_sum.clone(), view.state.dedup_sum.clone(), view.state.points) {
+            return Err(damaged("shard", "its points or intents do not add up to the rolling state hash"));
+        }
+        Ok((view.position(), apply::state_hash(&view.state, &view.schema)?))
     }
 
     /// Figures for people and for balancing.
     pub fn stats(&self) -> ShardStats {
         let view = self.view();
+        let vectors: u64 = view.state.vectors.values().sum();
+        let waiting: usize = view.vectors.values().map(VectorIndex::waiting_rows).sum();
+        let parts = |index: &VectorIndex| index.segments.len() + index.sealed.len() + 1;
         ShardStats {
             points: view.live.count(),
+            vectors,
+            vectors_by_name: view.state.vectors.clone(),
+            indexed_vectors: vectors.saturating_sub(waiting as u64),
+            segments: view.vectors.values().map(parts).sum::<usize>() as u64,
+            building: waiting > 0,
             field_points: view.fields.iter().map(|(path, field)| (path.clone(), field.present())).collect(),
             store_bytes: view.keyspace.disk_bytes(),
-            ..ShardStats::default()
+            index_bytes: self.indexer.bytes(),
         }
     }
 
-    /// Stops what runs in the background; the shard takes no more commands.
+    /// Stops what runs in the background and waits for it; the shard takes no more commands. Views stay
+    /// readable.
     pub fn close(&self) {
         self.writer().poisoned.get_or_insert_with(|| "closed".to_owned());
+        self.absorbed.notify_all();
+        self.indexer.stop();
+        self.indexer.join();
     }
 
     /// Deletes a closed shard's keyspaces and index files.
@@ -153,32 +229,48 @@ impl Shard {
         drop_other_generations(store, name, 0)?;
         store.drop_keyspace(name)?;
         match std::fs::remove_dir_all(index_dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(MachineError::Io { what: index_dir.display().to_string(), source: e })
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(MachineError::Io { what: index_dir.display().to_string(), source })
             }
             _ => Ok(()),
         }
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer> {
-        self.writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The writer, once it may write: slowed, then stopped, while too many vectors wait for a graph.
+    fn writer_in_turn(&self) -> Result<MutexGuard<'_, Writer>, MachineError> {
+        let mut writer = self.writer();
+        let waiting = || self.view().vectors.values().map(VectorIndex::waiting_bytes).sum::<usize>();
+        if waiting() > self.options.waiting_bytes {
+            let pause = Duration::from_millis(10);
+            let wait =
+                |writer| self.absorbed.wait_timeout(writer, pause).unwrap_or_else(PoisonError::into_inner);
+            writer = wait(writer).0;
+            while waiting() > 4 * self.options.waiting_bytes && writer.poisoned.is_none() {
+                writer = wait(writer).0;
+            }
+        }
+        match &writer.poisoned {
+            Some(why) => Err(MachineError::Poisoned(why.clone())),
+            None => Ok(writer),
+        }
     }
 
     /// Folds, commits and publishes one batch.
     fn apply_batch(
         &self,
         writer: &mut Writer,
-        commands: Vec<Bytes>,
+        commands: &[Bytes],
         bookmark: &Bookmark,
     ) -> Result<Vec<Outcome>, MachineError> {
-        let after = Position(writer.state.position);
-        let commands: Vec<Command> = commands
-            .iter()
-            .map(Command::decode)
-            .collect::<Result<_, _>>()
-            .map_err(|source| MachineError::Command { after, source })?;
         let base = self.view();
-        let mut fold = Fold::new(&base, writer.state.clone(), self.options.dedup_window);
+        let unreadable = |source| MachineError::Command { after: base.position(), source };
+        let commands: Vec<Command> =
+            commands.iter().map(Command::decode).collect::<Result<_, _>>().map_err(unreadable)?;
+        let mut fold = Fold::new(&base, self.options.dedup_window);
         let mut outcomes = Vec::with_capacity(commands.len());
         for command in commands {
             outcomes.push(fold.command(command)?);
@@ -192,9 +284,15 @@ impl Shard {
             }
         }
         batch.commit()?;
-        let vectors = next_vectors(&base.vectors, &fold);
-        let view = ReadView {
-            position: Position(fold.state.position),
+        let vectors = next_vectors(&base.vectors, &fold.schema, &fold.born, self.options.seal_bytes);
+        writer.died += fold.died;
+        let waits = |index: &VectorIndex| !index.sealed.is_empty();
+        if vectors.values().any(waits) || writer.died as u64 * 10 > fold.live.count() {
+            writer.died = 0;
+            self.indexer.notify();
+        }
+        self.published.store(Arc::new(ReadView {
+            state: fold.state,
             schema: fold.schema,
             keyspace: base.keyspace.clone(),
             store: self.store.view(),
@@ -202,28 +300,49 @@ impl Shard {
             slots: fold.slots,
             fields: fold.fields,
             vectors,
-        };
-        writer.state = fold.state;
-        self.published.store(Arc::new(view));
+        }));
         Ok(outcomes)
+    }
+
+    /// Publishes a merged segment in the place of its parts; nothing, if they are not the shard's any more.
+    fn replace_parts(&self, name: &str, merge: &Merge, new: Option<Arc<SealedSegment>>) {
+        let _writer = self.writer();
+        let view = self.view();
+        let mut vectors = view.vectors.clone();
+        if vectors.get_mut(name).is_some_and(|index| index.replace(merge, new)) {
+            self.published.store(Arc::new(ReadView {
+                state: view.state.clone(),
+                schema: view.schema.clone(),
+                keyspace: view.keyspace.clone(),
+                store: self.store.view(),
+                live: view.live.clone(),
+                slots: view.slots.clone(),
+                fields: view.fields.clone(),
+                vectors,
+            }));
+            self.absorbed.notify_all();
+        }
+    }
+}
+
+impl Drop for Shard {
+    fn drop(&mut self) {
+        self.indexer.stop();
     }
 }
 
 impl StateMachine for Shard {
     fn bookmark(&self) -> Option<Bookmark> {
-        self.writer().state.bookmark.clone().map(Bookmark)
+        self.view().state.bookmark.clone().map(Bookmark)
     }
 
     fn position(&self) -> Position {
-        Position(self.writer().state.position)
+        self.view().position()
     }
 
     fn apply(&self, commands: Vec<Bytes>, bookmark: Bookmark) -> Result<Vec<Outcome>, MachineError> {
-        let mut writer = self.writer();
-        if let Some(why) = &writer.poisoned {
-            return Err(MachineError::Poisoned(why.clone()));
-        }
-        let applied = self.apply_batch(&mut writer, commands, &bookmark);
+        let mut writer = self.writer_in_turn()?;
+        let applied = self.apply_batch(&mut writer, &commands, &bookmark);
         if let Err(e) = &applied {
             writer.poisoned = Some(e.to_string());
         }
@@ -246,31 +365,80 @@ impl StateMachine for Shard {
         }
     }
 
-    fn write_snapshot(&self, _out: &mut dyn std::io::Write) -> Result<(), MachineError> {
-        Err(MachineError::Poisoned("snapshots: next commit".into()))
+    fn write_snapshot(&self, out: &mut dyn io::Write) -> Result<(), MachineError> {
+        let view = self.view();
+        snapshot::write(&view.store, &view.keyspace, out)
     }
 
-    fn install_snapshot(&self, _input: &mut dyn std::io::Read) -> Result<(), MachineError> {
-        Err(MachineError::Poisoned("snapshots: next commit".into()))
+    fn install_snapshot(&self, input: &mut dyn io::Read) -> Result<(), MachineError> {
+        let mut writer = self.writer();
+        let old = keyspace_name(&self.name, writer.generation);
+        let generation = writer.generation + 1;
+        let new = keyspace_name(&self.name, generation);
+        let view = match self.prepare(input, &new) {
+            Ok(view) => view,
+            Err(e) => {
+                self.store.drop_keyspace(&new)?;
+                return Err(e);
+            }
+        };
+        // From here on a failure leaves it open which of the two is found after a restart; both are whole.
+        if let Err(e) = self.switch_to(generation) {
+            writer.poisoned = Some(e.to_string());
+            return Err(e);
+        }
+        writer.generation = generation;
+        self.published.store(Arc::new(view));
+        drop(writer);
+        self.indexer.notify();
+        self.store.drop_keyspace(&old)?;
+        Ok(())
     }
 }
 
-/// The vector indexes after a fold: those of the schema, with the rows it brought.
-fn next_vectors(base: &VectorIndexes, fold: &Fold<'_>) -> VectorIndexes {
+impl Shard {
+    /// Reads a snapshot into a keyspace of its own, durably, and opens a view on it.
+    fn prepare(&self, input: &mut dyn io::Read, name: &str) -> Result<ReadView, MachineError> {
+        self.store.drop_keyspace(name)?;
+        let keyspace = self.store.keyspace(name, KeyspaceKind::LargeValues)?;
+        snapshot::read(input, &self.store, &keyspace)?;
+        let nowhere = (Path::new(""), &Manifest::default());
+        let view = load(&self.store, keyspace, self.collection, &self.options, nowhere)?;
+        self.store.persist()?;
+        Ok(view)
+    }
+
+    /// Makes a keyspace the shard's, durably. The index files belong to the old one and go first.
+    fn switch_to(&self, generation: u64) -> Result<(), MachineError> {
+        self.indexer.forget()?;
+        let root = self.store.keyspace(&self.name, KeyspaceKind::Plain)?;
+        let mut batch = self.store.batch();
+        batch.put(&root, CURRENT, generation.to_be_bytes());
+        batch.commit()?;
+        Ok(self.store.persist()?)
+    }
+}
+
+/// The vector indexes after a fold: those of the schema, with the rows of the slots it gave out.
+fn next_vectors(
+    base: &VectorIndexes,
+    schema: &Schema,
+    born: &BTreeMap<points::Slot, Vectors>,
+    seal_bytes: usize,
+) -> VectorIndexes {
     let mut next = VectorIndexes::new();
-    for (name, params) in &fold.schema.vectors {
-        let mut index = match base.get(name) {
-            Some(index) => index.clone(),
-            None => VectorIndex::new(*params),
-        };
+    for (name, params) in &schema.vectors {
+        let mut index = base.get(name).cloned().unwrap_or_else(|| VectorIndex::new(*params, Vec::new()));
+        // A new shape counts for the graphs that are built from now on.
+        index.params = *params;
         let (mut slots, mut values) = (Vec::new(), Vec::new());
-        for (slot, vectors) in &fold.born {
+        for (slot, vectors) in born {
             if let Some(Vector::Dense(row)) = vectors.get(name) {
                 slots.push(*slot);
                 values.extend_from_slice(row);
             }
         }
-        index.append(slots, values);
+        index.append(slots, values, seal_bytes);
         next.insert(name.clone(), index);
     }
     next
@@ -308,14 +476,14 @@ fn drop_other_generations(store: &Store, name: &str, current: u64) -> Result<(),
     Ok(())
 }
 
-/// Reads a shard from its keyspace.
+/// Reads a shard from its keyspace and its index files.
 fn load(
     store: &Store,
-    name: &str,
-    generation: u64,
+    keyspace: Keyspace,
     collection: CollectionId,
-) -> Result<(StateRecord, ReadView), MachineError> {
-    let keyspace = store.keyspace(&keyspace_name(name, generation), KeyspaceKind::LargeValues)?;
+    options: &ShardOptions,
+    (folder, manifest): (&Path, &Manifest),
+) -> Result<ReadView, MachineError> {
     let view = store.view();
     let state = match view.get(&keyspace, points::STATE)? {
         Some(bytes) => decode::<StateRecord>("shard state", bytes)?,
@@ -323,28 +491,28 @@ fn load(
     };
     if state.collection != collection.0 {
         let why = format!("it holds collection {}, not {collection}", state.collection);
-        return Err(damaged(&format!("shard {name}"), why));
+        return Err(damaged("shard", why));
     }
     let schema: Schema = match view.get(&keyspace, points::SCHEMA)? {
         Some(bytes) => serde_json::from_slice(&bytes).map_err(|e| damaged("schema", e.to_string()))?,
         None => Schema::default(),
     };
     let (live, slots) = load_slots(&view, &keyspace)?;
+    if live.count() != state.points {
+        return Err(damaged("shard", format!("{} slots for {} points", live.count(), state.points)));
+    }
     let fields = FieldIndexes::load(&view, &keyspace, &schema.fields)?;
-    let mut vectors: VectorIndexes =
-        schema.vectors.iter().map(|(name, params)| (name.clone(), VectorIndex::new(*params))).collect();
-    load_deltas(&view, &keyspace, &mut vectors)?;
-    let view = ReadView {
-        position: Position(state.position),
-        schema: Arc::new(schema),
-        keyspace,
-        store: view,
-        live,
-        slots,
-        fields,
-        vectors,
-    };
-    Ok((state, view))
+    let of_store = (&view, &keyspace);
+    let vectors = indexer::load(
+        folder,
+        manifest,
+        &schema,
+        state.next_slot,
+        (&live, &slots),
+        of_store,
+        options.seal_bytes,
+    )?;
+    Ok(ReadView { state, schema: Arc::new(schema), keyspace, store: view, live, slots, fields, vectors })
 }
 
 fn load_slots(view: &View, keyspace: &Keyspace) -> Result<(LiveSet, SlotTable), MachineError> {
@@ -353,35 +521,11 @@ fn load_slots(view: &View, keyspace: &Keyspace) -> Result<(LiveSet, SlotTable), 
         let (key, bytes) = item?;
         let slot = points::slot_of_key(&key)?;
         let record: SlotRecord = decode("slot", bytes)?;
-        let id = crate::model::PointId::from_key(&record.id).ok_or_else(|| damaged("slot", "no point id"))?;
+        let id = PointId::from_key(&record.id).ok_or_else(|| damaged("slot", "no point id"))?;
         live.insert(slot);
         slots.insert(slot, id, Position(record.born));
     }
     Ok((live, slots))
-}
-
-fn load_deltas(view: &View, keyspace: &Keyspace, vectors: &mut VectorIndexes) -> Result<(), MachineError> {
-    for item in view.prefix(keyspace, &[points::VECTOR]) {
-        let (key, bytes) = item?;
-        let slot = points::slot_of_key(&key)?;
-        let name = std::str::from_utf8(&key[5..]).map_err(|e| damaged("vector key", e.to_string()))?;
-        if let Some(index) = vectors.get_mut(name) {
-            index.append(vec![slot], points::floats_of_bytes(&bytes)?);
-        }
-    }
-    Ok(())
-}
-
-/// Recomputes what the counters should be from the points in the store.
-#[allow(dead_code)]
-fn scrubbed(view: &ReadView) -> Result<u128, MachineError> {
-    let mut sum = 0u128;
-    for item in view.store.prefix(&view.keyspace, &[points::POINT]) {
-        let (key, bytes) = item?;
-        let record: PointRecord = decode("point", bytes)?;
-        sum = sum.wrapping_add(record.hash(points::point_of_key(&key)?));
-    }
-    Ok(sum)
 }
 
 #[cfg(test)]

@@ -105,6 +105,9 @@ pub(super) struct StateRecord {
     /// Position of the newest recorded bookmark.
     #[prost(uint64, tag = "9")]
     pub(super) marked: u64,
+    /// Live dense vectors by name.
+    #[prost(btree_map = "string, uint64", tag = "10")]
+    pub(super) vectors: std::collections::BTreeMap<String, u64>,
 }
 
 /// A point without its dense vectors.

@@ -12,7 +12,7 @@
 use super::{
     payload_index::FieldIndexes,
     plan::Ground,
-    points::{self, PointRecord, decode},
+    points::{self, PointRecord, StateRecord, decode},
     slots::{LiveSet, SlotTable},
     vector_index::{Found, VectorIndexes, Wanted},
 };
@@ -32,7 +32,7 @@ use std::{ops::Bound, sync::Arc};
 
 /// A shard at one position.
 pub struct ReadView {
-    pub(super) position: Position,
+    pub(super) state: StateRecord,
     pub(super) schema: Arc<Schema>,
     pub(super) keyspace: Keyspace,
     pub(super) store: View,
@@ -48,7 +48,7 @@ const DOUBT_MAX: u64 = 1000;
 impl ReadView {
     /// The position of everything read here.
     pub fn position(&self) -> Position {
-        self.position
+        Position(self.state.position)
     }
 
     /// The schema at that position.

@@ -226,7 +226,8 @@ mod tests {
         let (rows, dim) = (300, 4);
         let vectors = synthetic(rows, dim, 2);
         let metric = Metric::of(Distance::Euclid);
-        let mut built = build(metric, dim, &vectors, HnswParams { m: 2, ef_construct: 16 }, &GO).expect("built");
+        let mut built =
+            build(metric, dim, &vectors, HnswParams { m: 2, ef_construct: 16 }, &GO).expect("built");
         let degree = built.degree as usize;
         for row in [7u32, 8, 200] {
             built.entries.retain(|e| *e != row);
@@ -249,7 +250,8 @@ mod tests {
             let vectors = vec![0.5; rows * 3];
             let built = build(metric, 3, &vectors, HnswParams::default(), &GO).expect("built");
             assert!(built.unreachable().is_empty(), "{rows} equal rows");
-            let found = built.graph(metric, 3, &vectors).search(&[0.5; 3], rows, &mut Scratch::default(), |_| true);
+            let found =
+                built.graph(metric, 3, &vectors).search(&[0.5; 3], rows, &mut Scratch::default(), |_| true);
             assert_eq!(found.len(), rows);
         }
     }

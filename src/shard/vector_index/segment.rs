@@ -147,9 +147,7 @@ impl Segment {
         let rows: Vec<u8> = content
             .rows
             .iter()
-            .flat_map(|row| {
-                [&row.slot.to_le_bytes()[..], &[0; 4], &row.version.0.to_le_bytes()].concat()
-            })
+            .flat_map(|row| [&row.slot.to_le_bytes()[..], &[0; 4], &row.version.0.to_le_bytes()].concat())
             .collect();
         let bodies: [&[u8]; 4] = [
             bytemuck::cast_slice(content.vectors),
@@ -187,7 +185,10 @@ impl Segment {
     /// Maps a file and checks every byte of it.
     pub(crate) fn open(path: &Path) -> Result<Self, SegmentError> {
         let file = File::open(path)?;
-        #[expect(unsafe_code, reason = "a mapped file; nothing writes to a segment once it is renamed into place")]
+        #[expect(
+            unsafe_code,
+            reason = "a mapped file; nothing writes to a segment once it is renamed into place"
+        )]
         // SAFETY: sealed files are only ever deleted, which keeps a mapping alive.
         let map = unsafe { Mmap::map(&file)? };
         let head = Head::decode(&map)?;
@@ -252,6 +253,11 @@ impl Segment {
         self.head.distance == distance && self.head.dim == dim
     }
 
+    /// The checksum of the head, which holds those of all else.
+    pub(crate) fn checksum(&self) -> u32 {
+        crc32fast::hash(&self.map[..HEAD_BYTES - 4])
+    }
+
     /// Bytes of the file.
     pub(crate) fn bytes(&self) -> u64 {
         self.map.len() as u64
@@ -271,7 +277,9 @@ mod tests {
         // Not a graph of usearch's: golden bytes must not change with its version.
         let built = Built {
             degree: 2,
-            adjacency: (0..10u32).flat_map(|n| [(n + 1) % 10, if n == 3 { NONE } else { (n + 9) % 10 }]).collect(),
+            adjacency: (0..10u32)
+                .flat_map(|n| [(n + 1) % 10, if n == 3 { NONE } else { (n + 9) % 10 }])
+                .collect(),
             entries: vec![4, 9],
         };
         let content =
@@ -328,10 +336,12 @@ mod tests {
     fn a_real_graph_survives_the_file() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a.seg");
-        let vectors: Vec<f32> = (0..4000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 8) as f32 / 1e7).collect();
+        let vectors: Vec<f32> =
+            (0..4000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 8) as f32 / 1e7).collect();
         let metric = Metric::of(Distance::Euclid);
-        let built = super::super::build::build(metric, 8, &vectors, HnswParams::default(), &AtomicBool::new(false))
-            .expect("built");
+        let built =
+            super::super::build::build(metric, 8, &vectors, HnswParams::default(), &AtomicBool::new(false))
+                .expect("built");
         let rows: Vec<Row> = (0..500).map(|slot| Row { slot, version: Position(1) }).collect();
         Segment::write(
             &path,
@@ -342,7 +352,10 @@ mod tests {
         for row in [0u32, 250, 499] {
             let query = &vectors[row as usize * 8..][..8];
             let from_file = segment.graph().search(query, 10, &mut Default::default(), |_| true);
-            assert_eq!(from_file, built.graph(metric, 8, &vectors).search(query, 10, &mut Default::default(), |_| true));
+            assert_eq!(
+                from_file,
+                built.graph(metric, 8, &vectors).search(query, 10, &mut Default::default(), |_| true)
+            );
             assert_eq!(from_file[0], (0.0, row));
         }
     }
