@@ -20,6 +20,7 @@ mod server;
 mod wishes;
 
 pub use auth::Keys;
+pub use metrics::exporter;
 pub use server::serve;
 
 use crate::{

@@ -41,7 +41,8 @@ pub(super) struct Wishes {
 struct Parameters {
     wait: Option<bool>,
     timeout: Option<u64>,
-    ordering: Option<Ordering>,
+    #[serde(rename = "ordering")]
+    _ordering: Option<Ordering>,
     consistency: Option<String>,
 }
 
@@ -240,11 +241,11 @@ mod tests {
     #[test]
     fn bad_wishes_are_named() {
         for (query, headers, status, message) in [
-            ("wait=yes", &[][..], 400, "query parameters: "),
-            ("wat=true", &[], 400, "query parameters: unknown field `wat`"),
+            ("wait=yes", &[][..], 400, "query parameters: wait: "),
+            ("wat=true", &[], 400, "query parameters: wat: unknown field `wat`"),
             ("timeout=0", &[], 400, "timeout: 0 is not within 1 to 86400 seconds"),
-            ("timeout=-1", &[], 400, "query parameters: "),
-            ("ordering=sideways", &[], 400, "query parameters: unknown variant `sideways`"),
+            ("timeout=-1", &[], 400, "query parameters: timeout: "),
+            ("ordering=sideways", &[], 400, "query parameters: ordering: unknown variant `sideways`"),
             ("consistency=0", &[], 400, "consistency: \"0\""),
             ("consistency=most", &[], 400, "consistency: \"most\""),
             ("", &[("annal-consistency", "eventual")], 400, "Annal-Consistency: \"eventual\""),
