@@ -4,10 +4,7 @@
 //! read is linearizable, so weaker consistencies are checked and then strengthened to it; every write is
 //! acknowledged only when a quorum has it, so `ordering` and `consistency` are checked and then met.
 
-use super::{
-    Api,
-    error::{ApiError, Result},
-};
+use super::error::{ApiError, Result};
 use crate::{
     cluster::{ReadOptions, Token, WriteOptions},
     model::RequestId,
@@ -106,7 +103,7 @@ const BUILT: [&str; 3] = ["annal-consistency", "annal-token", "annal-timeout-ms"
 fn refuse_unknown(headers: &HeaderMap) -> Result<()> {
     for name in headers.keys().map(|name| name.as_str()).filter(|name| name.starts_with("annal-")) {
         if UNBUILT.contains(&name) {
-            return Err(ApiError::unbuilt(format!("header {name}")));
+            return Err(ApiError::unbuilt(format!("header {name}"), ""));
         }
         if !BUILT.contains(&name) {
             return Err(ApiError::invalid(format!("header {name}"), "is not known"));
@@ -184,8 +181,12 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// Reads the wishes once, before anything else of a request is looked at.
-pub(super) async fn read(State(api): State<Api>, mut request: Request, next: Next) -> Response {
-    match Wishes::parse(request.headers(), request.uri(), Instant::now(), api.options.timeout_default) {
+pub(super) async fn read(
+    State(timeout_default): State<Duration>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    match Wishes::parse(request.headers(), request.uri(), Instant::now(), timeout_default) {
         Ok(wishes) => {
             request.extensions_mut().insert(wishes);
             next.run(request).await
@@ -259,8 +260,8 @@ mod tests {
                 400,
                 "Annal-Timeout-Ms: is given twice",
             ),
-            ("", &[("annal-as-of", "1")], 501, "header annal-as-of is not implemented yet"),
-            ("", &[("annal-explain", "1")], 501, "header annal-explain is not implemented yet"),
+            ("", &[("annal-as-of", "1")], 501, "header annal-as-of: is not implemented yet"),
+            ("", &[("annal-explain", "1")], 501, "header annal-explain: is not implemented yet"),
             ("", &[("annal-wish", "1")], 400, "header annal-wish: is not known"),
             ("", &[("idempotency-key", "me")], 400, "Idempotency-Key: wants CLIENT/SEQ"),
             ("", &[("idempotency-key", "a/b/1")], 400, "Idempotency-Key: wants CLIENT/SEQ"),

@@ -140,7 +140,7 @@ impl CreateBody {
     fn into_model(self) -> Result<CollectionSpec> {
         refuse_unbuilt([("strict_mode_config", self.strict_mode_config), ("init_from", self.init_from)])?;
         if let Some(ShardingMethod::Custom) = self.sharding_method {
-            return Err(ApiError::unbuilt("sharding_method = custom"));
+            return Err(ApiError::unbuilt("sharding_method", "custom"));
         }
         let hnsw = self.hnsw_config.clone().unwrap_or_default().over(HnswParams::default())?;
         let mut vectors = BTreeMap::new();
@@ -193,7 +193,8 @@ impl CreateBody {
     }
 }
 
-/// Each vector's name, where its parameters stand in the request, and the parameters.
+/// Each vector's name, where its parameters stand in the request, and the parameters. The unnamed vector may also
+/// come under the name `""`.
 fn vectors_by_name(vectors: Map<String, Value>) -> Result<Vec<(String, String, Value)>> {
     // A vector named `size` is an object; the size of the unnamed vector is a number.
     if vectors.get("size").is_some_and(|size| !size.is_object())
@@ -203,7 +204,9 @@ fn vectors_by_name(vectors: Map<String, Value>) -> Result<Vec<(String, String, V
     }
     let named = vectors.into_iter().map(|(name, value)| {
         let at = format!("vectors.{name}");
-        check_name("name", &name).map_err(|e| e.within(&at))?;
+        if !name.is_empty() {
+            check_name("name", &name).map_err(|e| e.within(&at))?;
+        }
         Ok((name, at, value))
     });
     named.collect()
@@ -383,8 +386,8 @@ fn described_vectors(spec: &CollectionSpec) -> Value {
         vector
     };
     match spec.vectors.get("") {
-        Some(params) => described("", params),
-        None => spec.vectors.iter().map(|(name, params)| (name.clone(), described(name, params))).collect(),
+        Some(params) if spec.vectors.len() == 1 => described("", params),
+        _ => spec.vectors.iter().map(|(name, params)| (name.clone(), described(name, params))).collect(),
     }
 }
 
@@ -430,6 +433,20 @@ mod tests {
         assert_eq!(
             described(&info_of(spec))["config"]["params"]["vectors"],
             json!({"size": 4, "distance": "Cosine"})
+        );
+    }
+
+    #[test]
+    fn the_unnamed_vector_may_be_written_as_one_of_several() {
+        let unnamed = json!({"size": 4, "distance": "Cosine"});
+        assert_eq!(
+            create(json!({"vectors": {"": unnamed}})).unwrap(),
+            create(json!({"vectors": unnamed})).unwrap()
+        );
+        let both = create(json!({"vectors": {"": unnamed, "a": unnamed}})).unwrap();
+        assert_eq!(
+            described(&info_of(both))["config"]["params"]["vectors"],
+            json!({"": unnamed, "a": unnamed})
         );
     }
 
@@ -504,9 +521,9 @@ mod tests {
             (vector("distance", json!("Hamming")), 400, "vectors.distance: unknown variant `Hamming`"),
             (vector("colour", json!(1)), 400, "vectors.colour: unknown field `colour`"),
             (vector("hnsw_config", json!({"m": 1})), 400, "vectors.hnsw_config.m: 1 is not within 2 to 256"),
-            (vector("hnsw_config", json!({"m": 0})), 501, "vectors.hnsw_config.m = 0 (no graph) is not"),
-            (vector("datatype", json!("float16")), 501, "vectors.datatype = float16 is not implemented yet"),
-            (vector("multivector_config", json!({})), 501, "vectors.multivector_config is not"),
+            (vector("hnsw_config", json!({"m": 0})), 501, "vectors.hnsw_config.m: 0 (no graph) is not"),
+            (vector("datatype", json!("float16")), 501, "vectors.datatype: float16 is not implemented yet"),
+            (vector("multivector_config", json!({})), 501, "vectors.multivector_config: is not"),
             (json!({"vectors": {"size": 4}}), 400, "vectors.distance: is missing"),
             (
                 json!({"vectors": {"a": {"size": 0, "distance": "Dot"}}}),
@@ -515,19 +532,18 @@ mod tests {
             ),
             (json!({"vectors": {"a": {"distance": "Dot"}}}), 400, "vectors.a.size: is missing"),
             (json!({"vectors": {"a/b": {}}}), 400, "vectors.a/b.name: holds '/'"),
-            (json!({"vectors": {"": {}}}), 400, "vectors..name: has 0 characters"),
             (json!({"vectors": 7}), 400, "vectors: invalid type"),
             (
                 json!({"sparse_vectors": {"s": {"modifier": "idf"}}}),
                 501,
-                "sparse_vectors.s.modifier = idf is not",
+                "sparse_vectors.s.modifier: idf is not",
             ),
             (json!({"sparse_vectors": {"s": {"size": 1}}}), 400, "sparse_vectors.s.size: unknown field"),
             (json!({"shard_number": 0}), 400, "shard_number: 0 is not within 1 to 64"),
             (json!({"shard_number": 65}), 400, "shard_number: 65 is not within 1 to 64"),
             (json!({"replication_factor": 0}), 400, "replication_factor: 0 is not within"),
-            (json!({"sharding_method": "custom"}), 501, "sharding_method = custom is not"),
-            (json!({"strict_mode_config": {}}), 501, "strict_mode_config is not"),
+            (json!({"sharding_method": "custom"}), 501, "sharding_method: custom is not"),
+            (json!({"strict_mode_config": {}}), 501, "strict_mode_config: is not"),
             (
                 json!({"quantization_config": {"scalar": {"type": "int4"}}}),
                 400,
@@ -592,8 +608,8 @@ mod tests {
 
         for (body, status, message) in [
             (json!({"vectors": {"c": {}}}), 400, "vectors.c: there is no such vector"),
-            (json!({"params": {"replication_factor": 2}}), 501, "params.replication_factor is not"),
-            (json!({"sparse_vectors": {}}), 501, "sparse_vectors is not"),
+            (json!({"params": {"replication_factor": 2}}), 501, "params.replication_factor: is not"),
+            (json!({"sparse_vectors": {}}), 501, "sparse_vectors: is not"),
             (json!({"shard_number": 2}), 400, "shard_number: unknown field"),
         ] {
             let error = update(body).unwrap_err();

@@ -595,15 +595,15 @@ mod tests {
             (
                 r#"{"must":[{"key":"a","match":{"phrase":"x"}}]}"#,
                 501,
-                "must[0].match.phrase is not implemented yet",
+                "must[0].match.phrase: is not implemented yet",
             ),
-            (r#"{"must":[{"key":"a","match":{"text_any":"x"}}]}"#, 501, "must[0].match.text_any is not"),
+            (r#"{"must":[{"key":"a","match":{"text_any":"x"}}]}"#, 501, "must[0].match.text_any: is not"),
             (
                 r#"{"must":[{"key":"a","geo_radius":{"center":{},"radius":1}}]}"#,
                 501,
-                "must[0].geo_radius is not",
+                "must[0].geo_radius: is not",
             ),
-            (r#"{"must":[{"slice":{}}]}"#, 501, "must[0].slice is not"),
+            (r#"{"must":[{"slice":{}}]}"#, 501, "must[0].slice: is not"),
         ] {
             let error = read_filter(text).unwrap_err();
             assert!(error.to_string().starts_with(message), "{text}: {error}");

@@ -447,7 +447,7 @@ mod tests {
                 400,
                 "points[0].colour: unknown field `colour`",
             ),
-            (r#"{"points":[{"id":1,"vector":[[1]]}]}"#, 501, "points[0].vector.a multi-dense vector"),
+            (r#"{"points":[{"id":1,"vector":[[1]]}]}"#, 501, "points[0].vector: a multi-dense vector"),
             (r#"{"batch":{"ids":[1,2],"vectors":[[1]]}}"#, 400, "batch.vectors: has 1 items for 2 ids"),
             (r#"{"batch":{"ids":[1],"vectors":{"a":[]}}}"#, 400, "batch.vectors.a: has 0 items for 1 ids"),
             (
@@ -455,10 +455,10 @@ mod tests {
                 400,
                 "batch.payloads: has 0 items for 1 ids",
             ),
-            (r#"{"batch":{"ids":[1],"vectors":[[[1]]]}}"#, 501, "batch.vectors[0].a multi-dense"),
-            (r#"{"points":[],"update_filter":{}}"#, 501, "update_filter is not implemented yet"),
-            (r#"{"points":[],"update_mode":"insert_only"}"#, 501, "update_mode is not"),
-            (r#"{"points":[],"shard_key":"a"}"#, 501, "shard_key is not"),
+            (r#"{"batch":{"ids":[1],"vectors":[[[1]]]}}"#, 501, "batch.vectors[0]: a multi-dense"),
+            (r#"{"points":[],"update_filter":{}}"#, 501, "update_filter: is not implemented yet"),
+            (r#"{"points":[],"update_mode":"insert_only"}"#, 501, "update_mode: is not"),
+            (r#"{"points":[],"shard_key":"a"}"#, 501, "shard_key: is not"),
         ] {
             let error = upsert(text).unwrap_err();
             assert!(error.to_string().starts_with(message), "{text}: {error}");

@@ -322,7 +322,7 @@ fn target(example: Example) -> Result<Target> {
         Example::Id(id) => Ok(Target::NearestTo(id)),
         Example::Vector(vector) => match vector.into_model()? {
             Vector::Dense(values) => Ok(Target::Nearest(values)),
-            Vector::Sparse(_) => Err(ApiError::unbuilt("a sparse query")),
+            Vector::Sparse(_) => Err(ApiError::unbuilt("", "a sparse query")),
         },
     }
 }
@@ -460,7 +460,7 @@ mod tests {
         assert!(error.to_string().starts_with("Format error in JSON body: missing field `limit`"), "{error}");
         let error =
             search(r#"{"vector":{"name":"s","vector":{"indices":[],"values":[]}},"limit":3}"#).unwrap_err();
-        assert_eq!(error.to_string(), "query.a sparse query is not implemented yet");
+        assert_eq!(error.to_string(), "query: a sparse query is not implemented yet");
     }
 
     #[test]
@@ -481,16 +481,16 @@ mod tests {
             (r#"{"params":{"ef":1}}"#, 400, "params.ef: unknown field `ef`"),
             (r#"{"filter":{"must":[{}]}}"#, 400, "filter.must[0]: is no condition"),
             (r#"{"wiht_payload":true}"#, 400, "wiht_payload: unknown field"),
-            (r#"{"prefetch":[]}"#, 501, "prefetch is not implemented yet"),
-            (r#"{"lookup_from":{}}"#, 501, "lookup_from is not"),
-            (r#"{"shard_key":"a"}"#, 501, "shard_key is not"),
-            (r#"{"params":{"idf":{}}}"#, 501, "params.idf is not"),
-            (r#"{"query":{"fusion":"rrf"}}"#, 501, "query.fusion is not"),
-            (r#"{"query":{"recommend":{}}}"#, 501, "query.recommend is not"),
-            (r#"{"query":{"nearest":[1],"mmr":{}}}"#, 501, "query.mmr is not"),
-            (r#"{"query":{"nearest":[[1]]}}"#, 501, "query.nearest.a multi-dense vector"),
-            (r#"{"query":[[1],[2]]}"#, 501, "query.a multi-dense vector"),
-            (r#"{"query":{"indices":[1],"values":[1]}}"#, 501, "query.indices is not"),
+            (r#"{"prefetch":[]}"#, 501, "prefetch: is not implemented yet"),
+            (r#"{"lookup_from":{}}"#, 501, "lookup_from: is not"),
+            (r#"{"shard_key":"a"}"#, 501, "shard_key: is not"),
+            (r#"{"params":{"idf":{}}}"#, 501, "params.idf: is not"),
+            (r#"{"query":{"fusion":"rrf"}}"#, 501, "query.fusion: is not"),
+            (r#"{"query":{"recommend":{}}}"#, 501, "query.recommend: is not"),
+            (r#"{"query":{"nearest":[1],"mmr":{}}}"#, 501, "query.mmr: is not"),
+            (r#"{"query":{"nearest":[[1]]}}"#, 501, "query.nearest: a multi-dense vector"),
+            (r#"{"query":[[1],[2]]}"#, 501, "query: a multi-dense vector"),
+            (r#"{"query":{"indices":[1],"values":[1]}}"#, 501, "query.indices: is not"),
         ] {
             let error = query(text).unwrap_err();
             assert!(error.to_string().starts_with(message), "{text}: {error}");

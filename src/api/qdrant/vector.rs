@@ -51,8 +51,8 @@ impl OneVector {
         match self {
             OneVector::Dense(values) => Ok(Vector::Dense(values)),
             OneVector::Sparse(sparse) => Ok(Vector::Sparse(sparse)),
-            OneVector::Multi => Err(ApiError::unbuilt("a multi-dense vector (a list of lists)")),
-            OneVector::Inference => Err(ApiError::unbuilt("a vector to be inferred from an object")),
+            OneVector::Multi => Err(ApiError::unbuilt("", "a multi-dense vector (a list of lists)")),
+            OneVector::Inference => Err(ApiError::unbuilt("", "a vector to be inferred from an object")),
         }
     }
 }
@@ -355,8 +355,8 @@ mod tests {
             (r#"{"s":{"indices":[-1],"values":[1]}}"#, 400, "s.indices[0]: invalid value"),
             (r#"{"s":{"indexes":[1]}}"#, 400, "s.indexes: unknown field `indexes`"),
             ("[[1,2],[3,4]]", 501, "a multi-dense vector (a list of lists) is not implemented yet"),
-            (r#"{"a":[[1,2],[3,4]]}"#, 501, "a.a multi-dense vector"),
-            (r#"{"a":{"text":"hello","model":"m"}}"#, 501, "a.a vector to be inferred"),
+            (r#"{"a":[[1,2],[3,4]]}"#, 501, "a: a multi-dense vector"),
+            (r#"{"a":{"text":"hello","model":"m"}}"#, 501, "a: a vector to be inferred"),
         ] {
             let error = read(text).unwrap_err();
             assert!(error.to_string().starts_with(message), "{text}: {error}");
