@@ -46,8 +46,11 @@ pub(super) async fn upsert(
 
 /// What became of a write, as Qdrant says it.
 pub(super) fn acknowledged(written: Written) -> Reply {
-    let status = if written.applied { "completed" } else { "acknowledged" };
-    Reply::new(&json!({"operation_id": written.position, "status": status})).seen(written.token)
+    let result = match written.position {
+        Some(position) => json!({"operation_id": position, "status": "completed"}),
+        None => json!({"status": "acknowledged"}),
+    };
+    Reply::new(&result).seen(written.token)
 }
 
 /// Points row by row or column by column.
