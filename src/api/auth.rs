@@ -4,10 +4,7 @@
 //! everything (a node refuses to listen beyond its own host then). The version and the probes are open.
 //! Not here: keys by collection, JWT.
 
-use super::{
-    Api,
-    error::{ApiError, Result},
-};
+use super::error::{ApiError, Result};
 use crate::model::Kind;
 use axum::{
     extract::{MatchedPath, Request, State},
@@ -15,6 +12,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use std::sync::Arc;
 
 const OPEN: [&str; 4] = ["/", "/healthz", "/livez", "/readyz"];
 
@@ -22,12 +20,12 @@ const OPEN: [&str; 4] = ["/", "/healthz", "/livez", "/readyz"];
 const READING_POSTS: [&str; 6] = ["/points", "/scroll", "/count", "/query", "/search", "/batch"];
 
 /// Turns away who may not do what the request asks.
-pub(super) async fn check(State(api): State<Api>, request: Request, next: Next) -> Response {
+pub(super) async fn check(State(keys): State<Arc<Keys>>, request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     if path.is_some_and(|path| OPEN.contains(&path)) {
         return next.run(request).await;
     }
-    match api.options.keys.admit(request.headers(), only_reads(request.method(), path)) {
+    match keys.admit(request.headers(), only_reads(request.method(), path)) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     }

@@ -4,14 +4,13 @@
 //! name the field (`points[3].vector: …`). So the good case pays nothing for good messages.
 
 use super::{
-    Api,
     error::{ApiError, Result},
     wishes::Wishes,
 };
 use crate::model::Kind;
 use axum::{
     RequestExt,
-    extract::{FromRequest, FromRequestParts, Path, Request},
+    extract::{FromRef, FromRequest, FromRequestParts, Path, Request},
     http::{header::CONTENT_ENCODING, header::CONTENT_LENGTH, request::Parts},
 };
 use bytes::Bytes;
@@ -22,15 +21,24 @@ use serde_json::Value;
 /// Bodies above this are parsed off the async threads, in bytes.
 const PARSED_ASIDE_BYTES: usize = 256 * 1024;
 
+/// Largest body in bytes, decompressed.
+#[derive(Clone, Copy)]
+pub(super) struct BodyLimit(pub(super) usize);
+
 /// A parsed JSON body.
 pub(super) struct Json<T>(pub(super) T);
 
-impl<T: DeserializeOwned + Send + 'static> FromRequest<Api> for Json<T> {
+impl<S, T> FromRequest<S> for Json<T>
+where
+    S: Send + Sync,
+    T: DeserializeOwned + Send + 'static,
+    BodyLimit: FromRef<S>,
+{
     type Rejection = ApiError;
 
-    async fn from_request(mut request: Request, api: &Api) -> Result<Self> {
-        let wishes = request.extract_parts_with_state::<Wishes, _>(api).await?;
-        let bytes = tokio::time::timeout_at(wishes.deadline, collect(request, api.options.body_bytes_max))
+    async fn from_request(mut request: Request, state: &S) -> Result<Self> {
+        let wishes = request.extract_parts::<Wishes>().await?;
+        let bytes = tokio::time::timeout_at(wishes.deadline, collect(request, BodyLimit::from_ref(state)))
             .await
             .map_err(|_| ApiError::new(Kind::Timeout, "body", "did not arrive in time"))??;
         if bytes.len() <= PARSED_ASIDE_BYTES {
@@ -41,8 +49,9 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Api> for Json<T> {
     }
 }
 
-async fn collect(request: Request, bytes_max: usize) -> Result<Bytes> {
-    let too_large = || ApiError::new(Kind::TooLarge, "body", format!("is larger than {bytes_max} bytes"));
+async fn collect(request: Request, BodyLimit(bytes_max): BodyLimit) -> Result<Bytes> {
+    let too_large =
+        || ApiError::new(Kind::TooLarge, "body", format!("is larger than the limit of {bytes_max} bytes"));
     let (parts, body) = request.into_parts();
     if let Some(encoding) = parts.headers.get(CONTENT_ENCODING).filter(|e| *e != "identity") {
         return Err(ApiError::invalid("Content-Encoding", format!("{encoding:?} is not known")));
@@ -63,7 +72,8 @@ pub(super) fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T> {
     serde_json::from_slice(text).map_err(|untracked| {
         let deserializer = &mut serde_json::Deserializer::from_slice(text);
         let tracked = serde_path_to_error::deserialize::<_, T>(deserializer).err();
-        let path = tracked.as_ref().map(|e| e.path().to_string()).filter(|path| path != ".");
+        let path =
+            tracked.as_ref().map(|e| e.path().to_string()).filter(|path| !matches!(path.as_str(), "." | "?"));
         let why = tracked.map_or(untracked, serde_path_to_error::Error::into_inner);
         ApiError::invalid(path.unwrap_or_else(|| "Format error in JSON body".into()), why.to_string())
     })

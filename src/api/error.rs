@@ -45,9 +45,10 @@ impl ApiError {
         Self::new(Kind::Invalid, field, why)
     }
 
-    /// Known, but not built yet.
-    pub(super) fn unbuilt(what: impl Into<String>) -> Self {
-        Self::new(Kind::Unimplemented, what, "is not implemented yet")
+    /// `what` (of `field`; the field itself if empty) is known, but not built yet.
+    pub(super) fn unbuilt(field: impl Into<String>, what: &str) -> Self {
+        let why = format!("{what} is not implemented yet");
+        Self::new(Kind::Unimplemented, field, why.trim_start())
     }
 
     /// The same error seen from one level up: `points[3]` + `vector` becomes `points[3].vector`.
@@ -85,10 +86,9 @@ impl ApiError {
 
 impl fmt::Display for ApiError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.kind {
-            _ if self.field.is_empty() => f.write_str(&self.why),
-            Kind::Unimplemented => write!(f, "{} {}", self.field, self.why),
-            _ => write!(f, "{}: {}", self.field, self.why),
+        match self.field.as_str() {
+            "" => f.write_str(&self.why),
+            field => write!(f, "{field}: {}", self.why),
         }
     }
 }
@@ -162,8 +162,10 @@ mod tests {
     fn messages_name_the_field() {
         let e = ApiError::invalid("vector", "has 3 numbers").within("points[3]");
         assert_eq!(e.to_string(), "points[3].vector: has 3 numbers");
-        let e = ApiError::unbuilt("prefetch").within("searches[0]");
-        assert_eq!(e.to_string(), "searches[0].prefetch is not implemented yet");
+        let e = ApiError::unbuilt("prefetch", "").within("searches[0]");
+        assert_eq!(e.to_string(), "searches[0].prefetch: is not implemented yet");
+        let e = ApiError::unbuilt("", "idf").within("modifier");
+        assert_eq!(e.to_string(), "modifier: idf is not implemented yet");
         assert_eq!(ApiError::invalid("", "x").within("body").to_string(), "body: x");
     }
 }

@@ -17,9 +17,12 @@ mod metrics;
 mod native;
 mod qdrant;
 mod server;
+#[cfg(test)]
+mod tests;
 mod wishes;
 
 pub use auth::Keys;
+pub use metrics::exporter;
 pub use server::serve;
 
 use crate::{
@@ -33,6 +36,7 @@ use axum::{
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
 };
+use body::BodyLimit;
 use error::ApiError;
 use metrics_exporter_prometheus::PrometheusHandle;
 use std::{any::Any, io, sync::Arc, time::Duration};
@@ -76,8 +80,7 @@ impl Default for ApiOptions {
 #[derive(Clone)]
 struct Api {
     cluster: Cluster,
-    options: Arc<ApiOptions>,
-    admission: Arc<Semaphore>,
+    body_limit: BodyLimit,
     exporter: PrometheusHandle,
 }
 
@@ -87,43 +90,49 @@ impl FromRef<Api> for Cluster {
     }
 }
 
+impl FromRef<Api> for BodyLimit {
+    fn from_ref(api: &Api) -> Self {
+        api.body_limit
+    }
+}
+
 /// The whole door as one service.
 ///
 /// Errors: another metrics recorder is installed in this process.
-pub fn router(cluster: Cluster, options: ApiOptions) -> io::Result<Router> {
-    let api = Api {
-        cluster,
-        admission: Arc::new(Semaphore::new(options.in_flight_max)),
-        options: Arc::new(options),
-        exporter: metrics::exporter()?,
-    };
-    let built = qdrant::built().merge(native::built()).layer(
+fn router(cluster: Cluster, options: &ApiOptions) -> io::Result<Router> {
+    let api = Api { cluster, body_limit: BodyLimit(options.body_bytes_max), exporter: exporter()? };
+    let built = qdrant::built().merge(native::built());
+    let open = qdrant::probes().merge(qdrant::unbuilt()).merge(native::unbuilt());
+    Ok(layered(built, open, options).with_state(api))
+}
+
+/// Puts the stack around the routes; `open` ones are neither turned away by load nor bound to a deadline.
+fn layered<S: Clone + Send + Sync + 'static>(
+    built: Router<S>,
+    open: Router<S>,
+    options: &ApiOptions,
+) -> Router<S> {
+    let admission = Arc::new(Semaphore::new(options.in_flight_max));
+    let built = built.layer(
         ServiceBuilder::new()
-            .layer(from_fn_with_state(api.clone(), admit))
-            .layer(from_fn_with_state(api.clone(), wishes::read))
+            .layer(from_fn_with_state(admission, admit))
+            .layer(from_fn_with_state(options.timeout_default, wishes::read))
             .layer(from_fn(give_up))
             .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true)),
     );
-    let router = qdrant::probes()
-        .merge(built)
-        .merge(qdrant::unbuilt())
-        .merge(native::unbuilt())
-        .fallback(unknown)
-        .method_not_allowed_fallback(unknown)
-        .layer(
-            ServiceBuilder::new()
-                .layer(from_fn(observe))
-                .layer(
-                    CompressionLayer::new()
-                        .quality(CompressionLevel::Fastest)
-                        .compress_when(SizeAbove::new(8_192)),
-                )
-                .layer(from_fn(envelope::wrap))
-                .layer(CatchPanicLayer::custom(panicked))
-                .layer(from_fn_with_state(api.clone(), auth::check)),
-        );
-    Ok(router.with_state(api))
+    let compress = CompressionLayer::new().quality(CompressionLevel::Fastest);
+    built.merge(open).fallback(unknown).method_not_allowed_fallback(unknown).layer(
+        ServiceBuilder::new()
+            .layer(from_fn(observe))
+            .layer(compress.compress_when(SizeAbove::new(COMPRESSED_BYTES_MIN)))
+            .layer(from_fn(envelope::wrap))
+            .layer(CatchPanicLayer::custom(panicked))
+            .layer(from_fn_with_state(Arc::new(options.keys.clone()), auth::check)),
+    )
 }
+
+/// Answers below this are sent as they are: compressing them costs more than it saves.
+const COMPRESSED_BYTES_MIN: u64 = 8_192;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -154,13 +163,10 @@ fn fresh_id() -> HeaderValue {
 ///
 /// Not tower's `LoadShed`: it asks for readiness, which tokio's cooperative budget may deny to a request that
 /// would find a place.
-async fn admit(State(api): State<Api>, request: Request, next: Next) -> Response {
-    match api.admission.try_acquire() {
+async fn admit(State(admission): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+    match admission.try_acquire() {
         Ok(_place) => next.run(request).await,
-        Err(_) => {
-            let why = format!("{} requests are in flight already", api.options.in_flight_max);
-            ApiError::new(Kind::Limited, "", why).into_response()
-        }
+        Err(_) => ApiError::new(Kind::Limited, "", "too many requests are in flight already").into_response(),
     }
 }
 
@@ -192,10 +198,11 @@ async fn unknown(method: Method, uri: Uri) -> ApiError {
 }
 
 /// Routes that are known but not built: each line holds methods and one path.
-fn refusing(lines: &[&'static str]) -> Router<Api> {
+fn refusing<S: Clone + Send + Sync + 'static>(lines: &[&'static str]) -> Router<S> {
     use axum::routing::{MethodFilter, on};
-    let refuse =
-        async |method: Method, path: MatchedPath| ApiError::unbuilt(format!("{method} {}", path.as_str()));
+    let refuse = async |method: Method, path: MatchedPath| {
+        ApiError::unbuilt(format!("{method} {}", path.as_str()), "")
+    };
     lines.iter().fold(Router::new(), |router, line| {
         let (methods, path) = line.rsplit_once(' ').expect("METHOD… /path");
         let methods = methods.split(' ').map(|m| match m {

@@ -25,7 +25,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     let drain = options.drain;
     let exporter = metrics::exporter()?;
-    let service = TowerToHyperService::new(router(cluster, options)?);
+    let service = TowerToHyperService::new(router(cluster, &options)?);
     let mut server = auto::Builder::new(TokioExecutor::new());
     server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     server.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD_TIMEOUT);

@@ -4,10 +4,7 @@
 //! read is linearizable, so weaker consistencies are checked and then strengthened to it; every write is
 //! acknowledged only when a quorum has it, so `ordering` and `consistency` are checked and then met.
 
-use super::{
-    Api,
-    error::{ApiError, Result},
-};
+use super::error::{ApiError, Result};
 use crate::{
     cluster::{ReadOptions, Token, WriteOptions},
     model::RequestId,
@@ -41,7 +38,8 @@ pub(super) struct Wishes {
 struct Parameters {
     wait: Option<bool>,
     timeout: Option<u64>,
-    ordering: Option<Ordering>,
+    #[serde(rename = "ordering")]
+    _ordering: Option<Ordering>,
     consistency: Option<String>,
 }
 
@@ -105,7 +103,7 @@ const BUILT: [&str; 3] = ["annal-consistency", "annal-token", "annal-timeout-ms"
 fn refuse_unknown(headers: &HeaderMap) -> Result<()> {
     for name in headers.keys().map(|name| name.as_str()).filter(|name| name.starts_with("annal-")) {
         if UNBUILT.contains(&name) {
-            return Err(ApiError::unbuilt(format!("header {name}")));
+            return Err(ApiError::unbuilt(format!("header {name}"), ""));
         }
         if !BUILT.contains(&name) {
             return Err(ApiError::invalid(format!("header {name}"), "is not known"));
@@ -183,8 +181,12 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// Reads the wishes once, before anything else of a request is looked at.
-pub(super) async fn read(State(api): State<Api>, mut request: Request, next: Next) -> Response {
-    match Wishes::parse(request.headers(), request.uri(), Instant::now(), api.options.timeout_default) {
+pub(super) async fn read(
+    State(timeout_default): State<Duration>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    match Wishes::parse(request.headers(), request.uri(), Instant::now(), timeout_default) {
         Ok(wishes) => {
             request.extensions_mut().insert(wishes);
             next.run(request).await
@@ -240,11 +242,11 @@ mod tests {
     #[test]
     fn bad_wishes_are_named() {
         for (query, headers, status, message) in [
-            ("wait=yes", &[][..], 400, "query parameters: "),
-            ("wat=true", &[], 400, "query parameters: unknown field `wat`"),
+            ("wait=yes", &[][..], 400, "query parameters: wait: "),
+            ("wat=true", &[], 400, "query parameters: wat: unknown field `wat`"),
             ("timeout=0", &[], 400, "timeout: 0 is not within 1 to 86400 seconds"),
-            ("timeout=-1", &[], 400, "query parameters: "),
-            ("ordering=sideways", &[], 400, "query parameters: unknown variant `sideways`"),
+            ("timeout=-1", &[], 400, "query parameters: timeout: "),
+            ("ordering=sideways", &[], 400, "query parameters: ordering: unknown variant `sideways`"),
             ("consistency=0", &[], 400, "consistency: \"0\""),
             ("consistency=most", &[], 400, "consistency: \"most\""),
             ("", &[("annal-consistency", "eventual")], 400, "Annal-Consistency: \"eventual\""),
@@ -258,8 +260,8 @@ mod tests {
                 400,
                 "Annal-Timeout-Ms: is given twice",
             ),
-            ("", &[("annal-as-of", "1")], 501, "header annal-as-of is not implemented yet"),
-            ("", &[("annal-explain", "1")], 501, "header annal-explain is not implemented yet"),
+            ("", &[("annal-as-of", "1")], 501, "header annal-as-of: is not implemented yet"),
+            ("", &[("annal-explain", "1")], 501, "header annal-explain: is not implemented yet"),
             ("", &[("annal-wish", "1")], 400, "header annal-wish: is not known"),
             ("", &[("idempotency-key", "me")], 400, "Idempotency-Key: wants CLIENT/SEQ"),
             ("", &[("idempotency-key", "a/b/1")], 400, "Idempotency-Key: wants CLIENT/SEQ"),

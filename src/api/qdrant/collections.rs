@@ -140,7 +140,7 @@ impl CreateBody {
     fn into_model(self) -> Result<CollectionSpec> {
         refuse_unbuilt([("strict_mode_config", self.strict_mode_config), ("init_from", self.init_from)])?;
         if let Some(ShardingMethod::Custom) = self.sharding_method {
-            return Err(ApiError::unbuilt("sharding_method = custom"));
+            return Err(ApiError::unbuilt("sharding_method", "custom"));
         }
         let hnsw = self.hnsw_config.clone().unwrap_or_default().over(HnswParams::default())?;
         let mut vectors = BTreeMap::new();
@@ -193,7 +193,8 @@ impl CreateBody {
     }
 }
 
-/// Each vector's name, where its parameters stand in the request, and the parameters.
+/// Each vector's name, where its parameters stand in the request, and the parameters. The unnamed vector may also
+/// come under the name `""`.
 fn vectors_by_name(vectors: Map<String, Value>) -> Result<Vec<(String, String, Value)>> {
     // A vector named `size` is an object; the size of the unnamed vector is a number.
     if vectors.get("size").is_some_and(|size| !size.is_object())
@@ -203,7 +204,9 @@ fn vectors_by_name(vectors: Map<String, Value>) -> Result<Vec<(String, String, V
     }
     let named = vectors.into_iter().map(|(name, value)| {
         let at = format!("vectors.{name}");
-        check_name("name", &name).map_err(|e| e.within(&at))?;
+        if !name.is_empty() {
+            check_name("name", &name).map_err(|e| e.within(&at))?;
+        }
         Ok((name, at, value))
     });
     named.collect()
@@ -383,8 +386,8 @@ fn described_vectors(spec: &CollectionSpec) -> Value {
         vector
     };
     match spec.vectors.get("") {
-        Some(params) => described("", params),
-        None => spec.vectors.iter().map(|(name, params)| (name.clone(), described(name, params))).collect(),
+        Some(params) if spec.vectors.len() == 1 => described("", params),
+        _ => spec.vectors.iter().map(|(name, params)| (name.clone(), described(name, params))).collect(),
     }
 }
 
@@ -392,4 +395,244 @@ fn described_sparse(spec: &CollectionSpec) -> Value {
     let said = spec.passthrough.get("sparse_vectors");
     let described = |name: &String| said.and_then(|said| said.get(name)).cloned().unwrap_or(json!({}));
     spec.sparse.keys().map(|name| (name.clone(), described(name))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{CollectionId, Distance, FieldType, Schema};
+    use std::sync::Arc;
+
+    fn create(body: Value) -> Result<CollectionSpec> {
+        parse_value::<CreateBody>(body)?.into_model()
+    }
+
+    fn info_of(spec: CollectionSpec) -> CollectionInfo {
+        CollectionInfo {
+            id: CollectionId(1),
+            spec,
+            schema: Arc::new(Schema::default()),
+            points: 3,
+            field_points: BTreeMap::new(),
+            vectors: 3,
+            indexed_vectors: 2,
+            segments: 1,
+            building: false,
+        }
+    }
+
+    #[test]
+    fn an_unnamed_vector() {
+        let spec = create(json!({"vectors": {"size": 4, "distance": "Cosine"}})).unwrap();
+        let hnsw = HnswParams::default();
+        assert_eq!(
+            spec.vectors,
+            [(String::new(), VectorParams { dim: 4, distance: Distance::Cosine, hnsw })].into()
+        );
+        assert_eq!((spec.shard_number, spec.replication_factor), (1, 3));
+        assert_eq!(
+            described(&info_of(spec))["config"]["params"]["vectors"],
+            json!({"size": 4, "distance": "Cosine"})
+        );
+    }
+
+    #[test]
+    fn the_unnamed_vector_may_be_written_as_one_of_several() {
+        let unnamed = json!({"size": 4, "distance": "Cosine"});
+        assert_eq!(
+            create(json!({"vectors": {"": unnamed}})).unwrap(),
+            create(json!({"vectors": unnamed})).unwrap()
+        );
+        let both = create(json!({"vectors": {"": unnamed, "a": unnamed}})).unwrap();
+        assert_eq!(
+            described(&info_of(both))["config"]["params"]["vectors"],
+            json!({"": unnamed, "a": unnamed})
+        );
+    }
+
+    #[test]
+    fn named_vectors_also_by_odd_names() {
+        let spec = create(json!({
+            "vectors": {"size": {"size": 4, "distance": "Dot"}, "b": {"size": 65536, "distance": "Manhattan"}},
+            "sparse_vectors": {"s": {}, "t": {"index": {"on_disk": true}}},
+        }))
+        .unwrap();
+        assert_eq!(spec.vectors.keys().collect::<Vec<_>>(), ["b", "size"]);
+        assert_eq!(spec.sparse.keys().collect::<Vec<_>>(), ["s", "t"]);
+        let params = &described(&info_of(spec))["config"]["params"];
+        assert_eq!(params["vectors"]["b"], json!({"size": 65536, "distance": "Manhattan"}));
+        assert_eq!(params["sparse_vectors"], json!({"s": {}, "t": {"index": {"on_disk": true}}}));
+    }
+
+    #[test]
+    fn what_is_said_is_kept_and_returned() {
+        let spec = create(json!({
+            "vectors": {"size": 4, "distance": "Euclid", "on_disk": true, "datatype": "float32",
+                "hnsw_config": {"m": 8}, "quantization_config": {"scalar": {"type": "int8", "always_ram": true}}},
+            "shard_number": 2, "replication_factor": 1, "write_consistency_factor": 1, "on_disk_payload": false,
+            "sharding_method": "auto",
+            "hnsw_config": {"m": 32, "ef_construct": 200, "on_disk": true},
+            "optimizers_config": {"indexing_threshold": 10000, "max_optimization_threads": "auto"},
+            "wal_config": {"wal_capacity_mb": 64},
+            "quantization_config": {"binary": {"always_ram": true}},
+            "metadata": {"made_by": "me"},
+        }))
+        .unwrap();
+        assert_eq!(spec.hnsw, HnswParams { m: 32, ef_construct: 200 });
+        assert_eq!(spec.vectors[""].hnsw, HnswParams { m: 8, ef_construct: 200 });
+        let config = &described(&info_of(spec))["config"];
+        assert_eq!(
+            config["params"],
+            json!({
+                "vectors": {"size": 4, "distance": "Euclid", "on_disk": true, "datatype": "float32",
+                    "hnsw_config": {"m": 8}, "quantization_config": {"scalar": {"type": "int8", "always_ram": true}}},
+                "shard_number": 2, "replication_factor": 1, "write_consistency_factor": 1, "on_disk_payload": false,
+            })
+        );
+        assert_eq!(
+            config["hnsw_config"],
+            json!({
+                "m": 32, "ef_construct": 200, "full_scan_threshold": 10_000, "on_disk": true,
+            })
+        );
+        assert_eq!(
+            config["optimizer_config"],
+            json!({
+                "default_segment_number": 0, "flush_interval_sec": 5, "indexing_threshold": 10_000,
+                "max_optimization_threads": "auto",
+            })
+        );
+        assert_eq!(config["wal_config"], json!({"wal_capacity_mb": 64, "wal_segments_ahead": 0}));
+        assert_eq!(config["quantization_config"], json!({"binary": {"always_ram": true}}));
+        assert_eq!(config["metadata"], json!({"made_by": "me"}));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let vector = |field: &str, value: Value| {
+            let mut vector = json!({"size": 4, "distance": "Dot"});
+            vector[field] = value;
+            json!({"vectors": vector})
+        };
+        for (body, status, message) in [
+            (vector("size", json!(0)), 400, "vectors.size: 0 is not within 1 to 65536"),
+            (vector("size", json!(65_537)), 400, "vectors.size: 65537 is not within 1 to 65536"),
+            (vector("size", json!(-1)), 400, "vectors.size: invalid value: integer `-1`"),
+            (vector("distance", json!("Hamming")), 400, "vectors.distance: unknown variant `Hamming`"),
+            (vector("colour", json!(1)), 400, "vectors.colour: unknown field `colour`"),
+            (vector("hnsw_config", json!({"m": 1})), 400, "vectors.hnsw_config.m: 1 is not within 2 to 256"),
+            (vector("hnsw_config", json!({"m": 0})), 501, "vectors.hnsw_config.m: 0 (no graph) is not"),
+            (vector("datatype", json!("float16")), 501, "vectors.datatype: float16 is not implemented yet"),
+            (vector("multivector_config", json!({})), 501, "vectors.multivector_config: is not"),
+            (json!({"vectors": {"size": 4}}), 400, "vectors.distance: is missing"),
+            (
+                json!({"vectors": {"a": {"size": 0, "distance": "Dot"}}}),
+                400,
+                "vectors.a.size: 0 is not within",
+            ),
+            (json!({"vectors": {"a": {"distance": "Dot"}}}), 400, "vectors.a.size: is missing"),
+            (json!({"vectors": {"a/b": {}}}), 400, "vectors.a/b.name: holds '/'"),
+            (json!({"vectors": 7}), 400, "vectors: invalid type"),
+            (
+                json!({"sparse_vectors": {"s": {"modifier": "idf"}}}),
+                501,
+                "sparse_vectors.s.modifier: idf is not",
+            ),
+            (json!({"sparse_vectors": {"s": {"size": 1}}}), 400, "sparse_vectors.s.size: unknown field"),
+            (json!({"shard_number": 0}), 400, "shard_number: 0 is not within 1 to 64"),
+            (json!({"shard_number": 65}), 400, "shard_number: 65 is not within 1 to 64"),
+            (json!({"replication_factor": 0}), 400, "replication_factor: 0 is not within"),
+            (json!({"sharding_method": "custom"}), 501, "sharding_method: custom is not"),
+            (json!({"strict_mode_config": {}}), 501, "strict_mode_config: is not"),
+            (
+                json!({"quantization_config": {"scalar": {"type": "int4"}}}),
+                400,
+                "quantization_config.scalar.type: unknown",
+            ),
+            (json!({"optimizers_config": {"speed": 1}}), 400, "optimizers_config.speed: unknown field"),
+            (json!({"vector": {}}), 400, "vector: unknown field `vector`"),
+        ] {
+            let text = body.to_string();
+            let error = create(body).unwrap_err();
+            assert!(error.to_string().starts_with(message), "{text}: {error}");
+            assert_eq!(error.status().as_u16(), status, "{text}");
+        }
+    }
+
+    #[test]
+    fn names_that_could_be_paths_are_refused() {
+        for good in ["a", "héllo wörld", "a.b-c_d", &"x".repeat(255)] {
+            check_name("name", good).unwrap();
+        }
+        for bad in ["", ".", "..", "a/b", "a\\b", "a\0", "a\n", "a:b", "a*", &"x".repeat(256)] {
+            check_name("name", bad).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn changes_are_laid_over_what_was_said() {
+        let now = create(json!({
+            "vectors": {"a": {"size": 4, "distance": "Dot", "hnsw_config": {"m": 8}}, "b": {"size": 4, "distance": "Dot"}},
+            "optimizers_config": {"indexing_threshold": 1, "flush_interval_sec": 7},
+            "quantization_config": {"binary": {}},
+            "metadata": {"x": 1, "y": 2},
+        }))
+        .unwrap();
+        let update = |body: Value| parse_value::<UpdateBody>(body)?.into_model(&now);
+        assert_eq!(update(json!({})).unwrap(), CollectionChange::default());
+
+        let change = update(json!({
+            "optimizers_config": {"indexing_threshold": 2}, "metadata": {"x": null, "z": 3},
+            "params": {"on_disk_payload": true}, "quantization_config": "Disabled",
+        }))
+        .unwrap();
+        assert_eq!((change.hnsw, &change.hnsw_by_vector), (None, &BTreeMap::new()));
+        assert_eq!(
+            Value::Object(change.passthrough.clone()),
+            json!({
+                "optimizers_config": {"indexing_threshold": 2, "flush_interval_sec": 7}, "metadata": {"y": 2, "z": 3},
+                "on_disk_payload": true, "quantization_config": "Disabled",
+            })
+        );
+        let mut spec = now.clone();
+        spec.passthrough.extend(change.passthrough);
+        assert_eq!(described(&info_of(spec))["config"].get("quantization_config"), None);
+
+        let change = update(
+            json!({"hnsw_config": {"m": 32}, "vectors": {"a": {"hnsw_config": {"ef_construct": 50}}}}),
+        )
+        .unwrap();
+        assert_eq!(change.hnsw, Some(HnswParams { m: 32, ef_construct: 128 }));
+        assert_eq!(change.hnsw_by_vector["a"], HnswParams { m: 8, ef_construct: 50 });
+        assert_eq!(change.hnsw_by_vector["b"], HnswParams { m: 32, ef_construct: 128 });
+
+        for (body, status, message) in [
+            (json!({"vectors": {"c": {}}}), 400, "vectors.c: there is no such vector"),
+            (json!({"params": {"replication_factor": 2}}), 501, "params.replication_factor: is not"),
+            (json!({"sparse_vectors": {}}), 501, "sparse_vectors: is not"),
+            (json!({"shard_number": 2}), 400, "shard_number: unknown field"),
+        ] {
+            let error = update(body).unwrap_err();
+            assert!(error.to_string().starts_with(message), "{error}");
+            assert_eq!(error.status().as_u16(), status, "{error}");
+        }
+    }
+
+    #[test]
+    fn figures_and_indexed_fields() {
+        let mut info = info_of(create(json!({"vectors": {"size": 4, "distance": "Dot"}})).unwrap());
+        let path: crate::model::FieldPath = "a.b".parse().unwrap();
+        info.schema =
+            Arc::new(Schema { fields: [(path.clone(), FieldType::Keyword)].into(), ..Default::default() });
+        info.field_points = [(path, 2)].into();
+        let answer = described(&info);
+        assert_eq!(answer["payload_schema"], json!({"a.b": {"data_type": "keyword", "points": 2}}));
+        assert_eq!(answer["status"], "green");
+        assert_eq!(
+            (&answer["points_count"], &answer["indexed_vectors_count"], &answer["segments_count"]),
+            (&json!(3), &json!(2), &json!(1))
+        );
+        info.building = true;
+        assert_eq!(described(&info)["status"], "yellow");
+    }
 }

@@ -178,8 +178,12 @@ fn on_field(key: Option<&str>, test: FieldTest) -> Result<Condition> {
 fn alone(key: Option<&str>, condition: Condition) -> Result<Condition> {
     match key {
         None => Ok(condition),
-        Some(_) => Err(ApiError::invalid("key", "does not belong to this condition")),
+        Some(_) => Err(misplaced_key()),
     }
+}
+
+fn misplaced_key() -> ApiError {
+    ApiError::invalid("key", "does not belong to this condition")
 }
 
 /// Checks a path into the payload.
@@ -211,30 +215,25 @@ impl MatchBody {
     }
 }
 
-impl<T> RangeBody<T> {
-    fn into_model(self) -> Range<T> {
+impl<T: Copy> RangeBody<T> {
+    /// The range of what `of` makes of each bound; `None` if it makes nothing of one.
+    fn map<U>(&self, of: impl Fn(T) -> Option<U>) -> Option<Range<U>> {
+        let bound = |bound: Option<T>| bound.map_or(Some(None), |bound| of(bound).map(Some));
+        Some(Range { lt: bound(self.lt)?, gt: bound(self.gt)?, lte: bound(self.lte)?, gte: bound(self.gte)? })
+    }
+}
+
+impl RangeBody<u64> {
+    fn into_model(self) -> Range<u64> {
         Range { lt: self.lt, gt: self.gt, lte: self.lte, gte: self.gte }
-    }
-
-    fn bounds(&self) -> impl Iterator<Item = &T> {
-        [&self.lt, &self.gt, &self.lte, &self.gte].into_iter().flatten()
-    }
-
-    fn map<U>(self, f: impl Fn(T) -> U) -> RangeBody<U> {
-        RangeBody { lt: self.lt.map(&f), gt: self.gt.map(&f), lte: self.lte.map(&f), gte: self.gte.map(&f) }
     }
 }
 
 impl RangeBody<Bound> {
     fn into_test(self) -> Result<FieldTest> {
-        let instants = self.bounds().filter(|bound| matches!(bound, Bound::Instant(_))).count();
-        if instants == 0 {
-            return Ok(FieldTest::Range(self.map(Bound::number).into_model()));
-        }
-        if instants < self.bounds().count() {
-            return Err(ApiError::invalid("", "mixes numbers and instants"));
-        }
-        Ok(FieldTest::DatetimeRange(self.map(Bound::micros).into_model()))
+        let numbers = self.map(Bound::number).map(FieldTest::Range);
+        let instants = || self.map(Bound::micros).map(FieldTest::DatetimeRange);
+        numbers.or_else(instants).ok_or_else(|| ApiError::invalid("", "mixes numbers and instants"))
     }
 }
 
@@ -247,17 +246,17 @@ enum Bound {
 }
 
 impl Bound {
-    fn number(self) -> f64 {
+    fn number(self) -> Option<f64> {
         match self {
-            Bound::Number(number) => number,
-            Bound::Instant(_) => unreachable!("a range of numbers has no instants"),
+            Bound::Number(number) => Some(number),
+            Bound::Instant(_) => None,
         }
     }
 
-    fn micros(self) -> i64 {
+    fn micros(self) -> Option<i64> {
         match self {
-            Bound::Instant(micros) => micros,
-            Bound::Number(_) => unreachable!("a range of instants has no numbers"),
+            Bound::Number(_) => None,
+            Bound::Instant(micros) => Some(micros),
         }
     }
 }
@@ -357,7 +356,7 @@ impl FlagOrField {
                 Ok(Condition::Filter(Box::new(model::Filter { must_not, ..Default::default() })))
             }
             (FlagOrField::Flag(_), None) => Err(ApiError::invalid("key", "is missing")),
-            (FlagOrField::Field(_), Some(_)) => alone(key, Condition::HasId(BTreeSet::new())),
+            (FlagOrField::Field(_), Some(_)) => Err(misplaced_key()),
         }
     }
 }
@@ -428,5 +427,187 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
         }
 
         d.deserialize_any(ListVisitor(PhantomData))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::body::parse;
+
+    fn read(condition: &str) -> Result<Condition> {
+        let filter = read_filter(&format!(r#"{{"must":{condition}}}"#))?;
+        let [condition] = filter.must.try_into().unwrap();
+        Ok(condition)
+    }
+
+    fn read_filter(text: &str) -> Result<model::Filter> {
+        parse::<FilterBody>(text.as_bytes())?.into_model()
+    }
+
+    fn path(text: &str) -> FieldPath {
+        text.parse().unwrap()
+    }
+
+    fn on(key: &str, test: FieldTest) -> Condition {
+        Condition::Field { path: path(key), test }
+    }
+
+    fn keyword(text: &str) -> Scalar {
+        Scalar::Keyword(text.to_owned())
+    }
+
+    #[test]
+    fn every_condition() {
+        let none = Range::default();
+        let not_empty = model::Filter { must_not: vec![Condition::IsEmpty(path("a"))], ..Default::default() };
+        let only_a = model::Filter { must: vec![Condition::IsNull(path("a"))], ..Default::default() };
+        for (text, condition) in [
+            (r#"{"key":"a","match":{"value":"x"}}"#, on("a", FieldTest::Match(keyword("x")))),
+            (r#"{"key":"a","match":{"value":-7}}"#, on("a", FieldTest::Match(Scalar::Integer(-7)))),
+            (r#"{"key":"a","match":{"value":true}}"#, on("a", FieldTest::Match(Scalar::Bool(true)))),
+            (
+                r#"{"key":"a.b[].c","match":{"any":["x","y","x"]}}"#,
+                on("a.b[].c", FieldTest::MatchAny([keyword("x"), keyword("y")].into())),
+            ),
+            (r#"{"key":"a","match":{"any":[]}}"#, on("a", FieldTest::MatchAny([].into()))),
+            (
+                r#"{"key":"a","match":{"except":[1]}}"#,
+                on("a", FieldTest::MatchExcept([Scalar::Integer(1)].into())),
+            ),
+            (r#"{"key":"a","match":{"text":"two words"}}"#, on("a", FieldTest::Text("two words".into()))),
+            (
+                r#"{"key":"a","range":{"gt":1,"lte":2.5,"lt":null}}"#,
+                on("a", FieldTest::Range(Range { gt: Some(1.0), lte: Some(2.5), ..Default::default() })),
+            ),
+            (
+                r#"{"key":"a","range":{"gte":"1970-01-01T00:00:01Z"}}"#,
+                on("a", FieldTest::DatetimeRange(Range { gte: Some(1_000_000), ..Default::default() })),
+            ),
+            (r#"{"key":"a","range":{}}"#, on("a", FieldTest::Range(none))),
+            (
+                r#"{"key":"a","values_count":{"gte":2}}"#,
+                on("a", FieldTest::ValuesCount(Range { gte: Some(2), ..Default::default() })),
+            ),
+            (r#"{"is_empty":{"key":"a"}}"#, Condition::IsEmpty(path("a"))),
+            (r#"{"key":"a","is_empty":true}"#, Condition::IsEmpty(path("a"))),
+            (r#"{"key":"a","is_empty":false}"#, Condition::Filter(Box::new(not_empty))),
+            (r#"{"is_null":{"key":"a"}}"#, Condition::IsNull(path("a"))),
+            (
+                r#"{"has_id":[2,1,"550e8400e29b41d4a716446655440000"]}"#,
+                Condition::HasId(
+                    [PointId::Num(1), PointId::Num(2), PointId::Uuid(0x550e8400_e29b_41d4_a716_446655440000)]
+                        .into(),
+                ),
+            ),
+            (r#"{"has_vector":"v"}"#, Condition::HasVector("v".into())),
+            (
+                r#"{"nested":{"key":"list[]","filter":{"must":{"is_null":{"key":"a"}}}}}"#,
+                Condition::Nested { path: path("list"), filter: Box::new(only_a.clone()) },
+            ),
+            (r#"{"must":[{"is_null":{"key":"a"}}]}"#, Condition::Filter(Box::new(only_a))),
+        ] {
+            assert_eq!(read(text).unwrap(), condition, "{text}");
+            assert_eq!(read(&format!("[{text}]")).unwrap(), condition, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_clause() {
+        let a = Condition::HasVector("a".into());
+        let text = r#"{"must":[{"has_vector":"a"}],"should":{"has_vector":"a"},"must_not":null,
+            "min_should":{"conditions":[{"has_vector":"a"}],"min_count":1}}"#;
+        let filter = model::Filter {
+            must: vec![a.clone()],
+            should: vec![a.clone()],
+            must_not: vec![],
+            min_should: Some(MinShould { conditions: vec![a], min_count: 1 }),
+        };
+        assert_eq!(read_filter(text).unwrap(), filter);
+        assert_eq!(read_filter("{}").unwrap(), model::Filter::default());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        for (text, status, message) in [
+            (
+                r#"{"must":[{"key":"a","match":{"value":1.5}}]}"#,
+                400,
+                "must[0].match.value: invalid type: floating point",
+            ),
+            (
+                r#"{"must":[{"key":"a","match":{"value":18446744073709551615}}]}"#,
+                400,
+                "must[0].match.value: invalid value",
+            ),
+            (r#"{"must":[{"key":"a","match":{"value":1,"text":"x"}}]}"#, 400, "must[0].match: wants one of"),
+            (
+                r#"{"must":[{"key":"a","match":{"valeu":1}}]}"#,
+                400,
+                "must[0].match.valeu: unknown field `valeu`",
+            ),
+            (r#"{"must":[{"match":{"value":1}}]}"#, 400, "must[0].key: is missing"),
+            (r#"{"must":[{"key":"","match":{"value":1}}]}"#, 400, "must[0].key: \"\": a path is"),
+            (r#"{"must":[{"key":"a..b","range":{}}]}"#, 400, "must[0].key: \"a..b\": a path is"),
+            (r#"{"must":[{"key":"a"}]}"#, 400, "must[0]: is no condition"),
+            (r#"{"must":[{}]}"#, 400, "must[0]: is no condition"),
+            (
+                r#"{"must":[{"key":"a","match":{"value":1},"range":{"gt":1}}]}"#,
+                400,
+                "must[0]: holds more than one",
+            ),
+            (r#"{"must":[{"key":"a","has_id":[1]}]}"#, 400, "must[0].key: does not belong"),
+            (r#"{"must":[{"key":"a","is_null":{"key":"b"}}]}"#, 400, "must[0].key: does not belong"),
+            (r#"{"must":[{"is_null":true}]}"#, 400, "must[0].key: is missing"),
+            (
+                r#"{"must":[{"key":"a","range":{"gt":"soon"}}]}"#,
+                400,
+                "must[0].range.gt: \"soon\" is not an RFC 3339",
+            ),
+            (
+                r#"{"must":[{"key":"a","range":{"gt":1,"lt":"2024-01-01"}}]}"#,
+                400,
+                "must[0].range: mixes numbers",
+            ),
+            (
+                r#"{"must":[{"key":"a","values_count":{"gt":-1}}]}"#,
+                400,
+                "must[0].values_count.gt: invalid value",
+            ),
+            (r#"{"must":[{"has_id":[-1]}]}"#, 400, "must[0].has_id[0]: invalid type"),
+            (r#"{"must":[{"has_id":["x"]}]}"#, 400, "must[0].has_id[0]: value x is not a valid point ID"),
+            (r#"{"musts":[]}"#, 400, "musts: unknown field `musts`"),
+            (
+                r#"{"should":[{"has_vector":"a"},{"must_not":[{"colour":1}]}]}"#,
+                400,
+                "should[1].must_not[0].colour: unknown field",
+            ),
+            (
+                r#"{"min_should":{"conditions":[{}],"min_count":1}}"#,
+                400,
+                "min_should.conditions[0]: is no condition",
+            ),
+            (
+                r#"{"must":[{"nested":{"key":"a","filter":{"must":[{}]}}}]}"#,
+                400,
+                "must[0].nested.filter.must[0]: is no",
+            ),
+            (
+                r#"{"must":[{"key":"a","match":{"phrase":"x"}}]}"#,
+                501,
+                "must[0].match.phrase: is not implemented yet",
+            ),
+            (r#"{"must":[{"key":"a","match":{"text_any":"x"}}]}"#, 501, "must[0].match.text_any: is not"),
+            (
+                r#"{"must":[{"key":"a","geo_radius":{"center":{},"radius":1}}]}"#,
+                501,
+                "must[0].geo_radius: is not",
+            ),
+            (r#"{"must":[{"slice":{}}]}"#, 501, "must[0].slice: is not"),
+        ] {
+            let error = read_filter(text).unwrap_err();
+            assert!(error.to_string().starts_with(message), "{text}: {error}");
+            assert_eq!(error.status().as_u16(), status, "{text}");
+        }
     }
 }

@@ -106,8 +106,8 @@ impl FieldSchema {
         let Parameters { r#type, tokenizer, lowercase, ascii_folding, phrase_matching, prefix, .. } = self.0;
         let unless = |usual: bool| (!usual).then_some(IgnoredAny);
         refuse_unbuilt([
-            ("tokenizer other than word", unless(tokenizer.is_none_or(|name| name == "word"))),
-            ("lowercase = false", unless(lowercase != Some(false))),
+            ("tokenizer", unless(tokenizer.is_none_or(|name| name == "word"))),
+            ("lowercase", unless(lowercase != Some(false))),
             ("ascii_folding", unless(ascii_folding != Some(true))),
             ("phrase_matching", unless(phrase_matching != Some(true))),
             ("prefix", unless(prefix != Some(true))),
@@ -126,7 +126,7 @@ impl FieldSchema {
             IndexType::Uuid => Ok(FieldType::Uuid),
             IndexType::Datetime => Ok(FieldType::Datetime),
             IndexType::Text => Ok(FieldType::Text),
-            IndexType::Geo => Err(ApiError::unbuilt("an index of type geo")),
+            IndexType::Geo => Err(ApiError::unbuilt("type", "geo")),
         }
     }
 }
@@ -201,11 +201,11 @@ mod tests {
     #[test]
     fn what_would_match_otherwise_is_refused() {
         for (schema, status, message) in [
-            (r#""geo""#, 501, "an index of type geo is not implemented yet"),
-            (r#"{"type":"text","tokenizer":"multilingual"}"#, 501, "tokenizer other than word is not"),
-            (r#"{"type":"text","lowercase":false}"#, 501, "lowercase = false is not"),
-            (r#"{"type":"text","min_token_len":2}"#, 501, "min_token_len is not"),
-            (r#"{"type":"keyword","prefix":true}"#, 501, "prefix is not"),
+            (r#""geo""#, 501, "type: geo is not implemented yet"),
+            (r#"{"type":"text","tokenizer":"multilingual"}"#, 501, "tokenizer: is not"),
+            (r#"{"type":"text","lowercase":false}"#, 501, "lowercase: is not"),
+            (r#"{"type":"text","min_token_len":2}"#, 501, "min_token_len: is not"),
+            (r#"{"type":"keyword","prefix":true}"#, 501, "prefix: is not"),
             (r#""colour""#, 400, "field_schema: unknown variant `colour`"),
             (r#"{"type":"text","colour":1}"#, 400, "field_schema.colour: unknown field `colour`"),
             (r#"7"#, 400, "field_schema: invalid type: integer `7`"),

@@ -103,7 +103,7 @@ type Unbuilt = Option<IgnoredAny>;
 fn refuse_unbuilt<const N: usize>(fields: [(&str, Unbuilt); N]) -> Result<()> {
     match fields.into_iter().find(|(_, given)| given.is_some()) {
         None => Ok(()),
-        Some((name, _)) => Err(ApiError::unbuilt(name)),
+        Some((name, _)) => Err(ApiError::unbuilt(name, "")),
     }
 }
 

@@ -393,3 +393,123 @@ fn strings<'de, A: SeqAccess<'de>>(mut list: A) -> std::result::Result<Vec<Strin
     }
     Ok(strings)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{api::body::parse, model::Vector};
+    use serde_json::Value;
+
+    fn upsert(text: &str) -> Result<Vec<Point>> {
+        parse::<UpsertBody>(text.as_bytes())?.into_model()
+    }
+
+    fn point(id: u64, vectors: &[(&str, f32)], payload: Value) -> Point {
+        let vectors = vectors.iter().map(|(name, v)| (name.to_string(), Vector::Dense(vec![*v])));
+        let Value::Object(payload) = payload else { panic!("a payload is an object") };
+        Point { id: PointId::Num(id), vectors: vectors.collect(), payload }
+    }
+
+    #[test]
+    fn rows_and_columns_say_the_same() {
+        let points = vec![point(1, &[("", 0.5)], json!({"a": 1})), point(2, &[("", 1.5)], json!({}))];
+        for text in [
+            r#"{"points":[{"id":1,"vector":[0.5],"payload":{"a":1}},{"id":2,"vector":[1.5],"payload":null}]}"#,
+            r#"{"batch":{"ids":[1,2],"vectors":[[0.5],[1.5]],"payloads":[{"a":1},null]}}"#,
+            r#"{"batch":{"ids":[1,2],"vectors":{"":[[0.5],[1.5]]},"payloads":[{"a":1},{}]},"shard_key":null}"#,
+        ] {
+            assert_eq!(upsert(text).unwrap(), points, "{text}");
+        }
+        let named = vec![point(1, &[("a", 1.0), ("b", 2.0)], json!({}))];
+        for text in [
+            r#"{"points":[{"id":1,"vector":{"a":[1],"b":[2]}}]}"#,
+            r#"{"batch":{"ids":[1],"vectors":{"a":[[1]],"b":[[2]]}}}"#,
+        ] {
+            assert_eq!(upsert(text).unwrap(), named, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_point_is_named() {
+        for (text, status, message) in [
+            ("{}", 400, "body: wants either points or batch"),
+            (r#"{"points":[]}"#, 400, "points: is empty"),
+            (r#"{"points":[{"id":1}]}"#, 400, "points[0]: missing field `vector`"),
+            (r#"{"points":[{"vector":[1]}]}"#, 400, "points[0]: missing field `id`"),
+            (r#"{"points":[{"id":-1,"vector":[1]}]}"#, 400, "points[0].id: invalid type: integer `-1`"),
+            (r#"{"points":[{"id":1.5,"vector":[1]}]}"#, 400, "points[0].id: invalid type: floating point"),
+            (r#"{"points":[{"id":"x","vector":[1]}]}"#, 400, "points[0].id: value x is not a valid point ID"),
+            (r#"{"points":[{"id":1,"vector":[1],"payload":[1]}]}"#, 400, "points[0].payload: invalid type"),
+            (
+                r#"{"points":[{"id":1,"vector":[1]},{"id":2,"vector":[1e99]}]}"#,
+                400,
+                "points[1].vector[0]: number 1e99",
+            ),
+            (
+                r#"{"points":[{"id":1,"vector":[1],"colour":1}]}"#,
+                400,
+                "points[0].colour: unknown field `colour`",
+            ),
+            (r#"{"points":[{"id":1,"vector":[[1]]}]}"#, 501, "points[0].vector: a multi-dense vector"),
+            (r#"{"batch":{"ids":[1,2],"vectors":[[1]]}}"#, 400, "batch.vectors: has 1 items for 2 ids"),
+            (r#"{"batch":{"ids":[1],"vectors":{"a":[]}}}"#, 400, "batch.vectors.a: has 0 items for 1 ids"),
+            (
+                r#"{"batch":{"ids":[1],"vectors":[[1]],"payloads":[]}}"#,
+                400,
+                "batch.payloads: has 0 items for 1 ids",
+            ),
+            (r#"{"batch":{"ids":[1],"vectors":[[[1]]]}}"#, 501, "batch.vectors[0]: a multi-dense"),
+            (r#"{"points":[],"update_filter":{}}"#, 501, "update_filter: is not implemented yet"),
+            (r#"{"points":[],"update_mode":"insert_only"}"#, 501, "update_mode: is not"),
+            (r#"{"points":[],"shard_key":"a"}"#, 501, "shard_key: is not"),
+        ] {
+            let error = upsert(text).unwrap_err();
+            assert!(error.to_string().starts_with(message), "{text}: {error}");
+            assert_eq!(error.status().as_u16(), status, "{text}");
+        }
+    }
+
+    #[test]
+    fn deletions() {
+        let read = |text: &str| parse::<DeleteBody>(text.as_bytes())?.into_model();
+        assert_eq!(read(r#"{"points":[1]}"#).unwrap(), PointSelector::Ids(vec![PointId::Num(1)]));
+        assert_eq!(read(r#"{"filter":{}}"#).unwrap(), PointSelector::Matching(Default::default()));
+        for (text, message) in [
+            ("{}", "body: wants either points or filter"),
+            (r#"{"points":[1],"filter":{}}"#, "body: wants either"),
+            (r#"{"points":[]}"#, "points: is empty"),
+            (r#"{"filter":{"must":[{}]}}"#, "filter.must[0]: is no condition"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.to_string().starts_with(message), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn pages() {
+        let read = |text: &str| parse::<ScrollBody>(text.as_bytes())?.into_model();
+        let usual = read("{}").unwrap();
+        assert_eq!((usual.limit, usual.offset, usual.filter), (10, None, None));
+        assert_eq!(usual.projection, projection(Some(WithPayload::All), None));
+        let bare = read(r#"{"limit":1,"offset":7,"with_payload":false,"with_vectors":["a"]}"#).unwrap();
+        assert_eq!((bare.limit, bare.offset), (1, Some(PointId::Num(7))));
+        let vectors = VectorSelector::Names(vec!["a".into()]);
+        assert_eq!(bare.projection, Projection { payload: PayloadSelector::None, vectors });
+        assert_eq!(read(r#"{"limit":0}"#).unwrap_err().to_string(), "limit: 0 is not within 1 to 1000000");
+        assert_eq!(read(r#"{"order_by":"a"}"#).unwrap_err().status().as_u16(), 501);
+    }
+
+    #[test]
+    fn payload_selectors() {
+        let read = |text: &str| parse::<WithPayload>(text.as_bytes());
+        let paths = || vec!["a.b".to_owned()];
+        assert_eq!(read("true").unwrap(), WithPayload::All);
+        assert_eq!(read("false").unwrap(), WithPayload::None);
+        assert_eq!(read(r#"["a.b"]"#).unwrap(), WithPayload::Include(paths()));
+        assert_eq!(read(r#"{"include":["a.b"]}"#).unwrap(), WithPayload::Include(paths()));
+        assert_eq!(read(r#"{"exclude":["a.b"]}"#).unwrap(), WithPayload::Exclude(paths()));
+        for text in ["7", r#"{"include":[],"exclude":[]}"#, "{}", r#"{"only":[]}"#, "[7]"] {
+            read(text).unwrap_err();
+        }
+    }
+}

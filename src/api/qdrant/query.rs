@@ -161,7 +161,7 @@ impl QueryBody {
             filter: filter_field(self.filter)?,
             limit: within("limit", self.limit.unwrap_or(LIMIT_DEFAULT), 1, LIMIT_MAX)?,
             offset: within("offset", self.offset.unwrap_or(0), 0, LIMIT_MAX)?,
-            score_threshold: finite("score_threshold", self.score_threshold)?,
+            score_threshold: self.score_threshold,
             params: self.params.map(ParamsBody::into_model).transpose()?.unwrap_or_default(),
             projection: projection(self.with_payload, self.with_vector),
         })
@@ -201,13 +201,6 @@ impl SearchBody {
             shard_key: self.shard_key,
         }
         .into_model()
-    }
-}
-
-fn finite(field: &str, number: Option<f32>) -> Result<Option<f32>> {
-    match number {
-        Some(n) if !n.is_finite() => Err(ApiError::invalid(field, "does not fit a 32-bit float")),
-        number => Ok(number),
     }
 }
 
@@ -329,7 +322,7 @@ fn target(example: Example) -> Result<Target> {
         Example::Id(id) => Ok(Target::NearestTo(id)),
         Example::Vector(vector) => match vector.into_model()? {
             Vector::Dense(values) => Ok(Target::Nearest(values)),
-            Vector::Sparse(_) => Err(ApiError::unbuilt("a sparse query")),
+            Vector::Sparse(_) => Err(ApiError::unbuilt("", "a sparse query")),
         },
     }
 }
@@ -403,5 +396,127 @@ impl<'de> Deserialize<'de> for SearchVector {
         }
 
         d.deserialize_any(SearchVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::body::parse,
+        model::{PayloadSelector, PointId, VectorSelector},
+    };
+
+    fn query(text: &str) -> Result<SearchRequest> {
+        parse::<QueryBody>(text.as_bytes())?.into_model()
+    }
+
+    #[test]
+    fn targets() {
+        for (text, target) in [
+            ("{}", Target::All),
+            (r#"{"query":null}"#, Target::All),
+            (r#"{"query":[1,2.5]}"#, Target::Nearest(vec![1.0, 2.5])),
+            (r#"{"query":{"nearest":[1]}}"#, Target::Nearest(vec![1.0])),
+            (r#"{"query":7}"#, Target::NearestTo(PointId::Num(7))),
+            (r#"{"query":{"nearest":7}}"#, Target::NearestTo(PointId::Num(7))),
+            (r#"{"query":"00000000000000000000000000000009"}"#, Target::NearestTo(PointId::Uuid(9))),
+        ] {
+            assert_eq!(query(text).unwrap().target, target, "{text}");
+        }
+    }
+
+    #[test]
+    fn everything_else_of_a_query() {
+        let usual = query("{}").unwrap();
+        assert_eq!((usual.limit, usual.offset, usual.using.as_str()), (10, 0, ""));
+        assert_eq!((usual.params, usual.score_threshold), (SearchParams::default(), None));
+        assert_eq!(usual.projection, Default::default());
+        let full = query(
+            r#"{"query":[1],"using":"v","filter":{"must":{"has_id":[1]}},"limit":3,"offset":2,"score_threshold":0.5,
+               "params":{"exact":true,"hnsw_ef":64,"indexed_only":true,"acorn":{"enable":true},
+               "quantization":{"ignore":false,"rescore":true,"oversampling":2.0}},
+               "with_payload":["a"],"with_vector":true,"prefetch":null}"#,
+        )
+        .unwrap();
+        assert_eq!((full.limit, full.offset, full.using.as_str()), (3, 2, "v"));
+        assert_eq!(
+            (full.params, full.score_threshold),
+            (SearchParams { exact: true, ef: Some(64) }, Some(0.5))
+        );
+        assert_eq!(full.filter.unwrap().must.len(), 1);
+        assert_eq!(full.projection.payload, PayloadSelector::Include(vec!["a".into()]));
+        assert_eq!(full.projection.vectors, VectorSelector::All);
+    }
+
+    #[test]
+    fn the_older_words_ask_for_the_same() {
+        let search = |text: &str| parse::<SearchBody>(text.as_bytes())?.into_model();
+        let unnamed = search(r#"{"vector":[1],"limit":3,"with_vectors":true}"#).unwrap();
+        assert_eq!(unnamed, query(r#"{"query":[1],"limit":3,"with_vector":true}"#).unwrap());
+        let named = search(r#"{"vector":{"name":"v","vector":[1]},"limit":3}"#).unwrap();
+        assert_eq!(named, query(r#"{"query":[1],"using":"v","limit":3}"#).unwrap());
+        let error = search(r#"{"vector":[1]}"#).unwrap_err();
+        assert!(error.to_string().starts_with("Format error in JSON body: missing field `limit`"), "{error}");
+        let error =
+            search(r#"{"vector":{"name":"s","vector":{"indices":[],"values":[]}},"limit":3}"#).unwrap_err();
+        assert_eq!(error.to_string(), "query: a sparse query is not implemented yet");
+    }
+
+    #[test]
+    fn what_is_no_query_is_named() {
+        for (text, status, message) in [
+            (r#"{"query":true}"#, 400, "query: invalid type: boolean"),
+            (r#"{"query":-1}"#, 400, "query: invalid type: integer `-1`"),
+            (r#"{"query":[1,"x"]}"#, 400, "query[1]: invalid type: string"),
+            (r#"{"query":[1e39]}"#, 400, "query[0]: number 1e39"),
+            (r#"{"query":{}}"#, 400, "query.nearest: is missing"),
+            (r#"{"query":{"near":[1]}}"#, 400, "query.near: unknown field `near`"),
+            (r#"{"limit":0}"#, 400, "limit: 0 is not within 1 to 1000000"),
+            (r#"{"limit":1000001}"#, 400, "limit: 1000001 is not within"),
+            (r#"{"limit":-1}"#, 400, "limit: invalid value"),
+            (r#"{"offset":1000001}"#, 400, "offset: 1000001 is not within 0 to 1000000"),
+            (r#"{"score_threshold":1e39}"#, 400, "score_threshold: number out of range"),
+            (r#"{"params":{"hnsw_ef":0}}"#, 400, "params.hnsw_ef: 0 is not within 1 to 100000"),
+            (r#"{"params":{"ef":1}}"#, 400, "params.ef: unknown field `ef`"),
+            (r#"{"filter":{"must":[{}]}}"#, 400, "filter.must[0]: is no condition"),
+            (r#"{"wiht_payload":true}"#, 400, "wiht_payload: unknown field"),
+            (r#"{"prefetch":[]}"#, 501, "prefetch: is not implemented yet"),
+            (r#"{"lookup_from":{}}"#, 501, "lookup_from: is not"),
+            (r#"{"shard_key":"a"}"#, 501, "shard_key: is not"),
+            (r#"{"params":{"idf":{}}}"#, 501, "params.idf: is not"),
+            (r#"{"query":{"fusion":"rrf"}}"#, 501, "query.fusion: is not"),
+            (r#"{"query":{"recommend":{}}}"#, 501, "query.recommend: is not"),
+            (r#"{"query":{"nearest":[1],"mmr":{}}}"#, 501, "query.mmr: is not"),
+            (r#"{"query":{"nearest":[[1]]}}"#, 501, "query.nearest: a multi-dense vector"),
+            (r#"{"query":[[1],[2]]}"#, 501, "query: a multi-dense vector"),
+            (r#"{"query":{"indices":[1],"values":[1]}}"#, 501, "query.indices: is not"),
+        ] {
+            let error = query(text).unwrap_err();
+            assert!(error.to_string().starts_with(message), "{text}: {error}");
+            assert_eq!(error.status().as_u16(), status, "{text}");
+        }
+    }
+
+    #[test]
+    fn batches_number_their_searches() {
+        let batch =
+            |text: &str| parse::<Batch<QueryBody>>(text.as_bytes())?.into_model(QueryBody::into_model);
+        assert_eq!(batch(r#"{"searches":[{"query":[1]},{}]}"#).unwrap().len(), 2);
+        assert_eq!(batch(r#"{"searches":[]}"#).unwrap(), []);
+        let error = batch(r#"{"searches":[{},{"limit":0}]}"#).unwrap_err();
+        assert!(error.to_string().starts_with("searches[1].limit: 0 is not"), "{error}");
+        let many = format!(r#"{{"searches":[{}]}}"#, vec!["{}"; BATCH_MAX + 1].join(","));
+        let error = batch(&many).unwrap_err();
+        assert_eq!(error.to_string(), "searches: has 4097 searches, at most 4096 are served at once");
+    }
+
+    #[test]
+    fn answers_have_two_shapes() {
+        let found = vec![vec![], vec![]];
+        assert_eq!(one(&found, points), br#"{"points":[]}"#);
+        assert_eq!(one(&found, list), b"[]");
+        assert_eq!(many(&found, points), br#"[{"points":[]},{"points":[]}]"#);
+        assert_eq!(many(&found, list), b"[[],[]]");
     }
 }

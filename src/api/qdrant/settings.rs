@@ -191,7 +191,7 @@ impl Hnsw {
     /// The shape of a graph: these settings over the usual ones.
     pub(super) fn over(&self, usual: HnswParams) -> Result<HnswParams> {
         if self.m == Some(0) {
-            return Err(ApiError::unbuilt("hnsw_config.m = 0 (no graph)"));
+            return Err(ApiError::unbuilt("hnsw_config.m", "0 (no graph)"));
         }
         let m = within("hnsw_config.m", self.m.unwrap_or(usual.m), M_LIMITS.0, M_LIMITS.1)?;
         let ef_construct = self.ef_construct.unwrap_or(usual.ef_construct);
@@ -205,7 +205,7 @@ impl Dense {
     /// The vector's parameters; `usual` is the shape of graphs whose vector says nothing.
     pub(super) fn params(&self, usual: HnswParams) -> Result<VectorParams> {
         if self.multivector_config.is_some() {
-            return Err(ApiError::unbuilt("multivector_config"));
+            return Err(ApiError::unbuilt("multivector_config", ""));
         }
         check_datatype("datatype", self.datatype)?;
         let missing = |field| ApiError::invalid(field, "is missing");
@@ -220,7 +220,7 @@ impl Dense {
 impl Sparse {
     pub(super) fn check(&self) -> Result<()> {
         if self.modifier == Some(Modifier::Idf) {
-            return Err(ApiError::unbuilt("modifier = idf"));
+            return Err(ApiError::unbuilt("modifier", "idf"));
         }
         check_datatype("index.datatype", self.index.as_ref().and_then(|index| index.datatype))
     }
@@ -229,9 +229,7 @@ impl Sparse {
 fn check_datatype(field: &str, datatype: Option<Datatype>) -> Result<()> {
     match datatype {
         None | Some(Datatype::Float32) => Ok(()),
-        Some(other) => {
-            Err(ApiError::unbuilt(format!("{field} = {}", json!(other).as_str().unwrap_or_default())))
-        }
+        Some(other) => Err(ApiError::unbuilt(field, json!(other).as_str().unwrap_or_default())),
     }
 }
 

@@ -51,8 +51,8 @@ impl OneVector {
         match self {
             OneVector::Dense(values) => Ok(Vector::Dense(values)),
             OneVector::Sparse(sparse) => Ok(Vector::Sparse(sparse)),
-            OneVector::Multi => Err(ApiError::unbuilt("a multi-dense vector (a list of lists)")),
-            OneVector::Inference => Err(ApiError::unbuilt("a vector to be inferred from an object")),
+            OneVector::Multi => Err(ApiError::unbuilt("", "a multi-dense vector (a list of lists)")),
+            OneVector::Inference => Err(ApiError::unbuilt("", "a vector to be inferred from an object")),
         }
     }
 }
@@ -75,59 +75,59 @@ impl PointVectors {
     }
 }
 
-/// A number that fits `f32`.
-struct Float(f32);
-
-impl<'de> Deserialize<'de> for Float {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
-        match Element::deserialize(d)? {
-            Element::Number(number) => Ok(Float(number)),
-            Element::List => Err(D::Error::custom("a list stands among numbers")),
-        }
-    }
-}
-
 /// What a vector's list holds.
 enum Element {
     Number(f32),
     List,
 }
 
+/// A number that fits `f32`.
+struct Float(f32);
+
+struct ElementVisitor;
+
+impl<'de> Visitor<'de> for ElementVisitor {
+    type Value = Element;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number")
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> std::result::Result<Element, E> {
+        let rounded = number as f32;
+        if rounded.is_finite() {
+            Ok(Element::Number(rounded))
+        } else {
+            Err(E::custom(format!("number {number:e} does not fit a 32-bit float")))
+        }
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> std::result::Result<Element, E> {
+        Ok(Element::Number(number as f32))
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> std::result::Result<Element, E> {
+        Ok(Element::Number(number as f32))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Element, A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Element::List)
+    }
+}
+
 impl<'de> Deserialize<'de> for Element {
     fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
-        struct ElementVisitor;
-
-        impl<'de> Visitor<'de> for ElementVisitor {
-            type Value = Element;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a number")
-            }
-
-            fn visit_f64<E: Error>(self, number: f64) -> std::result::Result<Element, E> {
-                let rounded = number as f32;
-                if rounded.is_finite() {
-                    Ok(Element::Number(rounded))
-                } else {
-                    Err(E::custom(format!("number {number:e} does not fit a 32-bit float")))
-                }
-            }
-
-            fn visit_u64<E: Error>(self, number: u64) -> std::result::Result<Element, E> {
-                Ok(Element::Number(number as f32))
-            }
-
-            fn visit_i64<E: Error>(self, number: i64) -> std::result::Result<Element, E> {
-                Ok(Element::Number(number as f32))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Element, A::Error> {
-                while list.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Element::List)
-            }
-        }
-
         d.deserialize_any(ElementVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for Float {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        match d.deserialize_any(ElementVisitor)? {
+            Element::Number(number) => Ok(Float(number)),
+            Element::List => Err(D::Error::custom("a list stands among numbers")),
+        }
     }
 }
 
@@ -302,5 +302,87 @@ impl<'de> Deserialize<'de> for Example {
         }
 
         d.deserialize_any(ExampleVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::body::parse;
+
+    fn read(text: &str) -> Result<Vectors> {
+        parse::<PointVectors>(text.as_bytes())?.into_model()
+    }
+
+    fn dense(values: &[f32]) -> Vector {
+        Vector::Dense(values.to_vec())
+    }
+
+    #[test]
+    fn vectors_of_a_point() {
+        let sparse = Vector::Sparse(SparseVector { indices: vec![7, 3], values: vec![0.5, 1.0] });
+        for (text, vectors) in [
+            ("[1, -2.5, 0.1, 3e-45, 16777217]", vec![("", dense(&[1.0, -2.5, 0.1, 3e-45, 16_777_216.0]))]),
+            ("[]", vec![("", dense(&[]))]),
+            (r#"{"a":[1],"b":[2,3]}"#, vec![("a", dense(&[1.0])), ("b", dense(&[2.0, 3.0]))]),
+            (
+                r#"{"a":[1],"s":{"indices":[7,3],"values":[0.5,1]}}"#,
+                vec![("a", dense(&[1.0])), ("s", sparse)],
+            ),
+            (r#"{"text":[1]}"#, vec![("text", dense(&[1.0]))]),
+            ("{}", vec![]),
+        ] {
+            let vectors = vectors.into_iter().map(|(name, v)| (name.to_owned(), v)).collect();
+            assert_eq!(read(text).unwrap(), vectors, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_vector_is_named() {
+        for (text, status, message) in [
+            ("[1, \"x\"]", 400, "[1]: invalid type: string \"x\", expected a number"),
+            ("[1, null]", 400, "[1]: invalid type: null, expected a number"),
+            ("[1e39]", 400, "[0]: number 1e39 does not fit a 32-bit float"),
+            ("[1e400]", 400, "[0]: number out of range"),
+            ("[NaN]", 400, "[0]: expected value"),
+            ("[Infinity]", 400, "[0]: expected value"),
+            ("[1, [2]]", 400, "[1]: a list stands among numbers"),
+            ("7", 400, "Format error in JSON body: invalid type: integer `7`, expected a list of numbers"),
+            (r#"{"a":[1],"a":[2]}"#, 400, "Format error in JSON body: vector name `a` stands twice"),
+            (r#"{"a":"x"}"#, 400, "a: invalid type: string"),
+            (r#"{"s":{"indices":[1],"values":[1,2]}}"#, 400, "s: 2 values for 1 indices"),
+            (r#"{"s":{"indices":[1]}}"#, 400, "s: missing field `values`"),
+            (r#"{"s":{"indices":[-1],"values":[1]}}"#, 400, "s.indices[0]: invalid value"),
+            (r#"{"s":{"indexes":[1]}}"#, 400, "s.indexes: unknown field `indexes`"),
+            ("[[1,2],[3,4]]", 501, "a multi-dense vector (a list of lists) is not implemented yet"),
+            (r#"{"a":[[1,2],[3,4]]}"#, 501, "a: a multi-dense vector"),
+            (r#"{"a":{"text":"hello","model":"m"}}"#, 501, "a: a vector to be inferred"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.to_string().starts_with(message), "{text}: {error}");
+            assert_eq!(error.status().as_u16(), status, "{text}");
+        }
+    }
+
+    #[test]
+    fn columns() {
+        let read = |text: &str| parse::<BatchVectors>(text.as_bytes());
+        let row = |v: f32| OneVector::Dense(vec![v]);
+        assert_eq!(read("[[1],[2]]").unwrap(), BatchVectors::Unnamed(vec![row(1.0), row(2.0)]));
+        let named = BatchVectors::Named([("a".to_owned(), vec![row(1.0), row(2.0)])].into());
+        assert_eq!(read(r#"{"a":[[1],[2]]}"#).unwrap(), named);
+        let error = read(r#"{"a":[[1],["x"]]}"#).unwrap_err();
+        assert!(error.to_string().starts_with("a[1][0]: invalid type"), "{error}");
+    }
+
+    #[test]
+    fn every_float_survives_the_way_in_and_out() {
+        for bits in (0..=u32::MAX).step_by(104_729) {
+            let value = f32::from_bits(bits);
+            if value.is_finite() {
+                let text = serde_json::to_string(&[value]).unwrap();
+                assert_eq!(read(&text).unwrap()[""], dense(&[value]), "{text}");
+            }
+        }
     }
 }
