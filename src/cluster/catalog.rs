@@ -26,7 +26,7 @@ use std::{
 
 /// The catalog as it stands at one position.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct CatalogState {
+pub(super) struct CatalogState {
     /// Collections by name.
     pub collections: BTreeMap<String, Arc<CollectionRecord>>,
     counters: Counters,
@@ -49,7 +49,7 @@ impl Default for Counters {
 
 /// A collection, as the catalog knows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CollectionRecord {
+pub(super) struct CollectionRecord {
     /// Its id.
     pub id: CollectionId,
     /// Its name.
@@ -68,7 +68,7 @@ pub struct CollectionRecord {
 
 /// A shard, as the catalog knows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ShardRecord {
+pub(super) struct ShardRecord {
     /// The group of its log.
     pub group: u32,
     /// Its replicas.
@@ -77,7 +77,7 @@ pub struct ShardRecord {
 
 /// A change of the catalog.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum CatalogCommand {
+pub(super) enum CatalogCommand {
     /// Creates a collection.
     Create {
         /// Its name.
@@ -116,11 +116,11 @@ pub enum CatalogCommand {
 }
 
 /// Rejection: the name is taken.
-pub const EXISTS: &str = "exists";
+pub(super) const EXISTS: &str = "exists";
 /// Rejection: no collection of that name.
-pub const MISSING: &str = "missing";
+pub(super) const MISSING: &str = "missing";
 /// Rejection: the field is indexed as another type.
-pub const OTHER_TYPE: &str = "other_type";
+pub(super) const OTHER_TYPE: &str = "other_type";
 
 const KIND: u16 = 100;
 
@@ -261,7 +261,7 @@ impl CollectionSpec {
 }
 
 /// The catalog in the store: folds group 0's log.
-pub struct Catalog {
+pub(super) struct Catalog {
     store: Store,
     keyspace: Keyspace,
     state: ArcSwap<CatalogState>,
