@@ -1,19 +1,37 @@
 //! Annal's own routes, under `/annal/v1`. Their answers are plain JSON, without Qdrant's envelope.
 
-use super::{Api, refusing};
-use crate::cluster::{Cluster, NodeInfo};
-use axum::{Json, Router, extract::State, routing::get};
+use super::{
+    Api,
+    body::At,
+    error::{ApiError, Result},
+    refusing,
+};
+use crate::cluster::{Cluster, NodeInfo, ReadOptions, ShardHash};
+use axum::{
+    Json, Router,
+    extract::{Query, State, rejection::QueryRejection},
+    routing::get,
+};
+use serde::Deserialize;
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Routes that are built.
 pub(super) fn built() -> Router<Api> {
-    Router::new().route("/annal/v1/info", get(info)).route("/annal/v1/cluster", get(topology))
+    Router::new()
+        .route("/annal/v1/info", get(info))
+        .route("/annal/v1/cluster", get(topology))
+}
+
+/// Routes with parameters of their own, for people who check the database.
+pub(super) fn audits() -> Router<Api> {
+    Router::new().route("/annal/v1/collections/{collection}/state-hash", get(state_hash))
 }
 
 /// The rest of the contract.
 pub(super) fn unbuilt() -> Router<Api> {
     refusing(&[
         "GET /annal/v1/collections/{collection}/changes",
-        "GET /annal/v1/collections/{collection}/state-hash",
         "POST /annal/v1/collections/{collection}/points/cas",
         "POST /annal/v1/collections/{collection}/shards/{shard}/move",
         "POST /annal/v1/collections/{collection}/shards/{shard}/split",
@@ -38,4 +56,30 @@ async fn info(State(cluster): State<Cluster>) -> Json<NodeInfo> {
 
 async fn topology(State(cluster): State<Cluster>) -> Json<serde_json::Value> {
     Json(cluster.topology())
+}
+
+/// How long a shard may take to hash itself: a scrub reads every record.
+const AUDIT_WITHIN: Duration = Duration::from_secs(600);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StateHashParameters {
+    #[serde(default)]
+    scrub: bool,
+    at: Option<String>,
+}
+
+/// `GET /annal/v1/collections/{collection}/state-hash`
+async fn state_hash(
+    State(cluster): State<Cluster>,
+    At(collection): At<String>,
+    parameters: std::result::Result<Query<StateHashParameters>, QueryRejection>,
+) -> Result<Json<Vec<ShardHash>>> {
+    let Query(parameters) =
+        parameters.map_err(|e| ApiError::invalid("query parameters", e.body_text()))?;
+    if parameters.at.is_some() {
+        return Err(ApiError::unbuilt("at", "the hash at an earlier position"));
+    }
+    let options = ReadOptions { deadline: Instant::now() + AUDIT_WITHIN, at_least: None };
+    Ok(Json(cluster.state_hash(&collection, parameters.scrub, &options).await?))
 }

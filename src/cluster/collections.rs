@@ -4,7 +4,7 @@
 
 use super::{
     Cluster, ClusterError, CollectionChange, CollectionInfo, CollectionSpec, ReadOptions, Result, Token,
-    WriteOptions, Written,
+    ShardHash, WriteOptions, Written,
     catalog::{self, CatalogCommand},
     shards::LocalShard,
 };
@@ -77,6 +77,27 @@ impl Cluster {
             }
         }
         Ok(info)
+    }
+
+    /// The hash of each shard's state now: as it was kept while applying, or (`scrub`) computed again from every
+    /// record in the store.
+    pub async fn state_hash(&self, name: &str, scrub: bool, options: &ReadOptions) -> Result<Vec<ShardHash>> {
+        let collection = self.lookup(name, options.deadline).await?;
+        let mut hashes = Vec::with_capacity(collection.shards.len());
+        for local in &collection.shards {
+            let index = local.replica.read_index(options.deadline).await?;
+            local.replica.wait_applied(index, options.deadline).await?;
+            let shard = local.shard.clone();
+            let hash = move || if scrub { shard.scrub() } else { shard.state_hash() };
+            let (position, hash) =
+                tokio::task::spawn_blocking(hash).await.map_err(super::task_error)??;
+            hashes.push(ShardHash {
+                shard: local.number.0,
+                position,
+                replicas: [(self.inner.options.node.clone(), format!("{hash:032x}"))].into(),
+            });
+        }
+        Ok(hashes)
     }
 
     /// Indexes a payload field.

@@ -182,6 +182,17 @@ pub struct NodeInfo {
     pub build: String,
 }
 
+/// The hash of a shard's whole state, on each replica.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ShardHash {
+    /// The shard's number.
+    pub shard: u32,
+    /// The position it belongs to.
+    pub position: Position,
+    /// 32 hexadecimal digits by the node's name; two that differ at one position are a bug or rot.
+    pub replicas: BTreeMap<String, String>,
+}
+
 type Result<T> = std::result::Result<T, ClusterError>;
 
 /// How long the start waits for the catalog to have a leader and to have applied its log.

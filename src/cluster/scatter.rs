@@ -73,17 +73,36 @@ impl Cluster {
         Ok(read.seen(counts.into_iter().sum()))
     }
 
-    /// Searches; one answer for each request, all at the same position of each shard.
+    /// Searches.
     ///
     /// Errors: a query vector that does not fit the schema, named `query` (no effect).
     pub async fn search(
+        &self,
+        name: &str,
+        request: SearchRequest,
+        options: &ReadOptions,
+    ) -> Result<Seen<Vec<ScoredPoint>>> {
+        let read = self.read(name, options).await?;
+        let answer = self.search_one(&read, request).await?;
+        Ok(read.seen(answer))
+    }
+
+    /// Searches; one answer for each request, all at the same position of each shard.
+    ///
+    /// Errors: as [`Cluster::search`], named `searches[i].query`.
+    pub async fn search_batch(
         &self,
         name: &str,
         requests: Vec<SearchRequest>,
         options: &ReadOptions,
     ) -> Result<Seen<Vec<Vec<ScoredPoint>>>> {
         let read = self.read(name, options).await?;
-        let answers = requests.into_iter().map(|request| self.search_one(&read, request));
+        let answers = requests.into_iter().enumerate().map(async |(i, request)| {
+            self.search_one(&read, request).await.map_err(|e| match e {
+                ClusterError::Invalid(e) => e.within(format_args!("searches[{i}]")).into(),
+                other => other,
+            })
+        });
         let answers = try_join_all(answers).await?;
         Ok(read.seen(answers))
     }

@@ -41,7 +41,7 @@ pub(super) async fn query(
     wishes: Wishes,
     Json(body): Json<QueryBody>,
 ) -> Result<Reply> {
-    let seen = cluster.search(&collection, vec![body.into_model()?], &wishes.read()).await?;
+    let seen = cluster.search(&collection, body.into_model()?, &wishes.read()).await?;
     Ok(Reply::json(one(&seen.value, points)).seen(seen.token))
 }
 
@@ -52,7 +52,8 @@ pub(super) async fn query_batch(
     wishes: Wishes,
     Json(body): Json<Batch<QueryBody>>,
 ) -> Result<Reply> {
-    let seen = cluster.search(&collection, body.into_model(QueryBody::into_model)?, &wishes.read()).await?;
+    let requests = body.into_model(QueryBody::into_model)?;
+    let seen = cluster.search_batch(&collection, requests, &wishes.read()).await?;
     Ok(Reply::json(many(&seen.value, points)).seen(seen.token))
 }
 
@@ -63,7 +64,7 @@ pub(super) async fn search(
     wishes: Wishes,
     Json(body): Json<SearchBody>,
 ) -> Result<Reply> {
-    let seen = cluster.search(&collection, vec![body.into_model()?], &wishes.read()).await?;
+    let seen = cluster.search(&collection, body.into_model()?, &wishes.read()).await?;
     Ok(Reply::json(one(&seen.value, list)).seen(seen.token))
 }
 
@@ -74,7 +75,8 @@ pub(super) async fn search_batch(
     wishes: Wishes,
     Json(body): Json<Batch<SearchBody>>,
 ) -> Result<Reply> {
-    let seen = cluster.search(&collection, body.into_model(SearchBody::into_model)?, &wishes.read()).await?;
+    let requests = body.into_model(SearchBody::into_model)?;
+    let seen = cluster.search_batch(&collection, requests, &wishes.read()).await?;
     Ok(Reply::json(many(&seen.value, list)).seen(seen.token))
 }
 
@@ -94,9 +96,9 @@ fn points(answer: &mut Answer, found: &Vec<ScoredPoint>) {
     answer.text("}");
 }
 
-fn one(found: &[Vec<ScoredPoint>], write: WriteFound) -> Vec<u8> {
+fn one(found: &Vec<ScoredPoint>, write: WriteFound) -> Vec<u8> {
     let mut answer = Answer::default();
-    write(&mut answer, found.first().expect("a search gives an answer for each request"));
+    write(&mut answer, found);
     answer.0
 }
 
