@@ -82,15 +82,15 @@ pub(super) async fn search_batch(
 
 // --- answers ---
 
-type WriteFound = fn(&mut Answer, &Vec<ScoredPoint>);
+type WriteFound = fn(&mut Answer, &[ScoredPoint]);
 
 /// What `search` found: `[…]`.
-fn list(answer: &mut Answer, found: &Vec<ScoredPoint>) {
+fn list(answer: &mut Answer, found: &[ScoredPoint]) {
     answer.list(found, Answer::scored);
 }
 
 /// What `query` found: `{"points":[…]}`.
-fn points(answer: &mut Answer, found: &Vec<ScoredPoint>) {
+fn points(answer: &mut Answer, found: &[ScoredPoint]) {
     answer.text(r#"{"points":"#);
     list(answer, found);
     answer.text("}");
@@ -104,7 +104,7 @@ fn one(found: &Vec<ScoredPoint>, write: WriteFound) -> Vec<u8> {
 
 fn many(found: &[Vec<ScoredPoint>], write: WriteFound) -> Vec<u8> {
     let mut answer = Answer::default();
-    answer.list(found, write);
+    answer.list(found, |answer, found| write(answer, found));
     answer.0
 }
 
