@@ -166,6 +166,16 @@ pub(crate) fn scan(
 }
 
 impl Scan {
+    /// What the segment's seal knows to have been written at the end, and the scan took for cut off.
+    pub(crate) fn short_of(&self, seal: &Seal) -> Option<BadSpan> {
+        if seal.end == self.end && Some(seal.last) == self.last {
+            return None;
+        }
+        let why = format!("the seal says the segment ends at {} with frame {}", seal.end, seal.last.sequence.0);
+        let damage = Damage { segment: seal.segment.0, offset: self.end, group: None, index: None, why };
+        Some(BadSpan { damage, until: seal.end })
+    }
+
     fn good_frame(
         &mut self,
         found: &Frame<'_>,
