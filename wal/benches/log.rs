@@ -27,15 +27,20 @@ const SEGMENT_BYTES: u64 = 64 << 20;
 const BATCH_BYTES_MAX: usize = 4 << 20;
 
 fn main() {
-    let number = |name: &str, default: u64| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+    let number = |name: &str, default: u64| {
+        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    };
     let time = Duration::from_millis(number("ANNAL_BENCH_MS", 700));
     let rounds = number("ANNAL_BENCH_ROUNDS", 7);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    println!("| clients | bytes | annal /s | raw /s | annal MB/s | ratio (median) | ratio (min-max) | annal p50 us | records per fsync |");
+    println!(
+        "| clients | bytes | annal /s | raw /s | annal MB/s | ratio (median) | ratio (min-max) | annal p50 us | records per fsync |"
+    );
     println!("|---|---|---|---|---|---|---|---|---|");
     for bytes in [1 << 10, 16 << 10] {
         for clients in [1, 8, 64] {
-            let (mut ours, mut raw, mut ratios, mut latency, mut per_fsync) = (vec![], vec![], vec![], vec![], vec![]);
+            let (mut ours, mut raw, mut ratios, mut latency, mut per_fsync) =
+                (vec![], vec![], vec![], vec![], vec![]);
             for round in 0..rounds {
                 let (annal, other) = match round % 2 {
                     0 => {
@@ -81,7 +86,12 @@ struct Measured {
 }
 
 /// Runs `clients` loops for `time`; `append` starts one append and gives what tells its end.
-fn drive<F>(runtime: &Runtime, clients: usize, time: Duration, append: impl Fn(usize, u64) -> F + Clone + Send + 'static) -> (f64, f64)
+fn drive<F>(
+    runtime: &Runtime,
+    clients: usize,
+    time: Duration,
+    append: impl Fn(usize, u64) -> F + Clone + Send + 'static,
+) -> (f64, f64)
 where
     F: Future<Output = ()> + Send,
 {
@@ -110,10 +120,13 @@ where
 
 fn bench_annal(runtime: &Runtime, clients: usize, bytes: usize, time: Duration) -> Measured {
     let folder = tempfile::tempdir_in(target()).unwrap();
-    let options = Options { segment_bytes: SEGMENT_BYTES, batch_bytes_max: BATCH_BYTES_MAX, ..Options::default() };
+    let options =
+        Options { segment_bytes: SEGMENT_BYTES, batch_bytes_max: BATCH_BYTES_MAX, ..Options::default() };
     let (log, _) = Log::open(folder.path(), options).unwrap();
     // Eight shards, as a node has them, or as many as there are clients.
-    let groups: Vec<_> = (0..clients as u32).map(|client| runtime.block_on(log.create_group(GroupId(client))).unwrap()).collect();
+    let groups: Vec<_> = (0..clients as u32)
+        .map(|client| runtime.block_on(log.create_group(GroupId(client))).unwrap())
+        .collect();
     let payload = Bytes::from(vec![0x5a; bytes]);
     let groups = Arc::new(groups);
     let (per_second, p50_micros) = drive(runtime, clients, time, move |client, index| {
@@ -163,7 +176,9 @@ impl Raw {
         let mut file = zeroes(&folder.join("0"));
         let writer = std::thread::spawn(move || {
             let (made, next) = std::sync::mpsc::sync_channel(0);
-            std::thread::spawn(move || (1..).all(|number| made.send(zeroes(&folder.join(number.to_string()))).is_ok()));
+            std::thread::spawn(move || {
+                (1..).all(|number| made.send(zeroes(&folder.join(number.to_string()))).is_ok())
+            });
             let (mut batch, mut buffer, mut at) = (Vec::new(), Vec::new(), 0);
             loop {
                 let mut state = waiting.0.lock().unwrap();

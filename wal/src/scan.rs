@@ -59,7 +59,11 @@ impl BadSpan {
             end > damage.offset && start < self.until
         };
         let named = seal.groups.iter().flat_map(|(group, chapter)| {
-            chapter.index.all().filter(|at| within(at.spot)).map(move |at| (at.spot.offset, *group, at.id.index))
+            chapter
+                .index
+                .all()
+                .filter(|at| within(at.spot))
+                .map(move |at| (at.spot.offset, *group, at.id.index))
         });
         if let Some((_, group, index)) = named.min() {
             damage.group = Some(group);
@@ -124,7 +128,8 @@ pub(crate) fn scan(
                 scan.good_frame(&found, key, at, chained)?;
                 hand_out(segment, key, &found, &mut scan, &mut on)?;
                 // Entries and frames are counted alike, so a frame's number tells its entry's.
-                let entry_id = scan.before.map(|before| found.link.sequence.0.wrapping_sub(before.sequence.0));
+                let entry_id =
+                    scan.before.map(|before| found.link.sequence.0.wrapping_sub(before.sequence.0));
                 let envelope = entry_id.map(|id| layout::check_envelope(segment, at, id, found.end()));
                 last_cut_off = envelope == Some(Envelope::CutOff);
                 if envelope.is_some_and(|envelope| envelope != Envelope::Good) {
@@ -171,7 +176,8 @@ impl Scan {
         if seal.end == self.end && Some(seal.last) == self.last {
             return None;
         }
-        let why = format!("the seal says the segment ends at {} with frame {}", seal.end, seal.last.sequence.0);
+        let why =
+            format!("the seal says the segment ends at {} with frame {}", seal.end, seal.last.sequence.0);
         let damage = Damage { segment: seal.segment.0, offset: self.end, group: None, index: None, why };
         Some(BadSpan { damage, until: seal.end })
     }
@@ -224,7 +230,9 @@ fn hand_out(
         let spot = Spot { offset: offset as u32, bytes: record.len() as u32 };
         let bytes = &segment[offset..offset + record.len()];
         scan.records += 1;
-        if let Err(damage) = on(Found { group: record.group(), event, spot, bytes, sequence: found.link.sequence }) {
+        if let Err(damage) =
+            on(Found { group: record.group(), event, spot, bytes, sequence: found.link.sequence })
+        {
             scan.damage.push(BadSpan { damage, until: offset as u64 });
         }
     }

@@ -36,7 +36,13 @@ impl Scrub {
                 found.damage.into_iter().chain(short).map(|span| span.named_by(seal.as_ref())).collect()
             }
             Err(error) => {
-                vec![Damage { segment: number.0, offset: 0, group: None, index: None, why: error.to_string() }]
+                vec![Damage {
+                    segment: number.0,
+                    offset: 0,
+                    group: None,
+                    index: None,
+                    why: error.to_string(),
+                }]
             }
         };
         if !found.is_empty() {
