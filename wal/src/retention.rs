@@ -27,7 +27,7 @@ use crate::{
     group::{GroupCell, Source},
     log::Shared,
     options::Options,
-    queue::Request,
+    queue::{Part, Request},
     reader,
     record::Event,
     scrub::Scrub,
@@ -149,7 +149,7 @@ fn sweep(shared: &Arc<Shared>) {
     while let Some((oldest, bytes)) = shared.segments.beyond(&shared.options, unix_ms()) {
         match free(shared, oldest, bytes, &mut wanted) {
             Ok(true) => {}
-            Ok(false) => break,
+            Ok(false) | Err(Error::Closed) => break,
             Err(error) => {
                 if shared.failure.why().is_none() {
                     tracing::warn!(segment = oldest.0, %error, "retention could not free a segment");
@@ -271,7 +271,7 @@ fn restate(
         let cell = request.cell.clone();
         // Under the lock: what is live now is live at this place of the queue.
         let inner = cell.lock();
-        let live = |part: &crate::queue::Part| match &part.event {
+        let live = |part: &Part| match &part.event {
             Event::Again(id) => inner.is_live(*id),
             _ => false,
         };

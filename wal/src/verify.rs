@@ -91,7 +91,14 @@ fn walk(disk: &dyn Disk, on: impl FnMut(DumpedRecord<'_>)) -> Result<VerifyRepor
         return Err(Error::Format { place: "anchor".into(), why: "it is missing; this is no log".into() });
     };
     let known = anchor.first == SegmentNo(1);
-    let mut walk = Walk { disk, anchor, fold: known.then(Fold::default), end: None, report: VerifyReport::default(), on };
+    let mut walk = Walk {
+        disk,
+        anchor,
+        fold: known.then(Fold::default),
+        end: None,
+        report: VerifyReport::default(),
+        on,
+    };
     let present = disk.list().map_err(Error::io("listing the log's segments"))?;
     for number in present.into_iter().filter(|number| *number >= anchor.first) {
         walk.segment(number)?;
@@ -115,7 +122,7 @@ struct Walk<'a, F> {
 
 impl<F: FnMut(DumpedRecord<'_>)> Walk<'_, F> {
     fn damaged(&mut self, segment: SegmentNo, offset: u64, why: String) {
-        self.report.damage.push(Damage { segment: segment.0, offset, group: None, index: None, why });
+        self.report.damage.push(Damage::at(segment, offset, why));
     }
 
     fn segment(&mut self, number: SegmentNo) -> Result<(), Error> {
@@ -137,15 +144,7 @@ impl<F: FnMut(DumpedRecord<'_>)> Walk<'_, F> {
             report.record_bytes += u64::from(found.spot.bytes);
             let entry = matches!(found.event, Event::Entry(_) | Event::Again(_));
             report.entries += u64::from(entry);
-            let folded = fold.as_mut().map_or(Ok(()), |fold| {
-                fold.apply(found.group, &found.event, number, found.spot).map_err(|wrong| Damage {
-                    segment: number.0,
-                    offset: u64::from(found.spot.offset),
-                    group: Some(found.group),
-                    index: Some(wrong.got.index),
-                    why: format!("the entry does not follow {:?}", wrong.last),
-                })
-            });
+            let folded = fold.as_mut().map_or(Ok(()), |fold| found.fold_into(fold, number));
             on(DumpedRecord {
                 segment: number.0,
                 sequence: found.sequence.0,
@@ -161,7 +160,8 @@ impl<F: FnMut(DumpedRecord<'_>)> Walk<'_, F> {
         if found.header_damaged {
             self.damaged(number, 0, "the header of the file is not as it was written".into());
         }
-        if found.torn_bytes > 0 {
+        let short = seal.as_ref().and_then(|seal| found.short_of(seal));
+        if found.torn_bytes > 0 && short.is_none() {
             self.report.torn.push((number.0, found.end, found.torn_bytes));
         }
         if unused {
@@ -172,13 +172,12 @@ impl<F: FnMut(DumpedRecord<'_>)> Walk<'_, F> {
         self.report.segments += 1;
         self.report.frames += found.frames;
         self.report.unsealed += u64::from(stored.is_none());
-        let intact = found.damage.is_empty();
-        let last = found.last;
-        self.report.damage.extend(found.damage.into_iter().map(|span| span.named_by(seal.as_ref())));
-        let envelope = |offset| {
-            let why = "the bytes around the frame are not as they were written".to_string();
-            Damage { segment: number.0, offset, group: None, index: None, why }
-        };
+        let intact = found.damage.is_empty() && short.is_none();
+        let (last, end) = (found.last, found.end);
+        let spans = found.damage.into_iter().chain(short);
+        self.report.damage.extend(spans.map(|span| span.named_by(seal.as_ref())));
+        let envelope =
+            |offset| Damage::at(number, offset, "the bytes around the frame are not as they were written");
         self.report.envelopes.extend(found.envelopes.into_iter().map(envelope));
         if stored.is_some() && seal.is_none() {
             self.damaged(number, 0, "the seal's crc does not hold".into());
@@ -186,10 +185,10 @@ impl<F: FnMut(DumpedRecord<'_>)> Walk<'_, F> {
         if let Some(seal) = &seal
             && intact
         {
-            self.compare(seal, fold.as_ref(), found.end, last);
+            self.compare(seal, fold.as_ref(), end);
         }
-        let link = last.or(seal.as_ref().map(|seal| seal.last)).unwrap_or_default();
-        self.end = Some((number, found.end, link));
+        let link = seal.as_ref().map(|seal| seal.last).or(last).unwrap_or_default();
+        self.end = Some((number, end, link));
         // After damage only a seal knows how things stand.
         self.fold = match (seal, fold) {
             (Some(seal), _) => {
@@ -221,11 +220,7 @@ impl<F: FnMut(DumpedRecord<'_>)> Walk<'_, F> {
     }
 
     /// Checks a seal against the records of its segment.
-    fn compare(&mut self, seal: &Seal, fold: Option<&Fold>, end: u64, last: Option<Link>) {
-        if seal.end != end || Some(seal.last) != last {
-            let why = format!("the seal says it ends at {} with frame {}", seal.end, seal.last.sequence.0);
-            self.damaged(seal.segment, end, why);
-        }
+    fn compare(&mut self, seal: &Seal, fold: Option<&Fold>, end: u64) {
         let Some(mut fold) = fold.cloned() else { return };
         // Of a log whose beginning is gone, a group counts once its whole state was logged again.
         let whole = self.anchor.first == SegmentNo(1);

@@ -56,7 +56,8 @@ async fn every_flip_in_a_sealed_segment_is_placed() {
             let Some(found) = found else {
                 // A one that became zero around the last frame looks as if a crash had cut the entry off there.
                 let last = places.last().unwrap();
-                let around = (last.start..last.start + 14).contains(&at) || (last.end - 5..last.end).contains(&at);
+                let around =
+                    (last.start..last.start + 14).contains(&at) || (last.end - 5..last.end).contains(&at);
                 assert!(around && report.torn[0].0 == 2, "the flip of {mask:#x} at {at} was not found");
                 disk.flip(2, at as u64, mask);
                 continue;
@@ -106,7 +107,8 @@ async fn a_damaged_entry_is_reported_and_the_others_are_read() {
     let (log, _) = Log::open_in_memory(disk.clone(), options()).unwrap();
     let group = log.group(GroupId(2)).unwrap();
     let error = group.read(LogIndex(2)..LogIndex(3), 1).await.unwrap_err();
-    let Error::Corrupt { segment, offset, group: Some(GroupId(2)), index: Some(LogIndex(2)), .. } = error else {
+    let Error::Corrupt { segment, offset, group: Some(GroupId(2)), index: Some(LogIndex(2)), .. } = error
+    else {
         panic!("{error}")
     };
     assert_eq!((segment, offset), (1, payload as u64 - 40));
@@ -121,7 +123,9 @@ async fn a_damaged_entry_is_reported_and_the_others_are_read() {
     // lost, and it is named.
     disk.set_seal(1, None);
     let (log, report) = Log::open_in_memory(disk.clone(), options()).unwrap();
-    assert!(report.damage.iter().any(|found| found.group == Some(GroupId(2)) && found.index == Some(LogIndex(2))));
+    assert!(
+        report.damage.iter().any(|found| found.group == Some(GroupId(2)) && found.index == Some(LogIndex(2)))
+    );
     let unharmed = log.group(GroupId(1)).unwrap();
     assert_eq!(unharmed.read(LogIndex(0)..LogIndex(99), usize::MAX).await.unwrap(), entries(1, 1..25, 100));
     drop((unharmed, log));

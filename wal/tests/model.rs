@@ -10,28 +10,58 @@ mod workbench;
 use std::collections::BTreeMap;
 
 use annal_wal::{
-    Entry, Error, Fault, GroupId, GroupLog, Log, LogId, LogIndex, MemoryDisk, Options, Term, Vote, verify_in_memory,
+    Entry, Error, Fault, GroupId, GroupLog, Log, LogId, LogIndex, MemoryDisk, Options, Term, Vote,
+    verify_in_memory,
 };
 use proptest::prelude::*;
 use workbench::{append, entries, id, small};
 
 #[derive(Clone, Debug)]
 enum Step {
-    Append { group: u32, count: u64, bytes: usize },
-    Truncate { group: u32, back: u64 },
-    Purge { group: u32, back: u64 },
+    Append {
+        group: u32,
+        count: u64,
+        bytes: usize,
+    },
+    Truncate {
+        group: u32,
+        back: u64,
+    },
+    Purge {
+        group: u32,
+        back: u64,
+    },
     /// A snapshot takes the group past its end.
-    PurgeAhead { group: u32, by: u64 },
-    Vote { group: u32, node: u64 },
-    Committed { group: u32, back: u64 },
-    Drop { group: u32 },
+    PurgeAhead {
+        group: u32,
+        by: u64,
+    },
+    Vote {
+        group: u32,
+        node: u64,
+    },
+    Committed {
+        group: u32,
+        back: u64,
+    },
+    Drop {
+        group: u32,
+    },
     Reopen,
     /// Power fails between two writes.
     Crash,
     /// An append meets a fault, then the machine starts again.
-    Fault { group: u32, count: u64, bytes: usize, fault: Fault, machine_stays: bool },
+    Fault {
+        group: u32,
+        count: u64,
+        bytes: usize,
+        fault: Fault,
+        machine_stays: bool,
+    },
     /// Side files are derived: without one the segment is scanned.
-    LoseSeal { pick: usize },
+    LoseSeal {
+        pick: usize,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -154,7 +184,10 @@ impl Run {
                 if !history.iter().eq(expected.entries.range(oldest.0..).map(|(_, entry)| entry)) {
                     return Some(format!("group {number}: history from {oldest:?} differs"));
                 }
-                assert!(expected.purged.is_none() || oldest.0 <= live_from, "the ladder: oldest ≤ purged + 1");
+                assert!(
+                    expected.purged.is_none() || oldest.0 <= live_from,
+                    "the ladder: oldest ≤ purged + 1"
+                );
                 break;
             }
         }
@@ -176,7 +209,9 @@ impl Run {
                 let Some(last) = state.last else { return };
                 let keep = last.index.0.saturating_sub(back);
                 let kept = state.entries.get(&keep).map(|entry| entry.id).or(state.purged);
-                if state.purged.is_some_and(|purged| keep < purged.index.0) || kept.map(|id| id.index.0) != Some(keep) {
+                if state.purged.is_some_and(|purged| keep < purged.index.0)
+                    || kept.map(|id| id.index.0) != Some(keep)
+                {
                     let refused = group.truncate_after(Some(LogIndex(keep))).await;
                     // Below the purged entry or before the first: nothing to keep there.
                     assert!(refused.is_err());
@@ -192,7 +227,8 @@ impl Run {
                 let mut model = self.now();
                 let state = model.get_mut(&number).unwrap();
                 let Some(last) = state.last else { return };
-                let Some(upto) = state.entries.get(&last.index.0.saturating_sub(back)).map(|entry| entry.id) else {
+                let Some(upto) = state.entries.get(&last.index.0.saturating_sub(back)).map(|entry| entry.id)
+                else {
                     return;
                 };
                 if state.purged.is_some_and(|purged| purged.index > upto.index) {
@@ -262,7 +298,11 @@ impl Run {
                 self.states.push(base);
                 // An idle mark may have met the fault in its place; either way the log stops.
                 append(&group, new).await.unwrap_err();
-                if machine_stays { self.disk.restart_process() } else { self.disk.crash() }
+                if machine_stays {
+                    self.disk.restart_process()
+                } else {
+                    self.disk.crash()
+                }
                 drop(group);
                 self.log = None;
                 self.term += 1;

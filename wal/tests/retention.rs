@@ -132,7 +132,9 @@ async fn a_big_group_is_asked_to_purge() {
     wanted.wait_for(|wanted| wanted.is_empty()).await.unwrap();
     until(|| log.status().bytes <= options.retention_bytes, "the log shrinks to its target").await;
     let oldest = group.state().oldest.unwrap();
-    assert!(matches!(group.history(LogIndex(1), 1).await, Err(Error::Gone { oldest: Some(at) }) if at == oldest));
+    assert!(
+        matches!(group.history(LogIndex(1), 1).await, Err(Error::Gone { oldest: Some(at) }) if at == oldest)
+    );
     assert_eq!(group.history(oldest, usize::MAX).await.unwrap(), entries(1, oldest.0..last.index.0 + 1, 900));
 }
 
