@@ -71,7 +71,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How one replica is run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -189,6 +189,8 @@ struct Inner<M: StateMachine> {
     reads: Reads,
     holds: Arc<Holds>,
     checkpoints: mpsc::UnboundedSender<checkpoint::Request>,
+    /// Ends `mind`, and with it the last hold on openraft; the other tasks end with their queues.
+    _dropped: DropGuard,
 }
 
 impl<M: StateMachine> Replica<M> {
@@ -238,7 +240,8 @@ impl<M: StateMachine> Replica<M> {
             limits: options.checkpoint,
         };
         tokio::spawn(checkpointing.run(requests, log.purge_wanted()));
-        tokio::spawn(mind(raft.clone(), options.replica, progress.clone()));
+        let dropped = CancellationToken::new();
+        tokio::spawn(mind(raft.clone(), options.replica, progress.clone(), dropped.clone()));
         let replica = Replica {
             inner: Arc::new(Inner {
                 replica: options.replica,
@@ -251,6 +254,7 @@ impl<M: StateMachine> Replica<M> {
                 progress,
                 raft,
                 checkpoints,
+                _dropped: dropped.drop_guard(),
             }),
         };
         replica.take_office(new.then_some(options.founders)).await?;
@@ -406,15 +410,19 @@ fn check_continues(group: &GroupLog, mark: &Mark) -> Result<bool, ReplicaError> 
 
 /// Minds what rarely changes: Raft's clock runs only while there are other voters to hear from (so that hundreds of
 /// idle groups cost nothing), and the end of Raft is told to whoever waits.
-async fn mind<M: StateMachine>(raft: Raft<Types, Applier<M>>, replica: ReplicaId, progress: Arc<Progress>) {
+async fn mind<M: StateMachine>(
+    raft: Raft<Types, Applier<M>>,
+    replica: ReplicaId,
+    progress: Arc<Progress>,
+    dropped: CancellationToken,
+) {
     let mut server = raft.server_metrics();
-    let runtime = raft.runtime_config();
     loop {
-        let alone =
-            Members::from(server.borrow_and_update().membership_config.membership()).is_sole_voter(replica);
-        runtime.tick(!alone);
-        if server.changed().await.is_err() {
-            break;
+        let members = Members::from(server.borrow_and_update().membership_config.membership());
+        raft.runtime_config().tick(!members.is_sole_voter(replica));
+        tokio::select! {
+            changed = server.changed() => if changed.is_err() { break },
+            () = dropped.cancelled() => return,
         }
     }
     match &raft.metrics().borrow_watched().running_state {

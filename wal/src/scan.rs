@@ -59,7 +59,11 @@ impl BadSpan {
             end > damage.offset && start < self.until
         };
         let named = seal.groups.iter().flat_map(|(group, chapter)| {
-            chapter.index.all().filter(|at| within(at.spot)).map(move |at| (at.spot.offset, *group, at.id.index))
+            chapter
+                .index
+                .all()
+                .filter(|at| within(at.spot))
+                .map(move |at| (at.spot.offset, *group, at.id.index))
         });
         if let Some((_, group, index)) = named.min() {
             damage.group = Some(group);
@@ -207,7 +211,9 @@ fn hand_out(
         let spot = Spot { offset: offset as u32, bytes: record.len() as u32 };
         let bytes = &segment[offset..offset + record.len()];
         scan.records += 1;
-        if let Err(damage) = on(Found { group: record.group(), event, spot, bytes, sequence: found.link.sequence }) {
+        if let Err(damage) =
+            on(Found { group: record.group(), event, spot, bytes, sequence: found.link.sequence })
+        {
             scan.damage.push(BadSpan { damage, until: offset as u64 });
         }
     }

@@ -33,7 +33,13 @@ impl Scrub {
         let found: Vec<Damage> = match scan(&bytes, key, |_| Ok(())) {
             Ok(found) => found.damage.into_iter().map(|span| span.named_by(seal.as_ref())).collect(),
             Err(error) => {
-                vec![Damage { segment: number.0, offset: 0, group: None, index: None, why: error.to_string() }]
+                vec![Damage {
+                    segment: number.0,
+                    offset: 0,
+                    group: None,
+                    index: None,
+                    why: error.to_string(),
+                }]
             }
         };
         if !found.is_empty() {

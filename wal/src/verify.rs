@@ -91,7 +91,14 @@ fn walk(disk: &dyn Disk, on: impl FnMut(DumpedRecord<'_>)) -> Result<VerifyRepor
         return Err(Error::Format { place: "anchor".into(), why: "it is missing; this is no log".into() });
     };
     let known = anchor.first == SegmentNo(1);
-    let mut walk = Walk { disk, anchor, fold: known.then(Fold::default), end: None, report: VerifyReport::default(), on };
+    let mut walk = Walk {
+        disk,
+        anchor,
+        fold: known.then(Fold::default),
+        end: None,
+        report: VerifyReport::default(),
+        on,
+    };
     let present = disk.list().map_err(Error::io("listing the log's segments"))?;
     for number in present.into_iter().filter(|number| *number >= anchor.first) {
         walk.segment(number)?;

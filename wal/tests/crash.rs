@@ -120,7 +120,8 @@ fn every_acknowledged_write_survives_kill_9() {
     if std::env::var(CHILD).is_ok() {
         return;
     }
-    let rounds: u64 = std::env::var("ANNAL_CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(10);
+    let rounds: u64 =
+        std::env::var("ANNAL_CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(10);
     let seed: u64 = rand::random();
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
@@ -149,7 +150,9 @@ fn every_acknowledged_write_survives_kill_9() {
         for line in reader.join().unwrap() {
             let words: Vec<&str> = line.split(' ').collect();
             let [verb, group, number, term] = words[..] else { continue };
-            let (Ok(group), Ok(number), Ok(term)) = (group.parse(), number.parse::<u64>(), term.parse::<u64>()) else {
+            let (Ok(group), Ok(number), Ok(term)) =
+                (group.parse(), number.parse::<u64>(), term.parse::<u64>())
+            else {
                 continue;
             };
             let told = told.entry(group).or_default();
@@ -192,7 +195,10 @@ async fn check(group: &GroupLog, told: Told, round: u64) -> u64 {
     assert!(state.purged.map_or(0, |id| id.index.0) >= told.purged, "group {number}: a purge was lost");
     if let Some((term, node)) = told.vote {
         let vote = state.vote.unwrap();
-        assert!((vote.term.0, vote.node) >= (term, node), "group {number}: {vote:?} is older than {term}, {node}");
+        assert!(
+            (vote.term.0, vote.node) >= (term, node),
+            "group {number}: {vote:?} is older than {term}, {node}"
+        );
     }
     let live = group.read(LogIndex(0)..LogIndex(u64::MAX), usize::MAX).await.unwrap();
     let first = state.purged.map_or(1, |id| id.index.0 + 1);

@@ -86,7 +86,11 @@ async fn a_failed_write_or_panic_stops_the_log() {
     for fault in [Fault::Eio, Fault::Panic] {
         for machine_stays in [true, false] {
             let disk = break_with(fault, small()).await;
-            if machine_stays { disk.restart_process() } else { disk.crash() }
+            if machine_stays {
+                disk.restart_process()
+            } else {
+                disk.crash()
+            }
             check(&disk, small()).await;
         }
     }
@@ -147,7 +151,8 @@ async fn rot_of_the_last_frame_is_not_taken_for_a_torn_end() {
     let bytes = disk.bytes(1).unwrap();
     let payload = bytes.windows(4).position(|window| window == b"1.1.").unwrap();
     assert!(disk.flip(1, payload as u64, 1));
-    let Err(Error::Corrupt { segment: 1, offset, group, index, .. }) = Log::open_in_memory(disk, small()) else {
+    let Err(Error::Corrupt { segment: 1, offset, group, index, .. }) = Log::open_in_memory(disk, small())
+    else {
         panic!("an acknowledged entry was dropped in silence")
     };
     assert_eq!((offset, group, index), (payload as u64 - 40, Some(GroupId(1)), Some(LogIndex(1))));

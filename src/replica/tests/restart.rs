@@ -208,3 +208,21 @@ async fn an_unknown_kind_of_entry_is_never_skipped() {
     let error = error.expect("it must not hang").err().expect("it must not open");
     assert!(error.to_string().contains("unknown kind"), "{error}");
 }
+
+#[tokio::test]
+async fn dropping_the_last_handle_stops_it() {
+    let disk = memory();
+    let (log, replica) = open(&disk, Arc::default()).await;
+    put(&replica, command(1)).await;
+    let machine = Arc::downgrade(replica.machine());
+    let other = replica.clone();
+    drop(replica);
+    put(&other, command(2)).await;
+    drop(other);
+    let deadline = soon();
+    while machine.strong_count() > 0 {
+        assert!(Instant::now() < deadline, "someone still holds the machine");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    log.shutdown().await.unwrap();
+}
