@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    entry::{GroupId, HardState, LogId},
+    entry::{GroupId, HardState, LogId, LogIndex},
     frame::Link,
     index::Index,
     record::Event,
@@ -14,10 +14,10 @@ use crate::{
 };
 
 /// What one segment says of one group.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Chapter {
-    /// The group was created here: what older segments hold under its id is not its own.
-    pub(crate) born: bool,
+    /// What older segments hold from this index on was truncated, cut off by a snapshot, or another group's.
+    pub(crate) older_below: LogIndex,
     /// A create or state record lies here: older segments are not needed for the hard state.
     pub(crate) stated: bool,
     /// The group's creation is known, and with it all of the hard state.
@@ -26,6 +26,14 @@ pub(crate) struct Chapter {
     pub(crate) hard: HardState,
     /// The entries that lie in this segment and were not truncated by its end.
     pub(crate) index: Index,
+}
+
+impl Default for Chapter {
+    fn default() -> Chapter {
+        let hard = HardState::default();
+        let index = Index::default();
+        Chapter { older_below: LogIndex(u64::MAX), stated: false, known: false, hard, index }
+    }
 }
 
 /// What a segment's side file says.
@@ -81,14 +89,21 @@ impl Fold {
             }
             Event::Again(_) => {}
             Event::Vote(vote) => chapter.hard.vote = Some(*vote),
-            Event::Truncate(last) => chapter.hard.last = *last,
+            Event::Truncate(last) => {
+                chapter.hard.last = *last;
+                let cut = last.map_or(LogIndex(0), |last| last.index.next());
+                chapter.older_below = chapter.older_below.min(cut);
+            }
             Event::Purge(id) => {
-                chapter.hard.purged = Some(*id);
-                chapter.hard.last = chapter.hard.last.max_by_index(*id);
+                if chapter.hard.purge(*id) {
+                    chapter.older_below = LogIndex(0);
+                    chapter.index.runs.clear();
+                }
             }
             Event::Committed(committed) => chapter.hard.committed = *committed,
             Event::Create => {
-                *chapter = Chapter { born: true, stated: true, known: true, ..Chapter::default() };
+                *chapter =
+                    Chapter { older_below: LogIndex(0), stated: true, known: true, ..Chapter::default() };
             }
             Event::State(hard) => {
                 chapter.hard = **hard;
@@ -117,22 +132,15 @@ impl Fold {
     }
 }
 
-/// The later of what is there and an id, by index.
-trait MaxByIndex {
-    fn max_by_index(self, other: LogId) -> Self;
-}
-
-impl MaxByIndex for Option<LogId> {
-    fn max_by_index(self, other: LogId) -> Option<LogId> {
-        Some(self.filter(|id| id.index > other.index).unwrap_or(other))
-    }
-}
-
 impl HardState {
-    /// Notes a purge; the last entry is never below it.
-    pub(crate) fn purge(&mut self, upto: LogId) {
+    /// Notes a purge; true if it lies beyond the last entry, so that no history spans the hole.
+    pub(crate) fn purge(&mut self, upto: LogId) -> bool {
+        let beyond = self.last.is_none_or(|last| last.index < upto.index);
         self.purged = Some(upto);
-        self.last = self.last.max_by_index(upto);
+        if beyond {
+            self.last = Some(upto);
+        }
+        beyond
     }
 }
 
@@ -144,15 +152,6 @@ impl Index {
             Event::Truncate(last) => self.cut_above(last.map(|id| id.index)),
             Event::Vote(_) | Event::Purge(_) | Event::Committed(_) => {}
             Event::Create | Event::Drop | Event::State(_) => {}
-        }
-    }
-
-    /// Forgets everything if it does not reach the last entry: a snapshot took the group past it.
-    pub(crate) fn drop_before_hole(&mut self, hard: &HardState) {
-        let last = hard.last.map(|id| id.index);
-        self.cut_above(last);
-        if self.last() != last {
-            self.runs.clear();
         }
     }
 }

@@ -146,6 +146,16 @@ impl Inner {
         self.index.first().filter(|_| reaches).map(|first| first.min(joined)).or(self.hot_first())
     }
 
+    /// The last submitted entry that is on the disk, and every one before it.
+    fn flushed(&self) -> Option<LogIndex> {
+        let Some(first) = self.hot_first() else { return self.hard.last.map(|id| id.index) };
+        // The disk's view may still hold entries that were truncated since; ids tell them apart.
+        let on_disk = |entry: &Entry| self.index.id_at(entry.id.index) == Some(entry.id);
+        let count = self.hot.partition_point(on_disk) as u64;
+        let last = LogIndex((first.0 + count).checked_sub(1)?);
+        (count > 0 || self.id_at(last).is_some()).then_some(last)
+    }
+
     fn state(&self) -> GroupState {
         GroupState {
             vote: self.hard.vote,
@@ -154,7 +164,7 @@ impl Inner {
             committed: self.hard.committed,
             oldest: self.oldest(),
             submitted: self.hard.last.map(|id| id.index),
-            flushed: self.index.last().max(self.hard.purged.map(|id| id.index)),
+            flushed: self.flushed(),
         }
     }
 
@@ -382,11 +392,10 @@ impl GroupLog {
             if inner.hard.purged.is_some_and(|purged| purged.index > upto.index) {
                 return Err(Error::Gap { group: self.id(), last: inner.hard.purged, got: upto.index });
             }
-            if inner.hard.last.is_none_or(|last| last.index < upto.index) {
+            if inner.hard.purge(upto) {
                 let bytes = inner.hot.drain(..).map(|entry| hot_bytes(&entry)).sum();
                 shared.hot_bytes.fetch_sub(bytes, Relaxed);
             }
-            inner.hard.purge(upto);
             Ok(Event::Purge(upto))
         })?;
         settled(outcome).await?;

@@ -19,7 +19,7 @@ pub struct Options {
     pub retention_age: Option<Duration>,
     /// Bytes up to which history floors are honoured; beyond, readers of history are left behind.
     pub history_bytes_max: u64,
-    /// Free bytes of the disk below which appends are turned away.
+    /// Free bytes of the disk below which appends are turned away: at least two segments, since one is made ahead.
     pub free_bytes_min: u64,
     /// Bytes of recent entries kept in memory for readers.
     pub hot_bytes_max: usize,

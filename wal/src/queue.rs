@@ -198,11 +198,13 @@ impl Queue {
     pub(crate) fn close(&self, why: Closed) -> Vec<Request> {
         let mut waiting = self.waiting();
         let poisoned = matches!(why, Closed::Poisoned(_));
-        if waiting.closed.is_none() || poisoned {
-            waiting.closed.get_or_insert(why.clone());
-            if poisoned && !matches!(waiting.closed, Some(Closed::Poisoned(_))) {
-                waiting.closed = Some(why);
-            }
+        let overrides = match &waiting.closed {
+            None => true,
+            Some(Closed::ShutDown) => poisoned,
+            Some(Closed::Poisoned(_)) => false,
+        };
+        if overrides {
+            waiting.closed = Some(why);
         }
         let left = if poisoned { std::mem::take(&mut waiting.requests) } else { Vec::new() };
         drop(waiting);

@@ -149,7 +149,7 @@ impl<'a> RawRecord<'a> {
         GroupId(Take::new(&self.bytes[8..]).u32().expect("a record has a header"))
     }
 
-    /// Takes a record apart whose crc holds; for entries, `payload_at` is where the payload starts.
+    /// Takes a record apart whose crc holds; an entry's payload starts at `ENTRY_HEAD`.
     pub(crate) fn decode(&self) -> Result<Event, NotARecord> {
         let kind = self.bytes[4];
         if self.bytes[5..8] != [0; 3] {

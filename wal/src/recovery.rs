@@ -236,14 +236,11 @@ impl Reading<'_> {
         self.groups.retain(|group, _| seal.groups.contains_key(group));
         for (group, chapter) in &seal.groups {
             let inner = self.groups.entry(*group).or_default();
-            if chapter.born {
-                inner.index.runs.clear();
-            }
             if chapter.stated {
                 inner.stated_in = number;
             }
+            inner.index.cut_above(chapter.older_below.0.checked_sub(1).map(LogIndex));
             inner.index.overlay(&chapter.index);
-            inner.index.drop_before_hole(&chapter.hard);
             inner.hard = chapter.hard;
             inner.purged_flushed = chapter.hard.purged;
         }
@@ -310,7 +307,7 @@ fn lost_entry(inner: &Inner, needed: LogIndex) -> Option<LogIndex> {
     let last = inner.hard.last.map(|id| id.index).filter(|last| *last >= needed)?;
     let mut suffix = inner.index.clone();
     suffix.keep_suffix();
-    let Some(first) = suffix.first() else { return Some(last) };
+    let Some(first) = suffix.first().filter(|_| suffix.last() == Some(last)) else { return Some(last) };
     let whole = match inner.purged_flushed {
         Some(_) => first <= needed,
         // Without a purge the first entry ever written is needed, wherever it is.

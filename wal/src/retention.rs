@@ -27,7 +27,7 @@ use crate::{
     group::{GroupCell, Source},
     log::Shared,
     options::Options,
-    queue::Request,
+    queue::{Part, Request},
     reader,
     record::Event,
     scrub::Scrub,
@@ -110,25 +110,22 @@ impl Segments {
 
 /// The work of the retention thread, until it is told to stop.
 pub(crate) fn keep(shared: &Arc<Shared>, tasks: &mpsc::Receiver<Task>, mut scrub: Scrub) {
-    loop {
-        match tasks.recv_timeout(LOOK_EVERY) {
-            Ok(Task::Sealed(sealed)) => finish_seal(shared, &sealed),
-            Ok(Task::Look) => {}
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                shared.look_at_space();
-                scrub.step(shared);
-            }
-            Ok(Task::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => {
-                // Seals still on their way spare the next start a scan.
-                for task in tasks.try_iter() {
-                    if let Task::Sealed(sealed) = task {
-                        finish_seal(shared, &sealed);
-                    }
-                }
-                return;
+    let mut stop = false;
+    while !stop {
+        let first = tasks.recv_timeout(LOOK_EVERY);
+        if first.is_err() {
+            shared.look_at_space();
+            scrub.step(shared);
+        }
+        // Seals first: they spare the next start a scan.
+        for task in first.into_iter().chain(tasks.try_iter()) {
+            match task {
+                Task::Sealed(sealed) => finish_seal(shared, &sealed),
+                Task::Look => {}
+                Task::Stop => stop = true,
             }
         }
-        if shared.failure.why().is_none() {
+        if !stop && shared.failure.why().is_none() {
             sweep(shared);
         }
     }
@@ -152,7 +149,7 @@ fn sweep(shared: &Arc<Shared>) {
     while let Some((oldest, bytes)) = shared.segments.beyond(&shared.options, unix_ms()) {
         match free(shared, oldest, bytes, &mut wanted) {
             Ok(true) => {}
-            Ok(false) => break,
+            Ok(false) | Err(Error::Closed) => break,
             Err(error) => {
                 if shared.failure.why().is_none() {
                     tracing::warn!(segment = oldest.0, %error, "retention could not free a segment");
@@ -274,7 +271,7 @@ fn restate(
         let cell = request.cell.clone();
         // Under the lock: what is live now is live at this place of the queue.
         let inner = cell.lock();
-        let live = |part: &crate::queue::Part| match &part.event {
+        let live = |part: &Part| match &part.event {
             Event::Again(id) => inner.is_live(*id),
             _ => false,
         };

@@ -16,7 +16,7 @@ use crate::{
     record::{Event, NotARecord},
     segment::{
         Spot,
-        layout::{self, AFTER, BEFORE, HEADER, HeaderState},
+        layout::{self, AFTER, BEFORE, Envelope, HEADER, HeaderState},
     },
 };
 
@@ -86,7 +86,7 @@ pub(crate) struct Scan {
     pub(crate) end: u64,
     pub(crate) frames: u64,
     pub(crate) records: u64,
-    /// Nonzero bytes after the end, as a crash leaves them.
+    /// Nonzero bytes after the end, as a crash leaves them; 1 if only the last entry's own end is missing.
     pub(crate) torn_bytes: u64,
     pub(crate) damage: Vec<BadSpan>,
     /// Entries whose frame is good but whose wrapping is not.
@@ -120,6 +120,8 @@ pub(crate) fn scan(
     let mut at = HEADER;
     // After damage the chain can't be checked across it.
     let mut chained = true;
+    // A crash may cut the last entry off behind its frame, which is then as good as any.
+    let mut last_cut_off = false;
     loop {
         match frame::frame(segment, key, at + BEFORE) {
             Ok(found) => {
@@ -128,7 +130,9 @@ pub(crate) fn scan(
                 // Entries and frames are counted alike, so a frame's number tells its entry's.
                 let entry_id =
                     scan.before.map(|before| found.link.sequence.0.wrapping_sub(before.sequence.0));
-                if entry_id.is_some_and(|id| !layout::envelope_holds(segment, at, id, found.end())) {
+                let envelope = entry_id.map(|id| layout::check_envelope(segment, at, id, found.end()));
+                last_cut_off = envelope == Some(Envelope::CutOff);
+                if envelope.is_some_and(|envelope| envelope != Envelope::Good) {
                     scan.envelopes.push(at as u64);
                 }
                 at = found.end() + AFTER;
@@ -159,10 +163,25 @@ pub(crate) fn scan(
             }
         }
     }
+    if last_cut_off {
+        scan.envelopes.pop();
+        scan.torn_bytes = scan.torn_bytes.max(1);
+    }
     Ok(scan)
 }
 
 impl Scan {
+    /// What the segment's seal knows to have been written at the end, and the scan took for cut off.
+    pub(crate) fn short_of(&self, seal: &Seal) -> Option<BadSpan> {
+        if seal.end == self.end && Some(seal.last) == self.last {
+            return None;
+        }
+        let why =
+            format!("the seal says the segment ends at {} with frame {}", seal.end, seal.last.sequence.0);
+        let damage = Damage { segment: seal.segment.0, offset: self.end, group: None, index: None, why };
+        Some(BadSpan { damage, until: seal.end })
+    }
+
     fn good_frame(
         &mut self,
         found: &Frame<'_>,
@@ -186,7 +205,7 @@ impl Scan {
             let damage = Damage { segment, offset, group: None, index: None, why };
             self.damage.push(BadSpan { damage, until: offset });
         }
-        if self.before.is_none() && chained {
+        if self.frames == 0 && chained {
             let sequence = Sequence(found.link.sequence.0.saturating_sub(1));
             self.before = Some(Link { sequence, crc: found.before_crc });
         }

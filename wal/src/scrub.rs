@@ -31,7 +31,10 @@ impl Scrub {
         let seal = shared.disk.get(SideFile::Seal(number)).ok().flatten();
         let seal = seal.and_then(|bytes| seal::decode(&bytes, key));
         let found: Vec<Damage> = match scan(&bytes, key, |_| Ok(())) {
-            Ok(found) => found.damage.into_iter().map(|span| span.named_by(seal.as_ref())).collect(),
+            Ok(found) => {
+                let short = seal.as_ref().and_then(|seal| found.short_of(seal));
+                found.damage.into_iter().chain(short).map(|span| span.named_by(seal.as_ref())).collect()
+            }
             Err(error) => {
                 vec![Damage {
                     segment: number.0,

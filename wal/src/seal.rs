@@ -15,9 +15,8 @@ use crate::{
 };
 
 const MAGIC: [u8; 4] = *b"ANLX";
-const BORN: u8 = 1;
-const STATED: u8 = 2;
-const KNOWN: u8 = 4;
+const STATED: u8 = 1;
+const KNOWN: u8 = 2;
 
 pub(crate) fn encode(seal: &Seal, store: u64) -> Vec<u8> {
     let mut out = Vec::new();
@@ -36,7 +35,8 @@ pub(crate) fn encode(seal: &Seal, store: u64) -> Vec<u8> {
     for (group, chapter) in &seal.groups {
         out.extend_from_slice(&group.0.to_le_bytes());
         let flag = |set: bool, bit: u8| if set { bit } else { 0 };
-        out.push(flag(chapter.born, BORN) | flag(chapter.stated, STATED) | flag(chapter.known, KNOWN));
+        out.push(flag(chapter.stated, STATED) | flag(chapter.known, KNOWN));
+        out.extend_from_slice(&chapter.older_below.0.to_le_bytes());
         put_hard(&mut out, &chapter.hard);
         out.extend_from_slice(&(chapter.index.runs.len() as u32).to_le_bytes());
         for run in &chapter.index.runs {
@@ -80,7 +80,8 @@ pub(crate) fn decode(bytes: &[u8], key: SegmentKey) -> Option<Seal> {
 }
 
 fn chapter(take: &mut Take<'_>, segment: SegmentNo) -> Option<Chapter> {
-    let flags = take.u8()?;
+    let flags = take.u8().filter(|flags| flags & !(STATED | KNOWN) == 0)?;
+    let older_below = LogIndex(take.u64()?);
     let hard = take.hard()?;
     let mut runs = VecDeque::new();
     for _ in 0..take.u32()? {
@@ -91,6 +92,6 @@ fn chapter(take: &mut Take<'_>, segment: SegmentNo) -> Option<Chapter> {
         }
         runs.push_back(Run { segment, first, term, leader, spots });
     }
-    let (born, stated, known) = (flags & BORN != 0, flags & STATED != 0, flags & KNOWN != 0);
-    Some(Chapter { born, stated, known, hard, index: Index { runs } })
+    let (stated, known) = (flags & STATED != 0, flags & KNOWN != 0);
+    Some(Chapter { older_below, stated, known, hard, index: Index { runs } })
 }

@@ -135,3 +135,20 @@ on_both!(what_does_not_follow_is_refused_with_no_effect, |place: Place| async mo
     append(&group, entries(1, 6..300, 1000)).await.unwrap();
     assert_eq!(group.read(LogIndex(6)..LogIndex(300), usize::MAX).await.unwrap(), entries(1, 6..300, 1000));
 });
+
+on_both!(flushed_never_counts_what_was_truncated, |place: Place| async move {
+    let (log, _) = place.open(annal_wal::Options { hot_bytes_max: 1 << 20, ..small() });
+    let group = log.create_group(GroupId(1)).await.unwrap();
+    append(&group, entries(1, 5..21, 10)).await.unwrap();
+    assert_eq!(group.state().flushed, Some(LogIndex(20)));
+    let (told, flushed) = tokio::sync::oneshot::channel();
+    group.truncate_after(Some(LogIndex(14))).await.unwrap();
+    assert_eq!((group.state().flushed, group.state().submitted), (Some(LogIndex(14)), Some(LogIndex(14))));
+    let seen = group.clone();
+    let state = move |_| drop(told.send(seen.state().flushed));
+    group.append(entries(2, 15..18, 10), state).await.unwrap();
+    assert!(group.state().flushed == Some(LogIndex(14)) || group.state().flushed == Some(LogIndex(17)));
+    assert_eq!(flushed.await.unwrap(), Some(LogIndex(17)), "told after it is on the disk");
+    let state = group.state();
+    assert_eq!((state.oldest, state.last), (Some(LogIndex(5)), Some(id(2, 17))));
+});

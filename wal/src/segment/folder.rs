@@ -140,7 +140,9 @@ impl Disk for Folder {
     }
 
     fn allocated(&self, number: SegmentNo) -> io::Result<u64> {
-        Ok(fs::metadata(self.file(number))?.blocks() * 512)
+        let (folder, seal) = self.side(SideFile::Seal(number));
+        let seal = fs::metadata(folder.join(seal)).map_or(0, |seal| seal.blocks());
+        Ok((fs::metadata(self.file(number))?.blocks() + seal) * 512)
     }
 
     fn remove(&self, number: SegmentNo) -> io::Result<()> {

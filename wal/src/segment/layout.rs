@@ -97,9 +97,29 @@ pub(crate) fn after(chunk: &[u8]) -> [u8; AFTER] {
     bytes
 }
 
-/// Whether the entry at `at`, whose chunk is `chunk`, is wrapped as it should be. Nothing of ours depends on it.
-pub(crate) fn envelope_holds(segment: &[u8], at: usize, id: u64, chunk_end: usize) -> bool {
-    let Some(chunk) = segment.get(at + BEFORE..chunk_end) else { return false };
-    segment.get(at..at + BEFORE) == Some(&before(id, chunk.len())[..])
-        && segment.get(chunk_end..chunk_end + AFTER) == Some(&after(chunk)[..])
+/// What is wrong with the bytes around a chunk. Nothing of ours depends on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Envelope {
+    Good,
+    /// Some were never written, as a crash leaves them.
+    CutOff,
+    Damaged,
+}
+
+/// Looks at the envelope of the entry at `at`, whose chunk is good and ends at `chunk_end`.
+pub(crate) fn check_envelope(segment: &[u8], at: usize, id: u64, chunk_end: usize) -> Envelope {
+    let (Some(chunk), Some(found)) =
+        (segment.get(at + BEFORE..chunk_end), segment.get(chunk_end..chunk_end + AFTER))
+    else {
+        return Envelope::Damaged;
+    };
+    let wrapped = segment[at..at + BEFORE].iter().chain(found);
+    let expected = before(id, chunk.len()).into_iter().chain(after(chunk));
+    if wrapped.clone().copied().eq(expected.clone()) {
+        Envelope::Good
+    } else if wrapped.zip(expected).all(|(found, expected)| *found == 0 || *found == expected) {
+        Envelope::CutOff
+    } else {
+        Envelope::Damaged
+    }
 }

@@ -251,7 +251,8 @@ impl Disk for Handle {
     }
 
     fn allocated(&self, number: SegmentNo) -> io::Result<u64> {
-        self.stored(number, |stored| stored.allocated)
+        let seal = self.state()?.sides.get(&SideFile::Seal(number)).map_or(0, |seal| seal.len() as u64);
+        self.stored(number, |stored| stored.allocated + seal)
     }
 
     fn remove(&self, number: SegmentNo) -> io::Result<()> {

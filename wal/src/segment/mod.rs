@@ -83,7 +83,7 @@ pub(crate) trait Disk: Send + Sync {
     /// Gives the unused bytes from `from` on back to the disk; they read as zeroes.
     fn punch(&self, number: SegmentNo, from: u64) -> io::Result<()>;
 
-    /// Bytes a segment takes on the disk.
+    /// Bytes a segment and its side file take on the disk.
     fn allocated(&self, number: SegmentNo) -> io::Result<u64>;
 
     /// Removes a segment with its side file.
