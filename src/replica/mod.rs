@@ -68,7 +68,7 @@ use std::{
 };
 use tail::Holds;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{OnceCell, mpsc, oneshot},
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -78,7 +78,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub struct ReplicaOptions {
     /// This replica's id within its group; never reused.
     pub replica: ReplicaId,
-    /// The first voters, if this replica belongs to those who found the group; used only while the group is empty.
+    /// The first voters, this replica among them, used only while the group is empty; none for a replica that joins a
+    /// group that others founded.
     pub founders: BTreeSet<ReplicaId>,
     /// A leader says that it lives this often, in milliseconds.
     pub heartbeat_ms: u64,
@@ -104,6 +105,12 @@ impl ReplicaOptions {
     }
 
     fn raft_config(&self, group: GroupId) -> Result<Config, ReplicaError> {
+        let Self { replica, founders, .. } = self;
+        if !founders.is_empty() && !founders.contains(replica) {
+            return Err(ReplicaError::Options(format!(
+                "replica {replica} is not among the founders {founders:?}"
+            )));
+        }
         let config = Config {
             cluster_name: format!("group {}", group.0),
             heartbeat_interval: self.heartbeat_ms,
@@ -116,7 +123,7 @@ impl ReplicaOptions {
             // A leader that restarts asks for a new term: what it had committed is then certain, and no read can be
             // served from a state older than one it had shown before.
             enable_leader_restore: Some(false),
-            // No clock runs until there are other voters to hear from, see `mind`.
+            // No clock runs until there are others to hear from, see `mind`.
             enable_tick: false,
             ..Config::default()
         };
@@ -185,6 +192,8 @@ struct Inner<M: StateMachine> {
     machine_released: CancellationToken,
     progress: Arc<Progress>,
     raft: Raft<Types, Applier<M>>,
+    /// Set once openraft has been shut down.
+    ended: OnceCell<()>,
     proposer: Proposer,
     reads: Reads,
     holds: Arc<Holds>,
@@ -197,8 +206,8 @@ impl<M: StateMachine> Replica<M> {
     /// Opens a replica on its group's log. The machine first catches up with what was committed. A replica that is
     /// the group's only voter leads, and has applied all its log, when this returns.
     ///
-    /// Errors: `Gap` and `LogLost` (log and machine do not belong together), `NotFounded`, `Options`, `Log`,
-    /// `Machine`, `Format`, `Raft`.
+    /// Errors: `Gap` and `LogLost` (log and machine do not belong together), `Options`, `Log`, `Machine`, `Format`,
+    /// `Raft`.
     pub async fn open(
         options: ReplicaOptions,
         log: &Log,
@@ -214,10 +223,8 @@ impl<M: StateMachine> Replica<M> {
         .await
         .map_err(|lost| ReplicaError::Raft(lost.to_string().into()))??;
         let mark = Mark::of(bookmark.as_ref())?;
-        let new = check_continues(&group, &mark)?;
-        if new && !options.founders.contains(&options.replica) {
-            return Err(ReplicaError::NotFounded);
-        }
+        let found =
+            (check_continues(&group, &mark)? && !options.founders.is_empty()).then_some(options.founders);
 
         let progress = Arc::new(Progress::new(group.clone(), mark.clone(), position));
         let machine_released = CancellationToken::new();
@@ -253,11 +260,12 @@ impl<M: StateMachine> Replica<M> {
                 machine_released,
                 progress,
                 raft,
+                ended: OnceCell::new(),
                 checkpoints,
                 _dropped: dropped.drop_guard(),
             }),
         };
-        replica.take_office(new.then_some(options.founders)).await?;
+        replica.take_office(found).await?;
         Ok(replica)
     }
 
@@ -382,10 +390,12 @@ impl<M: StateMachine> Replica<M> {
     ///
     /// Errors: `Machine`: the state machine is not durable (nothing is lost, the log has it).
     pub async fn shutdown(&self) -> Result<(), ReplicaError> {
-        let Inner { proposer, progress, raft, machine, machine_released, .. } = self.inner.as_ref();
+        let Inner { proposer, progress, raft, ended, machine, machine_released, .. } = self.inner.as_ref();
         proposer.close();
         progress.stop("shut down", false);
-        raft.shutdown().await.map_err(|lost| ReplicaError::Raft(lost.to_string().into()))?;
+        let end =
+            || async { raft.shutdown().await.map_err(|lost| ReplicaError::Raft(lost.to_string().into())) };
+        ended.get_or_try_init(end).await?;
         machine_released.cancelled().await;
         let machine = machine.clone();
         tokio::task::spawn_blocking(move || machine.persist())
@@ -408,7 +418,7 @@ fn check_continues(group: &GroupLog, mark: &Mark) -> Result<bool, ReplicaError> 
     }
 }
 
-/// Minds what rarely changes: Raft's clock runs only while there are other voters to hear from (so that hundreds of
+/// Minds what rarely changes: Raft's clock runs only while there are others to hear from (so that hundreds of
 /// idle groups cost nothing), and the end of Raft is told to whoever waits.
 async fn mind<M: StateMachine>(
     raft: Raft<Types, Applier<M>>,
@@ -419,7 +429,7 @@ async fn mind<M: StateMachine>(
     let mut server = raft.server_metrics();
     loop {
         let members = Members::from(server.borrow_and_update().membership_config.membership());
-        raft.runtime_config().tick(!members.is_sole_voter(replica));
+        raft.runtime_config().tick(!(members.is_sole_voter(replica) && members.learners.is_empty()));
         tokio::select! {
             changed = server.changed() => if changed.is_err() { break },
             () = dropped.cancelled() => return,

@@ -169,9 +169,17 @@ async fn a_machine_without_its_log_is_refused() {
 #[tokio::test]
 async fn an_empty_group_is_founded_by_its_founders_only() {
     let (log, group) = open_log(&memory(), log_options()).await;
-    let options = ReplicaOptions { founders: BTreeSet::new(), ..options() };
-    let error = Replica::open(options, &log, group, Arc::new(Journal::default())).await.err().unwrap();
-    assert!(matches!(error, ReplicaError::NotFounded), "{error}");
+    let machine = Arc::new(Journal::default());
+    let others = ReplicaOptions { founders: BTreeSet::from([ReplicaId(9)]), ..options() };
+    let error = Replica::open(others, &log, group.clone(), machine.clone()).await.err().unwrap();
+    assert!(matches!(error, ReplicaError::Options(_)), "{error}");
+
+    let joining = ReplicaOptions { founders: BTreeSet::new(), ..options() };
+    let replica = Replica::open(joining, &log, group, machine).await.unwrap();
+    assert_eq!(replica.status().role, Role::Learner);
+    assert_eq!(replica.status().members, Members::default());
+    let error = replica.propose(command(1), soon(), Wait::Applied).await.unwrap_err();
+    assert!(matches!(error, ReplicaError::NotLeader { leader: None }), "{error}");
 }
 
 #[tokio::test]
