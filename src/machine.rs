@@ -79,7 +79,7 @@ pub trait StateMachine: Send + Sync + 'static {
     fn install_snapshot(&self, input: &mut dyn io::Read) -> Result<(), MachineError>;
 }
 
-/// A state machine that cannot go on.
+/// A state machine that cannot go on, or a read of it that cannot be answered.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
     /// A command this version cannot read: applying stops here, nothing is skipped.
@@ -90,6 +90,9 @@ pub enum MachineError {
         /// Why.
         source: crate::model::command::DecodeError,
     },
+    /// A request does not fit the state it is asked of.
+    #[error(transparent)]
+    Invalid(#[from] crate::model::Invalid),
     /// The store failed.
     #[error("store: {0}")]
     Store(#[from] crate::store::StoreError),
@@ -118,6 +121,7 @@ impl MachineError {
     /// What the caller can do.
     pub fn kind(&self) -> Kind {
         match self {
+            MachineError::Invalid(_) => Kind::Invalid,
             MachineError::Damaged { .. } | MachineError::Command { .. } => Kind::Corrupt,
             _ => Kind::Internal,
         }

@@ -3,6 +3,7 @@
 //! Pure data and pure functions: no clock, no I/O, no randomness, nothing of Raft, HTTP or storage.
 
 pub mod command;
+pub mod datetime;
 pub mod error;
 pub mod filter;
 pub mod id;

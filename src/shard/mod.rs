@@ -1,1 +1,532 @@
-//! The shard floor.
+//! A shard: points folded from a log, found by id, by filter and by vector.
+//!
+//! One apply is one batch in the store, then the structures in memory, then **one** atomic publication of the
+//! next [`ReadView`]. Readers never wait for a writer and never see half of a batch; a view keeps all it needs.
+//!
+//! Invariants: the store holds exactly the effects of the first `position` commands, with the bookmark of the
+//! last batch; everything in memory can be thrown away and is read again from the store; an index may suggest,
+//! the store decides.
+//!
+//! Not here: Raft, fsync of commands (the log has them), other shards.
+
+mod apply;
+mod dedup;
+mod indexer;
+mod payload_index;
+mod plan;
+mod points;
+mod search;
+mod slots;
+mod snapshot;
+mod vector_index;
+
+pub use dedup::WINDOW as DEDUP_WINDOW;
+pub use indexer::BuildTurn;
+pub use search::ReadView;
+
+use crate::{
+    machine::{Bookmark, MachineError, Outcome, StateMachine},
+    model::{CollectionId, Command, FieldPath, PointId, Position, Schema, Vector, Vectors},
+    store::{Keyspace, KeyspaceKind, Store, StoreError, View},
+};
+use apply::Fold;
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use indexer::Indexer;
+use payload_index::FieldIndexes;
+use points::{DedupRecord, PointRecord, SlotRecord, StateRecord, damaged, decode};
+use slots::{LiveSet, SlotTable};
+use std::{
+    collections::BTreeMap,
+    io,
+    ops::Bound,
+    path::Path,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use vector_index::{Merge, SealedSegment, VectorIndex, VectorIndexes, manifest::Manifest};
+
+/// How a shard is kept.
+#[derive(Clone, Debug)]
+pub struct ShardOptions {
+    /// How many positions an intent is remembered: the same on every replica, for ever. Only tests make it
+    /// other than [`DEDUP_WINDOW`].
+    pub dedup_window: u64,
+    /// Bytes of vectors that are scanned exactly before they are sealed and built into a graph.
+    pub seal_bytes: usize,
+    /// Sealed bytes that wait for a graph before writers are slowed; at four times as many they wait.
+    pub waiting_bytes: usize,
+    /// Whose turn it is to build a graph; the shards of a node share it.
+    pub build_turn: BuildTurn,
+}
+
+impl Default for ShardOptions {
+    fn default() -> Self {
+        ShardOptions {
+            dedup_window: DEDUP_WINDOW,
+            seal_bytes: 32 << 20,
+            waiting_bytes: 256 << 20,
+            build_turn: BuildTurn::default(),
+        }
+    }
+}
+
+/// One shard of a collection, on one node.
+pub struct Shard {
+    name: String,
+    store: Store,
+    collection: CollectionId,
+    options: ShardOptions,
+    indexer: Arc<Indexer>,
+    writer: Mutex<Writer>,
+    /// Notified when a graph was published, or the shard closed.
+    absorbed: Condvar,
+    published: ArcSwap<ReadView>,
+}
+
+/// What only the one who applies may touch.
+struct Writer {
+    /// Number of the keyspace that is the shard's now.
+    generation: u64,
+    /// Incarnations that ended since the index thread was last told.
+    died: usize,
+    poisoned: Option<String>,
+}
+
+/// Figures of a shard.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ShardStats {
+    /// Points in it.
+    pub points: u64,
+    /// Live dense vectors.
+    pub vectors: u64,
+    /// The same, by name.
+    pub vectors_by_name: BTreeMap<String, u64>,
+    /// Dense vectors that are found fast: in a graph, or in the open delta.
+    pub indexed_vectors: u64,
+    /// Graphs and deltas.
+    pub segments: u64,
+    /// Whether vectors wait to be built into a graph.
+    pub building: bool,
+    /// Points that have a value in the field, by indexed field.
+    pub field_points: BTreeMap<FieldPath, u64>,
+    /// Bytes of the shard in the store, without the journal.
+    pub store_bytes: u64,
+    /// Bytes of its index files.
+    pub index_bytes: u64,
+}
+
+impl Shard {
+    /// Opens a shard, or makes an empty one.
+    ///
+    /// `name`: prefix of its keyspaces. `index_dir`: folder of its index files, which may vanish whenever the
+    /// shard is closed. Errors: the store or its bytes are damaged, or it holds another collection.
+    pub fn open(
+        store: Store,
+        name: &str,
+        index_dir: &Path,
+        collection: CollectionId,
+        options: ShardOptions,
+    ) -> Result<Arc<Shard>, MachineError> {
+        let generation = current_generation(&store, name)?;
+        drop_other_generations(&store, name, generation)?;
+        let keyspace = store.keyspace(&keyspace_name(name, generation), KeyspaceKind::LargeValues)?;
+        let manifest = Manifest::read(index_dir);
+        let view = load(&store, keyspace, collection, &options, (index_dir, &manifest))?;
+        let shard = Arc::new(Shard {
+            name: name.to_owned(),
+            store,
+            collection,
+            options,
+            indexer: Arc::new(Indexer::new(index_dir.to_owned(), manifest)),
+            writer: Mutex::new(Writer { generation, died: 0, poisoned: None }),
+            absorbed: Condvar::new(),
+            published: ArcSwap::from_pointee(view),
+        });
+        let thread = |source| MachineError::Io { what: "index thread".to_owned(), source };
+        Indexer::start(&shard).map_err(thread)?;
+        Ok(shard)
+    }
+
+    /// The shard as it stands now.
+    pub fn view(&self) -> Arc<ReadView> {
+        self.published.load_full()
+    }
+
+    /// The hash of the shard's whole state, and the position it belongs to.
+    pub fn state_hash(&self) -> Result<(Position, u128), MachineError> {
+        let view = self.view();
+        Ok((view.position(), apply::state_hash(&view.state, &view.schema)?))
+    }
+
+    /// The state hash at a position, if it was recorded: at every multiple of 4,096.
+    pub fn state_hash_at(&self, position: Position) -> Result<Option<u128>, MachineError> {
+        let view = self.view();
+        let bytes = view.store.get(&view.keyspace, points::position_key(points::HASH, position))?;
+        bytes.map(|bytes| points::sum_of(&bytes)).transpose()
+    }
+
+    /// Computes the state hash anew from every point, vector and intent in the store.
+    ///
+    /// Errors: a stored thing does not fit its hash, or their sum is not the rolling one: the store has rotted.
+    pub fn scrub(&self) -> Result<(Position, u128), MachineError> {
+        let view = self.view();
+        let (mut points_sum, mut dedup_sum, mut count) = (0u128, 0u128, 0u64);
+        let every = crate::model::VectorSelector::All;
+        let projection = crate::model::Projection { vectors: every, ..Default::default() };
+        for item in view.store.prefix(&view.keyspace, &[points::POINT]) {
+            let (key, bytes) = item?;
+            let (id, record): (PointId, PointRecord) = (points::point_of_key(&key)?, decode("point", bytes)?);
+            let stored = view.get(&[id], &projection)?.pop().and_then(|r| r.vectors).unwrap_or_default();
+            let slot_fits = view.slots.id(record.slot) == Some(id) && view.live.contains(record.slot);
+            if points::hash_of_vectors(&stored) != record.vectors_hash || !slot_fits {
+                return Err(damaged("point", format!("{id} does not fit its vectors or slot")));
+            }
+            points_sum = points_sum.wrapping_add(record.hash(id));
+            count += 1;
+        }
+        for item in view.store.prefix(&view.keyspace, &[points::DEDUP]) {
+            let (key, bytes) = item?;
+            dedup_sum = dedup_sum.wrapping_add(decode::<DedupRecord>("dedup entry", bytes)?.hash_at(&key));
+        }
+        let sums = (points_sum.to_le_bytes().to_vec(), dedup_sum.to_le_bytes().to_vec(), count);
+        if sums != (view.state.points_sum.clone(), view.state.dedup_sum.clone(), view.state.points) {
+            return Err(damaged("shard", "its points or intents do not add up to the rolling state hash"));
+        }
+        Ok((view.position(), apply::state_hash(&view.state, &view.schema)?))
+    }
+
+    /// Figures for people and for balancing.
+    pub fn stats(&self) -> ShardStats {
+        let view = self.view();
+        let vectors: u64 = view.state.vectors.values().sum();
+        let waiting: usize = view.vectors.values().map(VectorIndex::waiting_rows).sum();
+        let parts = |index: &VectorIndex| index.segments.len() + index.sealed.len() + 1;
+        ShardStats {
+            points: view.live.count(),
+            vectors,
+            vectors_by_name: view.state.vectors.clone(),
+            indexed_vectors: vectors.saturating_sub(waiting as u64),
+            segments: view.vectors.values().map(parts).sum::<usize>() as u64,
+            building: waiting > 0,
+            field_points: view.fields.iter().map(|(path, field)| (path.clone(), field.present())).collect(),
+            store_bytes: view.keyspace.disk_bytes(),
+            index_bytes: self.indexer.bytes(),
+        }
+    }
+
+    /// Stops what runs in the background and waits for it; the shard takes no more commands. Views stay
+    /// readable.
+    pub fn close(&self) {
+        self.writer().poisoned.get_or_insert_with(|| "closed".to_owned());
+        self.absorbed.notify_all();
+        self.indexer.stop();
+        self.indexer.join();
+    }
+
+    /// Deletes a closed shard's keyspaces and index files.
+    pub fn drop_files(store: &Store, name: &str, index_dir: &Path) -> Result<(), MachineError> {
+        drop_other_generations(store, name, 0)?;
+        store.drop_keyspace(name)?;
+        match std::fs::remove_dir_all(index_dir) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(MachineError::Io { what: index_dir.display().to_string(), source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The writer, once it may write: slowed, then stopped, while too many vectors wait for a graph.
+    fn writer_in_turn(&self) -> Result<MutexGuard<'_, Writer>, MachineError> {
+        let mut writer = self.writer();
+        let waiting = || self.view().vectors.values().map(VectorIndex::waiting_bytes).sum::<usize>();
+        if waiting() > self.options.waiting_bytes {
+            let pause = Duration::from_millis(10);
+            let wait =
+                |writer| self.absorbed.wait_timeout(writer, pause).unwrap_or_else(PoisonError::into_inner);
+            writer = wait(writer).0;
+            while waiting() > 4 * self.options.waiting_bytes && writer.poisoned.is_none() {
+                writer = wait(writer).0;
+            }
+        }
+        match &writer.poisoned {
+            Some(why) => Err(MachineError::Poisoned(why.clone())),
+            None => Ok(writer),
+        }
+    }
+
+    /// Folds, commits and publishes one batch.
+    fn apply_batch(
+        &self,
+        writer: &mut Writer,
+        commands: &[Bytes],
+        bookmark: &Bookmark,
+    ) -> Result<Vec<Outcome>, MachineError> {
+        let base = self.view();
+        let unreadable = |source| MachineError::Command { after: base.position(), source };
+        let commands: Vec<Command> =
+            commands.iter().map(Command::decode).collect::<Result<_, _>>().map_err(unreadable)?;
+        let mut fold = Fold::new(&base, self.options.dedup_window);
+        let mut outcomes = Vec::with_capacity(commands.len());
+        for command in commands {
+            outcomes.push(fold.command(command)?);
+        }
+        fold.finish(bookmark);
+        let mut batch = self.store.batch();
+        for (key, write) in &fold.writes {
+            match write {
+                Some(value) => batch.put(&base.keyspace, key, value),
+                None => batch.delete(&base.keyspace, key),
+            }
+        }
+        batch.commit()?;
+        let vectors = next_vectors(&base.vectors, &fold.schema, &fold.born, self.options.seal_bytes);
+        writer.died += fold.died;
+        let waits = |index: &VectorIndex| !index.sealed.is_empty();
+        if vectors.values().any(waits) || writer.died as u64 * 10 > fold.live.count() {
+            writer.died = 0;
+            self.indexer.notify();
+        }
+        self.published.store(Arc::new(ReadView {
+            state: fold.state,
+            schema: fold.schema,
+            keyspace: base.keyspace.clone(),
+            store: self.store.view(),
+            live: fold.live,
+            slots: fold.slots,
+            fields: fold.fields,
+            vectors,
+        }));
+        Ok(outcomes)
+    }
+
+    /// Publishes a merged segment in the place of its parts; nothing, if they are not the shard's any more.
+    fn replace_parts(&self, name: &str, merge: &Merge, new: Option<Arc<SealedSegment>>) {
+        let _writer = self.writer();
+        let view = self.view();
+        let mut vectors = view.vectors.clone();
+        if vectors.get_mut(name).is_some_and(|index| index.replace(merge, new)) {
+            self.published.store(Arc::new(ReadView {
+                state: view.state.clone(),
+                schema: view.schema.clone(),
+                keyspace: view.keyspace.clone(),
+                store: self.store.view(),
+                live: view.live.clone(),
+                slots: view.slots.clone(),
+                fields: view.fields.clone(),
+                vectors,
+            }));
+            self.absorbed.notify_all();
+        }
+    }
+}
+
+impl Drop for Shard {
+    fn drop(&mut self) {
+        self.indexer.stop();
+    }
+}
+
+impl StateMachine for Shard {
+    fn bookmark(&self) -> Option<Bookmark> {
+        self.view().state.bookmark.clone().map(Bookmark)
+    }
+
+    fn position(&self) -> Position {
+        self.view().position()
+    }
+
+    fn apply(&self, commands: Vec<Bytes>, bookmark: Bookmark) -> Result<Vec<Outcome>, MachineError> {
+        let mut writer = self.writer_in_turn()?;
+        let applied = self.apply_batch(&mut writer, &commands, &bookmark);
+        if let Err(e) = &applied {
+            writer.poisoned = Some(e.to_string());
+        }
+        applied
+    }
+
+    fn persist(&self) -> Result<Option<Bookmark>, MachineError> {
+        let bookmark = self.bookmark();
+        self.store.persist()?;
+        Ok(bookmark)
+    }
+
+    fn bookmark_at(&self, position: Position) -> Result<Option<(Position, Bookmark)>, MachineError> {
+        let view = self.view();
+        let from = Bound::Included(points::position_key(points::MARK, Position(0)));
+        let to = Bound::Included(points::position_key(points::MARK, position));
+        match view.store.last(&view.keyspace, (from, to))? {
+            Some((key, bookmark)) => Ok(Some((points::position_of_key(&key)?, Bookmark(bookmark)))),
+            None => Ok(None),
+        }
+    }
+
+    fn write_snapshot(&self, out: &mut dyn io::Write) -> Result<(), MachineError> {
+        let view = self.view();
+        snapshot::write(&view.store, &view.keyspace, out)
+    }
+
+    fn install_snapshot(&self, input: &mut dyn io::Read) -> Result<(), MachineError> {
+        let mut writer = self.writer();
+        let old = keyspace_name(&self.name, writer.generation);
+        let generation = writer.generation + 1;
+        let new = keyspace_name(&self.name, generation);
+        let view = match self.prepare(input, &new) {
+            Ok(view) => view,
+            Err(e) => {
+                self.store.drop_keyspace(&new)?;
+                return Err(e);
+            }
+        };
+        // From here on a failure leaves it open which of the two is found after a restart; both are whole.
+        if let Err(e) = self.switch_to(generation) {
+            writer.poisoned = Some(e.to_string());
+            return Err(e);
+        }
+        writer.generation = generation;
+        self.published.store(Arc::new(view));
+        drop(writer);
+        self.indexer.notify();
+        self.store.drop_keyspace(&old)?;
+        Ok(())
+    }
+}
+
+impl Shard {
+    /// Reads a snapshot into a keyspace of its own, durably, and opens a view on it.
+    fn prepare(&self, input: &mut dyn io::Read, name: &str) -> Result<ReadView, MachineError> {
+        self.store.drop_keyspace(name)?;
+        let keyspace = self.store.keyspace(name, KeyspaceKind::LargeValues)?;
+        snapshot::read(input, &self.store, &keyspace)?;
+        let nowhere = (Path::new(""), &Manifest::default());
+        let view = load(&self.store, keyspace, self.collection, &self.options, nowhere)?;
+        self.store.persist()?;
+        Ok(view)
+    }
+
+    /// Makes a keyspace the shard's, durably. The index files belong to the old one and go first.
+    fn switch_to(&self, generation: u64) -> Result<(), MachineError> {
+        self.indexer.forget()?;
+        let root = self.store.keyspace(&self.name, KeyspaceKind::Plain)?;
+        let mut batch = self.store.batch();
+        batch.put(&root, CURRENT, generation.to_be_bytes());
+        batch.commit()?;
+        Ok(self.store.persist()?)
+    }
+}
+
+/// The vector indexes after a fold: those of the schema, with the rows of the slots it gave out.
+fn next_vectors(
+    base: &VectorIndexes,
+    schema: &Schema,
+    born: &BTreeMap<points::Slot, Vectors>,
+    seal_bytes: usize,
+) -> VectorIndexes {
+    let mut next = VectorIndexes::new();
+    for (name, params) in &schema.vectors {
+        let mut index = base.get(name).cloned().unwrap_or_else(|| VectorIndex::new(*params, Vec::new()));
+        // A new shape counts for the graphs that are built from now on.
+        index.params = *params;
+        let (mut slots, mut values) = (Vec::new(), Vec::new());
+        for (slot, vectors) in born {
+            if let Some(Vector::Dense(row)) = vectors.get(name) {
+                slots.push(*slot);
+                values.extend_from_slice(row);
+            }
+        }
+        index.append(slots, values, seal_bytes);
+        next.insert(name.clone(), index);
+    }
+    next
+}
+
+/// Key, in the keyspace named as the shard, of the number of the keyspace that holds it.
+const CURRENT: &[u8] = b"current";
+
+fn keyspace_name(name: &str, generation: u64) -> String {
+    format!("{name}.{generation}")
+}
+
+fn current_generation(store: &Store, name: &str) -> Result<u64, MachineError> {
+    let root = store.keyspace(name, KeyspaceKind::Plain)?;
+    match store.view().get(&root, CURRENT)? {
+        None => Ok(1),
+        Some(bytes) => {
+            let number = bytes.as_ref().try_into().map(u64::from_be_bytes);
+            number.map_err(|_| damaged("keyspace number", format!("{bytes:02x?}")))
+        }
+    }
+}
+
+/// Drops the keyspaces that an interrupted install left, or (0 is none's number) all of a shard's.
+fn drop_other_generations(store: &Store, name: &str, current: u64) -> Result<(), StoreError> {
+    let own = |keyspace: &str| {
+        let number = keyspace.strip_prefix(name)?.strip_prefix('.')?;
+        number.parse::<u64>().ok()
+    };
+    for keyspace in store.keyspaces() {
+        if own(&keyspace).is_some_and(|generation| generation != current) {
+            store.drop_keyspace(&keyspace)?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads a shard from its keyspace and its index files.
+fn load(
+    store: &Store,
+    keyspace: Keyspace,
+    collection: CollectionId,
+    options: &ShardOptions,
+    (folder, manifest): (&Path, &Manifest),
+) -> Result<ReadView, MachineError> {
+    let view = store.view();
+    let state = match view.get(&keyspace, points::STATE)? {
+        Some(bytes) => decode::<StateRecord>("shard state", bytes)?,
+        None => points::first_state(collection),
+    };
+    if state.collection != collection.0 {
+        let why = format!("it holds collection {}, not {collection}", state.collection);
+        return Err(damaged("shard", why));
+    }
+    let schema: Schema = match view.get(&keyspace, points::SCHEMA)? {
+        Some(bytes) => serde_json::from_slice(&bytes).map_err(|e| damaged("schema", e.to_string()))?,
+        None => Schema::default(),
+    };
+    let (live, slots) = load_slots(&view, &keyspace)?;
+    if live.count() != state.points {
+        return Err(damaged("shard", format!("{} slots for {} points", live.count(), state.points)));
+    }
+    let fields = FieldIndexes::load(&view, &keyspace, &schema.fields)?;
+    let of_store = (&view, &keyspace);
+    let vectors = indexer::load(
+        folder,
+        manifest,
+        &schema,
+        state.next_slot,
+        (&live, &slots),
+        of_store,
+        options.seal_bytes,
+    )?;
+    Ok(ReadView { state, schema: Arc::new(schema), keyspace, store: view, live, slots, fields, vectors })
+}
+
+fn load_slots(view: &View, keyspace: &Keyspace) -> Result<(LiveSet, SlotTable), MachineError> {
+    let (mut live, mut slots) = (LiveSet::default(), SlotTable::default());
+    for item in view.prefix(keyspace, &[points::SLOT]) {
+        let (key, bytes) = item?;
+        let slot = points::slot_of_key(&key)?;
+        let record: SlotRecord = decode("slot", bytes)?;
+        let id = PointId::from_key(&record.id).ok_or_else(|| damaged("slot", "no point id"))?;
+        live.insert(slot);
+        slots.insert(slot, id, Position(record.born));
+    }
+    Ok((live, slots))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,312 @@
+//! The thread that turns deltas into graphs, and the files of the index.
+//!
+//! ```text
+//! sealed deltas, small segments -> live rows of one view -> graph -> file (fsync) -> published -> manifest -> old files deleted
+//! ```
+//!
+//! Invariants: the manifest names only durable files; a file is deleted only when neither the manifest nor the
+//! newest view names it (older views keep their mappings); a build that the shard has outrun is thrown away.
+//! At rest there is one segment a vector, or two of which the smaller has less than an eighth of the rows.
+//! Not here: what is worth merging (`vector_index`), waiting of writers (`mod`).
+
+use super::{
+    Shard,
+    points::{self, Slot, damaged},
+    search::ReadView,
+    slots::{LiveSet, SlotTable},
+    vector_index::{
+        IndexError, Merge, SealedSegment, VectorIndex, VectorIndexes,
+        build::BuildError,
+        manifest::{Entry, Manifest},
+        segment::Segment,
+    },
+};
+use crate::{
+    machine::MachineError,
+    model::{Schema, VectorParams},
+    store::{Keyspace, View},
+};
+use roaring::RoaringBitmap;
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    ops::Bound,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+/// Whose turn it is to build; shared by all shards of a node, so that one graph is built at a time.
+#[derive(Clone, Debug, Default)]
+pub struct BuildTurn(Arc<Mutex<()>>);
+
+/// A shard's index thread and folder.
+pub(super) struct Indexer {
+    folder: PathBuf,
+    /// What the folder's manifest says.
+    manifest: Mutex<Manifest>,
+    /// Whether there may be something to do.
+    work: Mutex<bool>,
+    wake: Condvar,
+    stop: AtomicBool,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Indexer {
+    pub(super) fn new(folder: PathBuf, manifest: Manifest) -> Self {
+        Indexer {
+            folder,
+            manifest: Mutex::new(manifest),
+            work: Mutex::new(true),
+            wake: Condvar::new(),
+            stop: AtomicBool::new(false),
+            thread: Mutex::new(None),
+        }
+    }
+
+    /// Starts the thread; it ends when the shard is closed or gone.
+    pub(super) fn start(shard: &Arc<Shard>) -> io::Result<()> {
+        let weak = Arc::downgrade(shard);
+        let indexer = shard.indexer.clone();
+        let thread = std::thread::Builder::new()
+            .name(format!("index {}", shard.name))
+            .spawn(move || indexer.run(&weak))?;
+        *lock(&shard.indexer.thread) = Some(thread);
+        Ok(())
+    }
+
+    /// Says that there may be something to do.
+    pub(super) fn notify(&self) {
+        *lock(&self.work) = true;
+        self.wake.notify_all();
+    }
+
+    /// Tells the thread to stop, in the midst of a graph if need be.
+    pub(super) fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.notify();
+    }
+
+    /// Waits until the thread has ended.
+    pub(super) fn join(&self) {
+        if let Some(thread) = lock(&self.thread).take()
+            && thread.thread().id() != std::thread::current().id()
+            && thread.join().is_err()
+        {
+            tracing::error!(folder = %self.folder.display(), "the index thread panicked");
+        }
+    }
+
+    /// Bytes of the files.
+    pub(super) fn bytes(&self) -> u64 {
+        lock(&self.manifest).segments.values().flatten().map(|entry| entry.bytes).sum()
+    }
+
+    /// Forgets all files: what they hold belongs to a state that is no more.
+    pub(super) fn forget(&self) -> Result<(), MachineError> {
+        let mut manifest = lock(&self.manifest);
+        manifest.segments.clear();
+        Manifest::remove(&self.folder).map_err(|source| self.failed(source))
+    }
+
+    fn run(&self, shard: &Weak<Shard>) {
+        loop {
+            let mut work = lock(&self.work);
+            while !*work {
+                work = self.wake.wait(work).unwrap_or_else(PoisonError::into_inner);
+            }
+            *work = false;
+            drop(work);
+            loop {
+                let Some(shard) = shard.upgrade() else { return };
+                if self.stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                match self.step(&shard) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(IndexError::Build(BuildError::Stopped)) => return,
+                    Err(e) => {
+                        // Everything stays searchable, only slower; the next batch tries again.
+                        tracing::error!(shard = shard.name, error = %e, "building a graph failed");
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Does one merge; `false` if none is worth while.
+    fn step(&self, shard: &Shard) -> Result<bool, IndexError> {
+        let view = shard.view();
+        let next = view.vectors.iter().find_map(|(name, i)| Some((name.clone(), i.next_merge(&view.live)?)));
+        let Some((name, merge)) = next else { return Ok(false) };
+        let _turn = lock(&shard.options.build_turn.0);
+        fs::create_dir_all(&self.folder).map_err(|e| IndexError::Segment(e.into()))?;
+        let new = self.build(&view, &merge)?.map(Arc::new);
+        shard.replace_parts(&name, &merge, new);
+        self.write_manifest(&shard.view()).map_err(|e| IndexError::Segment(e.into()))?;
+        Ok(true)
+    }
+
+    fn build(&self, view: &ReadView, merge: &Merge) -> Result<Option<SealedSegment>, IndexError> {
+        let gathered = merge.gather(&view.live, &view.slots);
+        if gathered.rows.is_empty() {
+            return Ok(None);
+        }
+        let number = {
+            let mut manifest = lock(&self.manifest);
+            manifest.next += 1;
+            manifest.next
+        };
+        let file = format!("{number:08}.seg");
+        let segment = gathered.build(&merge.params, &self.folder.join(&file), &self.stop)?;
+        tracing::info!(rows = gathered.rows.len(), file, "graph built");
+        Ok(Some(SealedSegment { file, segment }))
+    }
+
+    /// Writes what a view holds, and deletes the files it does not.
+    fn write_manifest(&self, view: &ReadView) -> io::Result<()> {
+        let entries = |index: &VectorIndex| -> Vec<Entry> {
+            index.segments.iter().map(|s| Entry::of(&s.file, &s.segment)).collect()
+        };
+        let mut manifest = lock(&self.manifest);
+        manifest.format = 1;
+        manifest.position = view.position().0;
+        manifest.segments = view.vectors.iter().map(|(name, index)| (name.clone(), entries(index))).collect();
+        manifest.write(&self.folder)?;
+        manifest.sweep(&self.folder)
+    }
+
+    fn failed(&self, source: io::Error) -> MachineError {
+        MachineError::Io { what: self.folder.display().to_string(), source }
+    }
+}
+
+/// Opens the index of every vector of a schema: whole files first, then the rows no file has, from the store.
+///
+/// `next_slot`: the first the store has not given out. A file that is damaged, of another schema, or that knows
+/// slots the store does not, is left out; its live rows come from the store and are built again.
+pub(super) fn load(
+    folder: &Path,
+    manifest: &Manifest,
+    schema: &Schema,
+    next_slot: Slot,
+    (live, slots): (&LiveSet, &SlotTable),
+    (view, keyspace): (&View, &Keyspace),
+    seal_bytes: usize,
+) -> Result<VectorIndexes, MachineError> {
+    let all = live.to_bitmap();
+    let mut indexes = VectorIndexes::new();
+    let mut missing: BTreeMap<&str, RoaringBitmap> = BTreeMap::new();
+    for (name, params) in &schema.vectors {
+        let mut covered = RoaringBitmap::new();
+        let mut segments = Vec::new();
+        for entry in manifest.segments.get(name).into_iter().flatten() {
+            match open_segment(folder, entry, params, next_slot, slots, &covered) {
+                Ok((segment, rows)) => {
+                    covered |= rows;
+                    segments.push(Arc::new(segment));
+                }
+                Err(why) => {
+                    tracing::warn!(file = entry.file, why, "index file left out; it is built again");
+                }
+            }
+        }
+        missing.insert(name, &all - covered);
+        indexes.insert(name.clone(), VectorIndex::new(*params, segments));
+    }
+    for (name, missing) in missing {
+        let index = indexes.get_mut(name).ok_or_else(|| damaged("schema", "a vector without an index"))?;
+        read_rows(index, name, &missing, view, keyspace, seal_bytes)?;
+    }
+    Ok(indexes)
+}
+
+/// Opens one file and gives the live slots it holds.
+fn open_segment(
+    folder: &Path,
+    entry: &Entry,
+    params: &VectorParams,
+    next_slot: Slot,
+    slots: &SlotTable,
+    covered: &RoaringBitmap,
+) -> Result<(SealedSegment, RoaringBitmap), String> {
+    let segment = Segment::open(&folder.join(&entry.file)).map_err(|e| e.to_string())?;
+    if Entry::of(&entry.file, &segment) != *entry {
+        return Err("it is not the file the manifest names".to_owned());
+    }
+    if !segment.fits(params.distance, params.dim as usize) {
+        return Err("it is of another schema".to_owned());
+    }
+    if !segment.rows().is_sorted_by(|a, b| a.slot < b.slot) {
+        return Err("its rows do not ascend".to_owned());
+    }
+    if segment.rows().last().is_some_and(|row| row.slot >= next_slot) {
+        return Err("it is ahead of the store".to_owned());
+    }
+    let mut rows = RoaringBitmap::new();
+    for row in segment.rows() {
+        match slots.born(row.slot) {
+            None => {}
+            Some(born) if born == row.version => _ = rows.insert(row.slot),
+            Some(born) => {
+                return Err(format!("slot {} is of position {born}, not {}", row.slot, row.version));
+            }
+        }
+    }
+    if !rows.is_disjoint(covered) {
+        return Err("another file has some of its rows".to_owned());
+    }
+    Ok((SealedSegment { file: entry.file.clone(), segment }, rows))
+}
+
+/// Rows that are read and appended at a time.
+const ROWS_AT_ONCE: usize = 1024;
+
+/// Appends the vectors of `slots` that the store has.
+fn read_rows(
+    index: &mut VectorIndex,
+    name: &str,
+    slots: &RoaringBitmap,
+    view: &View,
+    keyspace: &Keyspace,
+    seal_bytes: usize,
+) -> Result<(), MachineError> {
+    let (mut read, mut values) = (Vec::new(), Vec::new());
+    let mut runs = slots.iter();
+    while let Some(run) = runs.next_range() {
+        let from = Bound::Included(points::vector_key(*run.start(), ""));
+        let to = match run.end().checked_add(1) {
+            Some(end) => Bound::Excluded(points::vector_key(end, "")),
+            None => Bound::Excluded(vec![points::VECTOR + 1]),
+        };
+        for item in view.range(keyspace, (from, to)) {
+            let (key, bytes) = item?;
+            if key[5..] != *name.as_bytes() {
+                continue;
+            }
+            let row = points::floats_of_bytes(&bytes)?;
+            if row.len() != index.params.dim as usize {
+                return Err(damaged(
+                    "vector",
+                    format!("{} numbers in one of {}", row.len(), index.params.dim),
+                ));
+            }
+            read.push(points::slot_of_key(&key)?);
+            values.extend(row);
+            if read.len() == ROWS_AT_ONCE {
+                index.append(std::mem::take(&mut read), std::mem::take(&mut values), seal_bytes);
+            }
+        }
+    }
+    index.append(read, values, seal_bytes);
+    Ok(())
+}

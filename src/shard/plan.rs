@@ -1,0 +1,221 @@
+//! Which points can pass a filter, told from the field indexes alone.
+//!
+//! Every condition gets two sets of slots: `lower` certainly pass, `upper` may pass. Conditions the indexes
+//! answer have both equal; conditions they know nothing of have nothing and everything. The clauses of a filter
+//! combine the bounds (a negation swaps them), and only points between them need a look at their payload.
+//!
+//! Invariant: `lower` ⊆ the points that pass by [`Filter::matches`] ⊆ `upper`.
+//! Not here: what conditions mean (`model::filter`), how a search uses the sets (`search`).
+
+use super::{
+    payload_index::{self, FieldIndex, FieldIndexes},
+    points::{PointRecord, Slot},
+    slots::{LiveSet, SlotTable},
+};
+use crate::{
+    machine::MachineError,
+    model::{
+        Condition, FieldTest, FieldType, Filter, PointId, Schema,
+        filter::{Scalar, Subject, words},
+    },
+};
+use roaring::RoaringBitmap;
+use std::{collections::BTreeSet, ops::Bound};
+
+/// What a filter is planned and checked against: one state of a shard.
+pub(super) struct Ground<'a> {
+    pub(super) schema: &'a Schema,
+    pub(super) fields: &'a FieldIndexes,
+    pub(super) live: &'a LiveSet,
+    pub(super) slots: &'a SlotTable,
+    pub(super) read: &'a dyn Fn(PointId) -> Result<Option<PointRecord>, MachineError>,
+}
+
+/// Bounds of the slots that pass.
+#[derive(Clone, Debug)]
+pub(super) struct Bounds {
+    /// Certainly pass.
+    pub(super) lower: RoaringBitmap,
+    /// May pass.
+    pub(super) upper: RoaringBitmap,
+}
+
+impl Bounds {
+    fn exact(slots: RoaringBitmap) -> Self {
+        Bounds { lower: slots.clone(), upper: slots }
+    }
+}
+
+impl Ground<'_> {
+    /// Plans a filter.
+    pub(super) fn plan(&self, filter: &Filter) -> Result<Bounds, MachineError> {
+        self.filter(filter, &self.live.to_bitmap())
+    }
+
+    /// All slots whose points pass: those in doubt are looked at one by one.
+    pub(super) fn matching(&self, filter: &Filter) -> Result<RoaringBitmap, MachineError> {
+        let Bounds { mut lower, mut upper } = self.plan(filter)?;
+        upper -= &lower;
+        for slot in upper {
+            if self.passes(filter, slot)? {
+                lower.insert(slot);
+            }
+        }
+        Ok(lower)
+    }
+
+    /// Whether one live slot's point passes, from its payload.
+    pub(super) fn passes(&self, filter: &Filter, slot: Slot) -> Result<bool, MachineError> {
+        let Some(id) = self.slots.id(slot) else { return Ok(false) };
+        let Some(record) = (self.read)(id)? else { return Ok(false) };
+        let payload = super::search::parse(&record.payload)?;
+        let vectors = record.vector_names();
+        let subject =
+            Subject { id: Some(id), payload: &payload, vectors: &vectors, fields: &self.schema.fields };
+        Ok(filter.matches(&subject))
+    }
+
+    fn filter(&self, filter: &Filter, all: &RoaringBitmap) -> Result<Bounds, MachineError> {
+        let mut bounds = Bounds::exact(all.clone());
+        for condition in &filter.must {
+            let b = self.condition(condition, all)?;
+            bounds.lower &= b.lower;
+            bounds.upper &= b.upper;
+        }
+        if !filter.should.is_empty() {
+            let b = self.at_least(1, &filter.should, all)?;
+            bounds.lower &= b.lower;
+            bounds.upper &= b.upper;
+        }
+        for condition in &filter.must_not {
+            let b = self.condition(condition, all)?;
+            bounds.lower -= b.upper;
+            bounds.upper -= b.lower;
+        }
+        if let Some(min_should) = &filter.min_should {
+            let b = self.at_least(min_should.min_count, &min_should.conditions, all)?;
+            bounds.lower &= b.lower;
+            bounds.upper &= b.upper;
+        }
+        Ok(bounds)
+    }
+
+    /// Bounds of the slots for which at least `count` of the conditions hold.
+    fn at_least(
+        &self,
+        count: usize,
+        conditions: &[Condition],
+        all: &RoaringBitmap,
+    ) -> Result<Bounds, MachineError> {
+        if count > conditions.len() {
+            return Ok(Bounds::exact(RoaringBitmap::new()));
+        }
+        // reached[k]: slots for which at least k of the conditions seen so far hold.
+        let mut reached = vec![Bounds::exact(RoaringBitmap::new()); count + 1];
+        reached[0] = Bounds::exact(all.clone());
+        for condition in conditions {
+            let b = self.condition(condition, all)?;
+            for k in (1..=count).rev() {
+                let (lower, upper) = (&reached[k - 1].lower & &b.lower, &reached[k - 1].upper & &b.upper);
+                reached[k].lower |= lower;
+                reached[k].upper |= upper;
+            }
+        }
+        Ok(reached.swap_remove(count))
+    }
+
+    fn condition(&self, condition: &Condition, all: &RoaringBitmap) -> Result<Bounds, MachineError> {
+        let unknown = || Bounds { lower: RoaringBitmap::new(), upper: all.clone() };
+        Ok(match condition {
+            Condition::Filter(filter) => self.filter(filter, all)?,
+            Condition::HasId(ids) => {
+                let mut slots = RoaringBitmap::new();
+                for id in ids {
+                    slots.extend((self.read)(*id)?.map(|record| record.slot));
+                }
+                Bounds::exact(slots)
+            }
+            Condition::IsEmpty(path) => match self.fields.get(path) {
+                Some(field) => Bounds::exact(all - field.with(payload_index::PRESENT)),
+                None => unknown(),
+            },
+            Condition::IsNull(path) => match self.fields.get(path) {
+                Some(field) => Bounds::exact(field.with(payload_index::NULL)),
+                None => unknown(),
+            },
+            Condition::Field { path, test } => {
+                self.fields.get(path).and_then(|field| of_test(field, test)).unwrap_or_else(unknown)
+            }
+            Condition::HasVector(_) | Condition::Nested { .. } => unknown(),
+        })
+    }
+}
+
+/// Bounds of the slots whose field passes; `None` if the index cannot tell.
+fn of_test(field: &FieldIndex, test: &FieldTest) -> Option<Bounds> {
+    Some(match test {
+        FieldTest::Match(value) => Bounds::exact(field.with(&entry(field.of, value)?)),
+        FieldTest::MatchAny(values) => {
+            let entries: Option<Vec<_>> = values.iter().map(|value| entry(field.of, value)).collect();
+            Bounds::exact(entries?.iter().fold(RoaringBitmap::new(), |all, e| all | field.with(e)))
+        }
+        FieldTest::MatchExcept(values) => {
+            let entries: Option<BTreeSet<_>> = values.iter().map(|value| entry(field.of, value)).collect();
+            // Values of another type are not in the index, but are values.
+            Bounds { lower: field.other_than(&entries?), upper: field.with(payload_index::PRESENT) }
+        }
+        FieldTest::Text(text) if field.of == FieldType::Text => {
+            let mut wanted = words(text).map(|word| field.with(&payload_index::keyword(&word)));
+            let first = wanted.next().unwrap_or_default();
+            Bounds::exact(wanted.fold(first, |all, with| all & with))
+        }
+        FieldTest::Range(range) if matches!(field.of, FieldType::Integer | FieldType::Float) => {
+            let key = |bound: f64| payload_index::float_key(bound);
+            let after = |bound: f64| payload_index::after(key(bound));
+            let bounds = [range.lt, range.gt, range.lte, range.gte];
+            if bounds.iter().flatten().any(|bound| bound.is_nan()) {
+                return None;
+            }
+            let mut from = Bound::Unbounded;
+            let lowest = [range.gt.map(after), range.gte.map(key)].into_iter().flatten().max();
+            if let Some(lowest) = lowest {
+                from = Bound::Included(lowest);
+            }
+            let mut to = Bound::Unbounded;
+            let highest = [range.lt.map(key), range.lte.map(after)].into_iter().flatten().min();
+            if let Some(highest) = highest {
+                to = Bound::Excluded(highest);
+            }
+            Bounds::exact(field.between(from, to))
+        }
+        FieldTest::DatetimeRange(range) if field.of == FieldType::Datetime => {
+            let key = payload_index::instant;
+            let beyond = |at: i64, step: i64| at.checked_add(step);
+            let gt = range.gt.map(|at| beyond(at, 1));
+            let lt = range.lt.map(|at| beyond(at, -1));
+            if gt == Some(None) || lt == Some(None) {
+                return None;
+            }
+            let lowest = [gt.flatten(), range.gte].into_iter().flatten().max();
+            let highest = [lt.flatten(), range.lte].into_iter().flatten().min();
+            let from = lowest.map_or(Bound::Unbounded, |at| Bound::Included(key(at)));
+            let to = highest.map_or(Bound::Unbounded, |at| Bound::Included(key(at)));
+            Bounds::exact(field.between(from, to))
+        }
+        FieldTest::Text(_)
+        | FieldTest::Range(_)
+        | FieldTest::DatetimeRange(_)
+        | FieldTest::ValuesCount(_) => return None,
+    })
+}
+
+/// The entry that stands for a value in a field's index; `None` if such values are not in it.
+fn entry(of: FieldType, value: &Scalar) -> Option<Vec<u8>> {
+    match (of, value) {
+        (FieldType::Keyword, Scalar::Keyword(text)) => Some(payload_index::keyword(text)),
+        (FieldType::Uuid, Scalar::Keyword(text)) => payload_index::uuid(text),
+        (FieldType::Integer | FieldType::Float, Scalar::Integer(i)) => Some(payload_index::integer(*i)),
+        (FieldType::Bool, Scalar::Bool(b)) => Some(payload_index::boolean(*b)),
+        _ => None,
+    }
+}

@@ -1,0 +1,286 @@
+//! What a shard keeps in the store: keys, and the bytes of their records.
+//!
+//! All of a shard lies in **one** keyspace, a first byte telling the tables apart, because a crash leaves a
+//! prefix of one keyspace's batches (see `store`): points, vectors, indexes, dedup and bookmark can never
+//! disagree. Records are protobuf messages whose fields are only ever added. Tables: `docs/FORMATS-store.md`.
+//!
+//! Not here: what the bytes mean to each other (`apply`), the index files (`vector_index`).
+
+use crate::{
+    machine::{MachineError, Rejection},
+    model::{CollectionId, FieldPath, PointId, Position, RequestId, SparseVector, Vector, Vectors},
+};
+use bytes::Bytes;
+use prost::Message;
+
+/// The shard's counters.
+pub(super) const STATE: &[u8] = b"m/state";
+/// The shard's schema, as JSON.
+pub(super) const SCHEMA: &[u8] = b"m/schema";
+/// First byte of the keys of points, slots, vectors, field entries, dedup entries (by request, by position),
+/// bookmarks and state hashes.
+pub(super) const POINT: u8 = b'p';
+pub(super) const SLOT: u8 = b's';
+pub(super) const VECTOR: u8 = b'v';
+pub(super) const FIELD: u8 = b'f';
+pub(super) const DEDUP: u8 = b'd';
+pub(super) const DEDUP_AT: u8 = b'e';
+pub(super) const MARK: u8 = b'b';
+pub(super) const HASH: u8 = b'h';
+
+/// Numbers the incarnations of a shard's points: a point gets a new one whenever its vectors change.
+pub(super) type Slot = u32;
+
+pub(super) fn point_key(id: PointId) -> Vec<u8> {
+    [&[POINT][..], &id.to_key()].concat()
+}
+
+pub(super) fn point_of_key(key: &[u8]) -> Result<PointId, MachineError> {
+    key.get(1..).and_then(PointId::from_key).ok_or_else(|| damaged("point key", format!("{key:02x?}")))
+}
+
+pub(super) fn slot_key(slot: Slot) -> Vec<u8> {
+    [&[SLOT][..], &slot.to_be_bytes()].concat()
+}
+
+pub(super) fn slot_of_key(key: &[u8]) -> Result<Slot, MachineError> {
+    let four = key.get(1..5).and_then(|four| four.try_into().ok());
+    four.map(u32::from_be_bytes).ok_or_else(|| damaged("slot key", format!("{key:02x?}")))
+}
+
+pub(super) fn vector_key(slot: Slot, name: &str) -> Vec<u8> {
+    [&[VECTOR][..], &slot.to_be_bytes(), name.as_bytes()].concat()
+}
+
+/// What the entries of one indexed field begin with.
+pub(super) fn field_prefix(path: &FieldPath) -> Vec<u8> {
+    let path = path.as_str().as_bytes();
+    let length = u16::try_from(path.len()).unwrap_or(u16::MAX);
+    [&[FIELD][..], &length.to_be_bytes(), path].concat()
+}
+
+pub(super) fn field_key(path: &FieldPath, entry: &[u8], slot: Slot) -> Vec<u8> {
+    [&field_prefix(path)[..], entry, &slot.to_be_bytes()].concat()
+}
+
+pub(super) fn dedup_key(request: &RequestId) -> Vec<u8> {
+    [&[DEDUP][..], request.client.as_bytes(), b"/", &request.seq.to_be_bytes()].concat()
+}
+
+pub(super) fn position_key(table: u8, position: Position) -> Vec<u8> {
+    [&[table][..], &position.0.to_be_bytes()].concat()
+}
+
+pub(super) fn position_of_key(key: &[u8]) -> Result<Position, MachineError> {
+    let eight = key.get(1..9).and_then(|eight| eight.try_into().ok());
+    eight
+        .map(|b| Position(u64::from_be_bytes(b)))
+        .ok_or_else(|| damaged("position key", format!("{key:02x?}")))
+}
+
+/// The counters of a shard, written with every batch.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct StateRecord {
+    #[prost(uint64, tag = "1")]
+    pub(super) collection: u64,
+    #[prost(uint64, tag = "2")]
+    pub(super) position: u64,
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    pub(super) bookmark: Option<Bytes>,
+    /// The slot the next incarnation gets.
+    #[prost(uint32, tag = "4")]
+    pub(super) next_slot: u32,
+    /// Live points.
+    #[prost(uint64, tag = "5")]
+    pub(super) points: u64,
+    /// Wrapping sum of the live points' hashes, 16 bytes little-endian.
+    #[prost(bytes = "vec", tag = "6")]
+    pub(super) points_sum: Vec<u8>,
+    /// Wrapping sum of the dedup entries' hashes, 16 bytes little-endian.
+    #[prost(bytes = "vec", tag = "7")]
+    pub(super) dedup_sum: Vec<u8>,
+    /// Dedup entries below this position are evicted.
+    #[prost(uint64, tag = "8")]
+    pub(super) dedup_oldest: u64,
+    /// Position of the newest recorded bookmark.
+    #[prost(uint64, tag = "9")]
+    pub(super) marked: u64,
+    /// Live dense vectors by name.
+    #[prost(btree_map = "string, uint64", tag = "10")]
+    pub(super) vectors: std::collections::BTreeMap<String, u64>,
+}
+
+/// A point without its dense vectors.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct PointRecord {
+    /// The position that last wrote it.
+    #[prost(uint64, tag = "1")]
+    pub(super) version: u64,
+    /// The position that last changed its vectors.
+    #[prost(uint64, tag = "2")]
+    pub(super) born: u64,
+    #[prost(fixed32, tag = "3")]
+    pub(super) slot: Slot,
+    /// Hash of all its vectors, 16 bytes little-endian.
+    #[prost(bytes = "vec", tag = "4")]
+    pub(super) vectors_hash: Vec<u8>,
+    /// Names of its dense vectors, ascending.
+    #[prost(string, repeated, tag = "5")]
+    pub(super) dense: Vec<String>,
+    #[prost(message, repeated, tag = "6")]
+    pub(super) sparse: Vec<SparseRecord>,
+    /// JSON text of an object; empty if there is none.
+    #[prost(bytes = "bytes", tag = "7")]
+    pub(super) payload: Bytes,
+}
+
+/// A sparse vector of a point.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct SparseRecord {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+    #[prost(fixed32, repeated, tag = "2")]
+    pub(super) indices: Vec<u32>,
+    /// f32 bits.
+    #[prost(fixed32, repeated, tag = "3")]
+    pub(super) values: Vec<u32>,
+}
+
+/// Whose incarnation a slot is.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct SlotRecord {
+    /// The point's id, as in its key.
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) id: Vec<u8>,
+    /// The position that gave the slot.
+    #[prost(uint64, tag = "2")]
+    pub(super) born: u64,
+}
+
+/// What became of an intent.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct DedupRecord {
+    #[prost(uint64, tag = "1")]
+    pub(super) position: u64,
+    /// Hash of what the command does.
+    #[prost(fixed64, tag = "2")]
+    pub(super) body_hash: u64,
+    /// Code and message of its rejection, if it was rejected.
+    #[prost(string, optional, tag = "3")]
+    pub(super) code: Option<String>,
+    #[prost(string, tag = "4")]
+    pub(super) message: String,
+}
+
+impl PointRecord {
+    /// The record of a point, without version and slot, from its vectors and payload.
+    pub(super) fn of(vectors: &Vectors, payload: Bytes) -> Self {
+        let mut record =
+            PointRecord { vectors_hash: hash_of_vectors(vectors), payload, ..Default::default() };
+        for (name, vector) in vectors {
+            match vector {
+                Vector::Dense(_) => record.dense.push(name.clone()),
+                Vector::Sparse(s) => record.sparse.push(SparseRecord {
+                    name: name.clone(),
+                    indices: s.indices.clone(),
+                    values: s.values.iter().map(|v| v.to_bits()).collect(),
+                }),
+            }
+        }
+        record
+    }
+
+    /// The point's part in the sum that is the state hash.
+    pub(super) fn hash(&self, id: PointId) -> u128 {
+        let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+        hasher.update(&id.to_key());
+        hasher.update(&self.version.to_le_bytes());
+        hasher.update(&self.vectors_hash);
+        hasher.update(&self.payload);
+        hasher.digest128()
+    }
+
+    /// Names of all its vectors.
+    pub(super) fn vector_names(&self) -> Vec<String> {
+        self.dense.iter().chain(self.sparse.iter().map(|s| &s.name)).cloned().collect()
+    }
+}
+
+impl SparseRecord {
+    /// The vector.
+    pub(super) fn vector(&self) -> Vector {
+        let values = self.values.iter().map(|bits| f32::from_bits(*bits)).collect();
+        Vector::Sparse(SparseVector { indices: self.indices.clone(), values })
+    }
+}
+
+impl DedupRecord {
+    /// Why the intent was rejected, if it was.
+    pub(super) fn rejection(&self) -> Option<Rejection> {
+        self.code.clone().map(|code| Rejection { code, message: self.message.clone() })
+    }
+
+    /// The entry's part in the sum that is the state hash.
+    pub(super) fn hash_at(&self, key: &[u8]) -> u128 {
+        xxhash_rust::xxh3::xxh3_128(&[key, &self.encode_to_vec()].concat())
+    }
+}
+
+/// Hash of a point's vectors: equal bits under equal names, and nothing else, give the same.
+pub(super) fn hash_of_vectors(vectors: &Vectors) -> Vec<u8> {
+    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+    for (name, vector) in vectors {
+        hasher.update(&(name.len() as u64).to_le_bytes());
+        hasher.update(name.as_bytes());
+        let (kind, indices, values): (u8, &[u32], &[f32]) = match vector {
+            Vector::Dense(values) => (0, &[], values),
+            Vector::Sparse(s) => (1, &s.indices, &s.values),
+        };
+        hasher.update(&[kind]);
+        hasher.update(&(values.len() as u64).to_le_bytes());
+        for index in indices {
+            hasher.update(&index.to_le_bytes());
+        }
+        hasher.update(&floats_to_bytes(values));
+    }
+    hasher.digest128().to_le_bytes().to_vec()
+}
+
+/// A sum as it is stored.
+pub(super) fn sum_of(bytes: &[u8]) -> Result<u128, MachineError> {
+    let sixteen = bytes.try_into().map_err(|_| damaged("sum", format!("{} bytes", bytes.len())))?;
+    Ok(u128::from_le_bytes(sixteen))
+}
+
+/// f32 bits, little-endian.
+pub(super) fn floats_to_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+/// Reads what [`floats_to_bytes`] wrote.
+pub(super) fn floats_of_bytes(bytes: &[u8]) -> Result<Vec<f32>, MachineError> {
+    match bytes.as_chunks::<4>() {
+        (words, []) => Ok(words.iter().map(|w| f32::from_le_bytes(*w)).collect()),
+        _ => Err(damaged("vector", format!("{} bytes are no whole number of words", bytes.len()))),
+    }
+}
+
+/// Reads a record of the store.
+pub(super) fn decode<M: Message + Default>(what: &str, bytes: Bytes) -> Result<M, MachineError> {
+    M::decode(bytes).map_err(|e| damaged(what, e.to_string()))
+}
+
+/// An error about stored bytes.
+pub(super) fn damaged(what: &str, why: impl Into<String>) -> MachineError {
+    MachineError::Damaged { what: what.to_owned(), why: why.into() }
+}
+
+/// The state of a shard before its first command.
+pub(super) fn first_state(collection: CollectionId) -> StateRecord {
+    StateRecord {
+        collection: collection.0,
+        points_sum: vec![0; 16],
+        dedup_sum: vec![0; 16],
+        ..StateRecord::default()
+    }
+}

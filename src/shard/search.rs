@@ -1,0 +1,429 @@
+//! A shard at one position, and everything a request reads from it.
+//!
+//! A [`ReadView`] is published whole after each applied batch and never changes: store view, live slots, field
+//! indexes and vector indexes belong together. Its methods compute and read files; call them off the async
+//! threads.
+//!
+//! The way of a search: bounds from the field indexes (`plan`) -> candidates from graph ∪ delta among the slots
+//! that are live and may pass -> those in doubt looked at -> the nearest, with what was asked for of them.
+//!
+//! Not here: waiting for a position, merging the answers of shards.
+
+use super::{
+    payload_index::FieldIndexes,
+    plan::Ground,
+    points::{self, PointRecord, StateRecord, decode},
+    slots::{LiveSet, SlotTable},
+    vector_index::{Found, VectorIndexes, Wanted},
+};
+use crate::{
+    machine::MachineError,
+    model::{
+        FieldPath, Filter, Invalid, Payload, PayloadSelector, PointId, Position, Projection, Record, Schema,
+        ScoredPoint, ScrollPage, ScrollRequest, SearchRequest, Target, Vector, VectorSelector, Vectors,
+        filter::Step,
+    },
+    store::{Keyspace, View},
+};
+use bytes::Bytes;
+use roaring::RoaringBitmap;
+use serde_json::Value;
+use std::{ops::Bound, sync::Arc};
+
+/// A shard at one position.
+pub struct ReadView {
+    pub(super) state: StateRecord,
+    pub(super) schema: Arc<Schema>,
+    pub(super) keyspace: Keyspace,
+    pub(super) store: View,
+    pub(super) live: LiveSet,
+    pub(super) slots: SlotTable,
+    pub(super) fields: FieldIndexes,
+    pub(super) vectors: VectorIndexes,
+}
+
+/// Points in doubt that are all looked at before a search, rather than after it.
+const DOUBT_MAX: u64 = 1000;
+
+impl ReadView {
+    /// The position of everything read here.
+    pub fn position(&self) -> Position {
+        Position(self.state.position)
+    }
+
+    /// The schema at that position.
+    pub fn schema(&self) -> &Arc<Schema> {
+        &self.schema
+    }
+
+    /// A point's vector; `None` if there is no such point or vector.
+    pub fn vector(&self, id: PointId, name: &str) -> Result<Option<Vector>, MachineError> {
+        let Some(record) = self.record(id)? else { return Ok(None) };
+        if let Some(sparse) = record.sparse.iter().find(|sparse| sparse.name == name) {
+            return Ok(Some(sparse.vector()));
+        }
+        let bytes = self.store.get(&self.keyspace, points::vector_key(record.slot, name))?;
+        bytes.map(|bytes| points::floats_of_bytes(&bytes).map(Vector::Dense)).transpose()
+    }
+
+    /// Points by id, in the order asked; those that are not there are left out.
+    pub fn get(&self, ids: &[PointId], projection: &Projection) -> Result<Vec<Record>, MachineError> {
+        let project = Projector::new(projection)?;
+        let mut records = Vec::with_capacity(ids.len());
+        for id in ids {
+            if let Some(record) = self.record(*id)? {
+                records.push(project.record(self, *id, &record)?);
+            }
+        }
+        Ok(records)
+    }
+
+    /// How many points there are, or pass a filter.
+    pub fn count(&self, filter: Option<&Filter>) -> Result<u64, MachineError> {
+        match filter {
+            None => Ok(self.live.count()),
+            Some(filter) => {
+                let read = |id| self.record(id);
+                Ok(self.ground(&read).matching(filter)?.len())
+            }
+        }
+    }
+
+    /// Points in the order of their ids, from `request.offset` on.
+    pub fn scroll(&self, request: &ScrollRequest) -> Result<ScrollPage, MachineError> {
+        let project = Projector::new(&request.projection)?;
+        let read = |id| self.record(id);
+        let ground = self.ground(&read);
+        let bounds = request.filter.as_ref().map(|filter| ground.plan(filter)).transpose()?;
+        let from = match request.offset {
+            Some(id) => points::point_key(id),
+            None => vec![points::POINT],
+        };
+        let mut page = ScrollPage { points: Vec::new(), next: None };
+        for item in self
+            .store
+            .range(&self.keyspace, (Bound::Included(from), Bound::Excluded(vec![points::POINT + 1])))
+        {
+            let (key, bytes) = item?;
+            let record: PointRecord = decode("point", bytes)?;
+            if let (Some(filter), Some(bounds)) = (&request.filter, &bounds) {
+                let passes = bounds.lower.contains(record.slot)
+                    || bounds.upper.contains(record.slot) && ground.passes(filter, record.slot)?;
+                if !passes {
+                    continue;
+                }
+            }
+            let id = points::point_of_key(&key)?;
+            if page.points.len() == request.limit {
+                page.next = Some(id);
+                break;
+            }
+            page.points.push(project.record(self, id, &record)?);
+        }
+        Ok(page)
+    }
+
+    /// The nearest points, best first, ties by id ascending.
+    ///
+    /// `exclude` is left out: the point whose vector is the query. A `Target::NearestTo` is looked up here;
+    /// if the point lives in another shard, its vector must be given as `Target::Nearest`.
+    pub fn search(
+        &self,
+        request: &SearchRequest,
+        exclude: Option<PointId>,
+    ) -> Result<Vec<ScoredPoint>, MachineError> {
+        let project = Projector::new(&request.projection)?;
+        let (query, exclude) = match &request.target {
+            Target::Nearest(query) => (query.clone(), exclude),
+            Target::NearestTo(id) => {
+                let Some(Vector::Dense(vector)) = self.vector(*id, &request.using)? else {
+                    return Err(Invalid::new("query", format!("No point with id {id} found")).into());
+                };
+                (vector, Some(*id))
+            }
+            Target::All => return self.by_id(request),
+        };
+        let params = self.schema.vectors.get(&request.using);
+        let index = self.vectors.get(&request.using);
+        let (Some(params), Some(index)) = (params, index) else {
+            return Err(
+                Invalid::new("using", format!("Not existing vector name error: {}", request.using)).into()
+            );
+        };
+        if query.len() != params.dim as usize {
+            let why = format!("Vector dimension error: expected dim: {}, got {}", params.dim, query.len());
+            return Err(Invalid::new("query", why).into());
+        }
+        let mut wanted = Wanted {
+            query: &query,
+            count: request.offset.saturating_add(request.limit),
+            ef: request.params.ef.map(|ef| ef as usize),
+            exact: request.params.exact,
+            allowed: None,
+            exclude,
+            live: &self.live,
+            slots: &self.slots,
+        };
+        let found = match &request.filter {
+            None => index.nearest(&wanted),
+            Some(filter) => {
+                let read = |id| self.record(id);
+                let ground = self.ground(&read);
+                let bounds = ground.plan(filter)?;
+                let doubt = bounds.upper.len() - bounds.lower.len();
+                if doubt <= DOUBT_MAX {
+                    let passing = if doubt == 0 { bounds.lower } else { ground.matching(filter)? };
+                    wanted.allowed = Some(&passing);
+                    index.nearest(&wanted)
+                } else {
+                    wanted.allowed = Some(&bounds.upper);
+                    let passes = |slot| Ok(bounds.lower.contains(slot) || ground.passes(filter, slot)?);
+                    nearest_passing(wanted, &bounds.upper, |wanted| index.nearest(wanted), passes)?
+                }
+            }
+        };
+        let mut points = Vec::new();
+        for found in found.into_iter().skip(request.offset) {
+            let score = index.score(found.distance);
+            let near_enough = request.score_threshold.is_none_or(|threshold| {
+                if params.distance.larger_is_nearer() { score >= threshold } else { score <= threshold }
+            });
+            if !near_enough {
+                break;
+            }
+            let missing = || points::damaged("slot", format!("{} has no point {}", found.slot, found.id));
+            let record = self.record(found.id)?.ok_or_else(missing)?;
+            let Record { id, version, payload, vectors } = project.record(self, found.id, &record)?;
+            points.push(ScoredPoint { id, version, score, payload, vectors });
+        }
+        Ok(points)
+    }
+
+    fn by_id(&self, request: &SearchRequest) -> Result<Vec<ScoredPoint>, MachineError> {
+        let page = self.scroll(&ScrollRequest {
+            offset: None,
+            limit: request.offset.saturating_add(request.limit),
+            filter: request.filter.clone(),
+            projection: request.projection.clone(),
+        })?;
+        let scored = |r: Record| ScoredPoint {
+            id: r.id,
+            version: r.version,
+            score: 0.0,
+            payload: r.payload,
+            vectors: r.vectors,
+        };
+        Ok(page.points.into_iter().skip(request.offset).map(scored).collect())
+    }
+
+    pub(super) fn record(&self, id: PointId) -> Result<Option<PointRecord>, MachineError> {
+        self.store.get(&self.keyspace, points::point_key(id))?.map(|bytes| decode("point", bytes)).transpose()
+    }
+
+    fn ground<'a>(
+        &'a self,
+        read: &'a dyn Fn(PointId) -> Result<Option<PointRecord>, MachineError>,
+    ) -> Ground<'a> {
+        Ground { schema: &self.schema, fields: &self.fields, live: &self.live, slots: &self.slots, read }
+    }
+}
+
+/// The nearest of `upper` that pass a test which is dear: asks for more candidates, four times as many each
+/// time, until enough of them pass or all were seen.
+fn nearest_passing(
+    mut wanted: Wanted<'_>,
+    upper: &RoaringBitmap,
+    nearest: impl Fn(&Wanted<'_>) -> Vec<Found>,
+    passes: impl Fn(points::Slot) -> Result<bool, MachineError>,
+) -> Result<Vec<Found>, MachineError> {
+    let count = wanted.count;
+    let mut tested = std::collections::HashMap::new();
+    loop {
+        wanted.count = wanted.count.max(16).saturating_mul(4);
+        let all = wanted.count as u64 >= upper.len();
+        wanted.exact |= all;
+        let candidates = nearest(&wanted);
+        let mut passing = Vec::new();
+        for found in candidates {
+            if passing.len() == count {
+                break;
+            }
+            let pass = match tested.get(&found.slot) {
+                Some(pass) => *pass,
+                None => {
+                    let pass = passes(found.slot)?;
+                    tested.insert(found.slot, pass);
+                    pass
+                }
+            };
+            if pass {
+                passing.push(found);
+            }
+        }
+        if passing.len() == count || all {
+            return Ok(passing);
+        }
+    }
+}
+
+/// A payload as stored, taken apart; no text is an empty object.
+pub(super) fn parse(text: &[u8]) -> Result<Payload, MachineError> {
+    if text.is_empty() {
+        return Ok(Payload::new());
+    }
+    serde_json::from_slice(text).map_err(|e| points::damaged("payload", e.to_string()))
+}
+
+/// Takes from a point what was asked for.
+struct Projector<'a> {
+    projection: &'a Projection,
+    paths: Vec<FieldPath>,
+}
+
+impl<'a> Projector<'a> {
+    fn new(projection: &'a Projection) -> Result<Self, Invalid> {
+        let texts = match &projection.payload {
+            PayloadSelector::Include(paths) | PayloadSelector::Exclude(paths) => paths.as_slice(),
+            PayloadSelector::None | PayloadSelector::All => &[],
+        };
+        let path = |text: &String| text.parse().map_err(|why: &str| Invalid::new("with_payload", why));
+        Ok(Projector { projection, paths: texts.iter().map(path).collect::<Result<_, _>>()? })
+    }
+
+    fn record(&self, view: &ReadView, id: PointId, record: &PointRecord) -> Result<Record, MachineError> {
+        Ok(Record {
+            id,
+            version: Position(record.version),
+            payload: self.payload(record)?,
+            vectors: self.vectors(view, record)?,
+        })
+    }
+
+    fn payload(&self, record: &PointRecord) -> Result<Option<Bytes>, MachineError> {
+        let paths = || self.paths.iter().map(|path| path.steps().collect::<Vec<_>>()).collect::<Vec<_>>();
+        let whole = || parse(&record.payload).map(Value::Object);
+        let kept = match &self.projection.payload {
+            PayloadSelector::None => return Ok(None),
+            PayloadSelector::All if record.payload.is_empty() => return Ok(Some(Bytes::from_static(b"{}"))),
+            PayloadSelector::All => return Ok(Some(record.payload.clone())),
+            PayloadSelector::Include(_) => include(&whole()?, &tails(&paths())),
+            PayloadSelector::Exclude(_) => exclude(&whole()?, &tails(&paths())),
+        };
+        let kept = kept.unwrap_or_else(|| Value::Object(Payload::new()));
+        Ok(Some(kept.to_string().into()))
+    }
+
+    fn vectors(&self, view: &ReadView, record: &PointRecord) -> Result<Option<Vectors>, MachineError> {
+        let wanted = |name: &String| match &self.projection.vectors {
+            VectorSelector::None => false,
+            VectorSelector::All => true,
+            VectorSelector::Names(names) => names.contains(name),
+        };
+        if self.projection.vectors == VectorSelector::None {
+            return Ok(None);
+        }
+        let mut vectors = Vectors::new();
+        for name in record.dense.iter().filter(|name| wanted(name)) {
+            let bytes = view.store.get(&view.keyspace, points::vector_key(record.slot, name))?;
+            let missing = || points::damaged("vector", format!("slot {} lost \"{name}\"", record.slot));
+            let values = points::floats_of_bytes(&bytes.ok_or_else(missing)?)?;
+            vectors.insert(name.clone(), Vector::Dense(values));
+        }
+        for sparse in record.sparse.iter().filter(|sparse| wanted(&sparse.name)) {
+            vectors.insert(sparse.name.clone(), sparse.vector());
+        }
+        Ok(Some(vectors))
+    }
+}
+
+type Tail<'a> = &'a [Step<'a>];
+
+fn tails<'a>(paths: &'a [Vec<Step<'a>>]) -> Vec<Tail<'a>> {
+    paths.iter().map(Vec::as_slice).collect()
+}
+
+/// The paths that lead on into a key of an object.
+fn into_key<'a>(paths: &[Tail<'a>], key: &str) -> Vec<Tail<'a>> {
+    let into = |path: &Tail<'a>| match path {
+        [Step::Key(k), rest @ ..] if *k == key => Some(rest),
+        _ => None,
+    };
+    paths.iter().filter_map(into).collect()
+}
+
+/// The paths that lead on into an element of an array: by `[]`, by its place, or by naming a key of it.
+fn into_element<'a>(paths: &[Tail<'a>], place: usize) -> Vec<Tail<'a>> {
+    let into = |path: &Tail<'a>| match path {
+        [Step::Every, rest @ ..] => Some(rest),
+        [Step::At(at), rest @ ..] => (*at == place).then_some(rest),
+        whole => Some(*whole),
+    };
+    paths.iter().filter_map(into).collect()
+}
+
+/// What of a value lies on one of the paths; `None` if nothing does.
+fn include(value: &Value, paths: &[Tail<'_>]) -> Option<Value> {
+    if paths.iter().any(|path| path.is_empty()) {
+        return Some(value.clone());
+    }
+    match value {
+        Value::Object(object) => {
+            let kept: Payload = object
+                .iter()
+                .filter_map(|(key, v)| Some((key.clone(), include(v, &into_key(paths, key))?)))
+                .collect();
+            (!kept.is_empty()).then_some(Value::Object(kept))
+        }
+        Value::Array(elements) => {
+            let kept: Vec<Value> = elements
+                .iter()
+                .enumerate()
+                .filter_map(|(place, v)| include(v, &into_element(paths, place)))
+                .collect();
+            (!kept.is_empty()).then_some(Value::Array(kept))
+        }
+        _ => None,
+    }
+}
+
+/// A value without what lies on one of the paths; `None` if it lies on one itself.
+fn exclude(value: &Value, paths: &[Tail<'_>]) -> Option<Value> {
+    if paths.iter().any(|path| path.is_empty()) {
+        return None;
+    }
+    Some(match value {
+        Value::Object(object) => Value::Object(
+            object
+                .iter()
+                .filter_map(|(key, v)| Some((key.clone(), exclude(v, &into_key(paths, key))?)))
+                .collect(),
+        ),
+        Value::Array(elements) => Value::Array(
+            elements
+                .iter()
+                .enumerate()
+                .filter_map(|(place, v)| exclude(v, &into_element(paths, place)))
+                .collect(),
+        ),
+        other => other.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn payload_paths() {
+        let value = json!({"a": {"b": 1, "c": 2}, "l": [{"x": 1, "y": 2}, {"y": 3}], "z": 0});
+        let paths: Vec<FieldPath> = ["a.b", "l[].x", "nowhere"].map(|p| p.parse().unwrap()).into();
+        let steps: Vec<Vec<Step<'_>>> = paths.iter().map(|p| p.steps().collect()).collect();
+        assert_eq!(include(&value, &tails(&steps)), Some(json!({"a": {"b": 1}, "l": [{"x": 1}]})));
+        assert_eq!(
+            exclude(&value, &tails(&steps)),
+            Some(json!({"a": {"c": 2}, "l": [{"y": 2}, {"y": 3}], "z": 0}))
+        );
+    }
+}
