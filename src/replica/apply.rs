@@ -82,7 +82,7 @@ impl<M: StateMachine> Applier<M> {
     /// One step of the machine: applies a batch, moves the rung, answers.
     async fn step(&mut self, batch: Batch) -> Result<(), io::Error> {
         let Some(last) = self.mark.applied.filter(|_| !batch.entries.is_empty()) else { return Ok(()) };
-        self.progress.wait_flushed(LogIndex(last.index())).await;
+        self.progress.wait_flushed(LogIndex(last.index())).await?;
 
         let Batch { commands, bytes, entries } = batch;
         let (machine, bookmark, count) = (self.machine.clone(), self.mark.to_bookmark(), commands.len());

@@ -89,9 +89,6 @@ pub enum ReplicaError {
         /// The last entry applied.
         applied: LogIndex,
     },
-    /// The group is empty and this replica is not among its founders.
-    #[error("the group has no members yet")]
-    NotFounded,
     /// Options that cannot work.
     #[error("options: {0}")]
     Options(String),
@@ -113,9 +110,7 @@ impl ReplicaError {
     /// What the caller can do.
     pub fn kind(&self) -> Kind {
         match self {
-            ReplicaError::NotLeader { .. } | ReplicaError::NoQuorum | ReplicaError::NotFounded => {
-                Kind::Unavailable
-            }
+            ReplicaError::NotLeader { .. } | ReplicaError::NoQuorum => Kind::Unavailable,
             ReplicaError::Stopped { failed: false, proposed: false, .. } => Kind::Unavailable,
             ReplicaError::Deadline { .. } | ReplicaError::Superseded => Kind::Timeout,
             ReplicaError::Stopped { failed: false, proposed: true, .. } => Kind::Timeout,

@@ -135,7 +135,9 @@ impl RaftLogStorage<Types> for LogStore {
             let told = flush.clone();
             match self.log.append(entries.clone(), move |result| told.done(result)).await {
                 // openraft can't take a refusal. New commands are turned away meanwhile, so this ends soon.
-                Err(annal_wal::Error::Full { .. }) => tokio::time::sleep(FULL_PAUSE).await,
+                Err(annal_wal::Error::Full { .. }) if self.progress.check_running().is_ok() => {
+                    tokio::time::sleep(FULL_PAUSE).await;
+                }
                 other => return other.map_err(io::Error::other),
             }
         }

@@ -68,17 +68,18 @@ use std::{
 };
 use tail::Holds;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{OnceCell, mpsc, oneshot},
     time::{Instant, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How one replica is run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplicaOptions {
     /// This replica's id within its group; never reused.
     pub replica: ReplicaId,
-    /// The first voters, if this replica belongs to those who found the group; used only while the group is empty.
+    /// The first voters, this replica among them, used only while the group is empty; none for a replica that joins a
+    /// group that others founded.
     pub founders: BTreeSet<ReplicaId>,
     /// A leader says that it lives this often, in milliseconds.
     pub heartbeat_ms: u64,
@@ -104,6 +105,12 @@ impl ReplicaOptions {
     }
 
     fn raft_config(&self, group: GroupId) -> Result<Config, ReplicaError> {
+        let Self { replica, founders, .. } = self;
+        if !founders.is_empty() && !founders.contains(replica) {
+            return Err(ReplicaError::Options(format!(
+                "replica {replica} is not among the founders {founders:?}"
+            )));
+        }
         let config = Config {
             cluster_name: format!("group {}", group.0),
             heartbeat_interval: self.heartbeat_ms,
@@ -116,7 +123,7 @@ impl ReplicaOptions {
             // A leader that restarts asks for a new term: what it had committed is then certain, and no read can be
             // served from a state older than one it had shown before.
             enable_leader_restore: Some(false),
-            // No clock runs until there are other voters to hear from, see `mind`.
+            // No clock runs until there are others to hear from, see `mind`.
             enable_tick: false,
             ..Config::default()
         };
@@ -185,18 +192,22 @@ struct Inner<M: StateMachine> {
     machine_released: CancellationToken,
     progress: Arc<Progress>,
     raft: Raft<Types, Applier<M>>,
+    /// Set once openraft has been shut down.
+    ended: OnceCell<()>,
     proposer: Proposer,
     reads: Reads,
     holds: Arc<Holds>,
     checkpoints: mpsc::UnboundedSender<checkpoint::Request>,
+    /// Ends `mind`, and with it the last hold on openraft; the other tasks end with their queues.
+    _dropped: DropGuard,
 }
 
 impl<M: StateMachine> Replica<M> {
     /// Opens a replica on its group's log. The machine first catches up with what was committed. A replica that is
     /// the group's only voter leads, and has applied all its log, when this returns.
     ///
-    /// Errors: `Gap` and `LogLost` (log and machine do not belong together), `NotFounded`, `Options`, `Log`,
-    /// `Machine`, `Format`, `Raft`.
+    /// Errors: `Gap` and `LogLost` (log and machine do not belong together), `Options`, `Log`, `Machine`, `Format`,
+    /// `Raft`.
     pub async fn open(
         options: ReplicaOptions,
         log: &Log,
@@ -212,10 +223,8 @@ impl<M: StateMachine> Replica<M> {
         .await
         .map_err(|lost| ReplicaError::Raft(lost.to_string().into()))??;
         let mark = Mark::of(bookmark.as_ref())?;
-        let new = check_continues(&group, &mark)?;
-        if new && !options.founders.contains(&options.replica) {
-            return Err(ReplicaError::NotFounded);
-        }
+        let found =
+            (check_continues(&group, &mark)? && !options.founders.is_empty()).then_some(options.founders);
 
         let progress = Arc::new(Progress::new(group.clone(), mark.clone(), position));
         let machine_released = CancellationToken::new();
@@ -238,7 +247,8 @@ impl<M: StateMachine> Replica<M> {
             limits: options.checkpoint,
         };
         tokio::spawn(checkpointing.run(requests, log.purge_wanted()));
-        tokio::spawn(mind(raft.clone(), options.replica, progress.clone()));
+        let dropped = CancellationToken::new();
+        tokio::spawn(mind(raft.clone(), options.replica, progress.clone(), dropped.clone()));
         let replica = Replica {
             inner: Arc::new(Inner {
                 replica: options.replica,
@@ -250,10 +260,12 @@ impl<M: StateMachine> Replica<M> {
                 machine_released,
                 progress,
                 raft,
+                ended: OnceCell::new(),
                 checkpoints,
+                _dropped: dropped.drop_guard(),
             }),
         };
-        replica.take_office(new.then_some(options.founders)).await?;
+        replica.take_office(found).await?;
         Ok(replica)
     }
 
@@ -378,10 +390,12 @@ impl<M: StateMachine> Replica<M> {
     ///
     /// Errors: `Machine`: the state machine is not durable (nothing is lost, the log has it).
     pub async fn shutdown(&self) -> Result<(), ReplicaError> {
-        let Inner { proposer, progress, raft, machine, machine_released, .. } = self.inner.as_ref();
+        let Inner { proposer, progress, raft, ended, machine, machine_released, .. } = self.inner.as_ref();
         proposer.close();
         progress.stop("shut down", false);
-        raft.shutdown().await.map_err(|lost| ReplicaError::Raft(lost.to_string().into()))?;
+        let end =
+            || async { raft.shutdown().await.map_err(|lost| ReplicaError::Raft(lost.to_string().into())) };
+        ended.get_or_try_init(end).await?;
         machine_released.cancelled().await;
         let machine = machine.clone();
         tokio::task::spawn_blocking(move || machine.persist())
@@ -404,17 +418,21 @@ fn check_continues(group: &GroupLog, mark: &Mark) -> Result<bool, ReplicaError> 
     }
 }
 
-/// Minds what rarely changes: Raft's clock runs only while there are other voters to hear from (so that hundreds of
+/// Minds what rarely changes: Raft's clock runs only while there are others to hear from (so that hundreds of
 /// idle groups cost nothing), and the end of Raft is told to whoever waits.
-async fn mind<M: StateMachine>(raft: Raft<Types, Applier<M>>, replica: ReplicaId, progress: Arc<Progress>) {
+async fn mind<M: StateMachine>(
+    raft: Raft<Types, Applier<M>>,
+    replica: ReplicaId,
+    progress: Arc<Progress>,
+    dropped: CancellationToken,
+) {
     let mut server = raft.server_metrics();
-    let runtime = raft.runtime_config();
     loop {
-        let alone =
-            Members::from(server.borrow_and_update().membership_config.membership()).is_sole_voter(replica);
-        runtime.tick(!alone);
-        if server.changed().await.is_err() {
-            break;
+        let members = Members::from(server.borrow_and_update().membership_config.membership());
+        raft.runtime_config().tick(!(members.is_sole_voter(replica) && members.learners.is_empty()));
+        tokio::select! {
+            changed = server.changed() => if changed.is_err() { break },
+            () = dropped.cancelled() => return,
         }
     }
     match &raft.metrics().borrow_watched().running_state {

@@ -10,9 +10,12 @@ use super::{
 };
 use crate::model::Position;
 use annal_wal::{GroupLog, LogIndex};
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -128,7 +131,6 @@ impl Progress {
         let committed = *lock(&self.committed);
         let installed = *lock(&self.installed);
         let high = log.state();
-        let submitted = high.submitted.max(installed);
         let ladder = Ladder {
             oldest: low.oldest,
             purged: low.purged.map(|id| id.index),
@@ -136,9 +138,8 @@ impl Progress {
             durable,
             applied,
             committed,
-            // What is truncated leaves the disk later than the owner's view of the log.
-            flushed: high.flushed.max(installed).min(submitted),
-            submitted,
+            flushed: high.flushed.max(installed),
+            submitted: high.submitted.max(installed),
         };
         ladder.check();
         ladder
@@ -170,9 +171,16 @@ impl Progress {
     }
 
     /// Waits until the entry is on this replica's own disk: a quorum of others may commit it sooner.
-    pub(super) async fn wait_flushed(&self, last: LogIndex) {
-        let mut flushed = self.flushed.subscribe();
-        flushed.wait_for(|flushed| *flushed >= Some(last)).await.expect("the sender lives in self");
+    ///
+    /// Errors: the replica failed meanwhile, so that it may never be.
+    pub(super) async fn wait_flushed(&self, last: LogIndex) -> io::Result<()> {
+        let (mut flushed, mut applied) = (self.flushed.subscribe(), self.applied.subscribe());
+        let failed = |applied: &Applied| applied.stopped.as_ref().is_some_and(|stopped| stopped.failed);
+        tokio::select! {
+            biased;
+            _ = flushed.wait_for(|flushed| *flushed >= Some(last)) => Ok(()),
+            _ = applied.wait_for(failed) => Err(io::Error::other("the log failed before it was flushed")),
+        }
     }
 
     /// The state machine has folded in everything up to `id`, `bytes` of commands in this step.
@@ -226,14 +234,14 @@ impl Progress {
         self.applied.borrow().clone()
     }
 
-    /// Nothing is applied any more; the first reason stays.
+    /// Nothing is applied any more. The first reason stays, but a failure outlasts a shutdown.
     pub(super) fn stop(&self, why: impl Into<Arc<str>>, failed: bool) {
         self.applied.send_if_modified(|applied| {
-            let first = applied.stopped.is_none();
-            if first {
+            let news = applied.stopped.as_ref().is_none_or(|stopped| failed && !stopped.failed);
+            if news {
                 applied.stopped = Some(Stopped { why: why.into(), failed });
             }
-            first
+            news
         });
     }
 

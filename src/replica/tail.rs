@@ -72,7 +72,13 @@ impl Tail {
             if let Some(next) = self.ready.pop_front() {
                 return Ok(next);
             }
-            self.read().await?;
+            if let Err(error) = self.read().await {
+                // Retention may take entries while they are being read, however that then fails.
+                return Err(match self.log.state().oldest {
+                    Some(oldest) if oldest > self.index => self.gone(oldest).await,
+                    _ => error,
+                });
+            }
         }
     }
 
@@ -80,11 +86,7 @@ impl Tail {
     async fn read(&mut self) -> Result<(), ReplicaError> {
         let first = self.index;
         let applied = self.progress.wait(|applied| applied.index() >= Some(first), None).await?;
-        let entries = match self.log.history(first, READ_BYTES).await {
-            Ok(entries) => entries,
-            Err(annal_wal::Error::Gone { oldest }) => return Err(self.gone(oldest.unwrap_or(first)).await),
-            Err(error) => return Err(error.into()),
-        };
+        let entries = self.log.history(first, READ_BYTES).await?;
         for log_entry in entries.into_iter().take_while(|e| Some(e.id.index) <= applied.index()) {
             self.take(log_entry)?;
             let (counted, index) = (self.counted, LogIndex(self.index.0 - 1));

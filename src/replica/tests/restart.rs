@@ -169,9 +169,17 @@ async fn a_machine_without_its_log_is_refused() {
 #[tokio::test]
 async fn an_empty_group_is_founded_by_its_founders_only() {
     let (log, group) = open_log(&memory(), log_options()).await;
-    let options = ReplicaOptions { founders: BTreeSet::new(), ..options() };
-    let error = Replica::open(options, &log, group, Arc::new(Journal::default())).await.err().unwrap();
-    assert!(matches!(error, ReplicaError::NotFounded), "{error}");
+    let machine = Arc::new(Journal::default());
+    let others = ReplicaOptions { founders: BTreeSet::from([ReplicaId(9)]), ..options() };
+    let error = Replica::open(others, &log, group.clone(), machine.clone()).await.err().unwrap();
+    assert!(matches!(error, ReplicaError::Options(_)), "{error}");
+
+    let joining = ReplicaOptions { founders: BTreeSet::new(), ..options() };
+    let replica = Replica::open(joining, &log, group, machine).await.unwrap();
+    assert_eq!(replica.status().role, Role::Learner);
+    assert_eq!(replica.status().members, Members::default());
+    let error = replica.propose(command(1), soon(), Wait::Applied).await.unwrap_err();
+    assert!(matches!(error, ReplicaError::NotLeader { leader: None }), "{error}");
 }
 
 #[tokio::test]
@@ -207,4 +215,22 @@ async fn an_unknown_kind_of_entry_is_never_skipped() {
     let error = tokio::time::timeout_at(soon(), Replica::open(options(), &log, group, machine)).await;
     let error = error.expect("it must not hang").err().expect("it must not open");
     assert!(error.to_string().contains("unknown kind"), "{error}");
+}
+
+#[tokio::test]
+async fn dropping_the_last_handle_stops_it() {
+    let disk = memory();
+    let (log, replica) = open(&disk, Arc::default()).await;
+    put(&replica, command(1)).await;
+    let machine = Arc::downgrade(replica.machine());
+    let other = replica.clone();
+    drop(replica);
+    put(&other, command(2)).await;
+    drop(other);
+    let deadline = soon();
+    while machine.strong_count() > 0 {
+        assert!(Instant::now() < deadline, "someone still holds the machine");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    log.shutdown().await.unwrap();
 }

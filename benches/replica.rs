@@ -1,0 +1,188 @@
+//! How near one replica comes to its log: proposals through Raft against `GroupLog::append` alone, same clients,
+//! same payloads, same disk. Each client waits for its answer before it sends the next command.
+//!
+//! `cargo bench --bench replica [-- SECONDS]`; the folder is made in `TMPDIR`.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use annal::{
+    machine::{Bookmark, MachineError, Outcome, StateMachine, Verdict},
+    model::{Position, ReplicaId},
+    replica::{GroupId, LogIndex, Replica, ReplicaOptions, Term, Wait},
+};
+use annal_wal::{Entry, Log, LogId, Options};
+use bytes::Bytes;
+use std::{
+    future::Future,
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// Counts commands, and nothing else.
+#[derive(Default)]
+struct Counter(Mutex<(u64, Option<Bookmark>)>);
+
+impl StateMachine for Counter {
+    fn bookmark(&self) -> Option<Bookmark> {
+        self.0.lock().unwrap().1.clone()
+    }
+    fn position(&self) -> Position {
+        Position(self.0.lock().unwrap().0)
+    }
+    fn apply(&self, commands: Vec<Bytes>, bookmark: Bookmark) -> Result<Vec<Outcome>, MachineError> {
+        let mut state = self.0.lock().unwrap();
+        let first = state.0 + 1;
+        *state = (state.0 + commands.len() as u64, Some(bookmark));
+        Ok((first..=state.0).map(|n| Outcome { position: Position(n), verdict: Verdict::Applied }).collect())
+    }
+    fn persist(&self) -> Result<Option<Bookmark>, MachineError> {
+        Ok(self.bookmark())
+    }
+    fn bookmark_at(&self, _: Position) -> Result<Option<(Position, Bookmark)>, MachineError> {
+        Ok(None)
+    }
+    fn write_snapshot(&self, _: &mut dyn io::Write) -> Result<(), MachineError> {
+        unreachable!("one voter sends none")
+    }
+    fn install_snapshot(&self, _: &mut dyn io::Read) -> Result<(), MachineError> {
+        unreachable!("one voter receives none")
+    }
+}
+
+const ROUNDS: usize = 5;
+
+/// What clients saw: answers a second, and how long they waited in microseconds.
+struct Load {
+    rate: f64,
+    p50: u128,
+    p99: u128,
+}
+
+/// So many clients, each with one command under way at a time.
+async fn load<F>(clients: usize, time: Duration, one: impl Fn() -> F + Clone + Send + 'static) -> Load
+where
+    F: Future + Send,
+{
+    let start = Instant::now();
+    let until = start + time;
+    let tasks: Vec<_> = (0..clients)
+        .map(|_| {
+            let one = one.clone();
+            tokio::spawn(async move {
+                let mut waits = Vec::new();
+                while Instant::now() < until {
+                    let at = Instant::now();
+                    one().await;
+                    waits.push(at.elapsed().as_micros());
+                }
+                waits
+            })
+        })
+        .collect();
+    let mut waits = Vec::new();
+    for task in tasks {
+        waits.extend(task.await.unwrap());
+    }
+    let rate = waits.len() as f64 / start.elapsed().as_secs_f64();
+    waits.sort_unstable();
+    Load { rate, p50: waits[waits.len() / 2], p99: waits[waits.len() * 99 / 100] }
+}
+
+fn main() {
+    let seconds = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(0.5);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(run(Duration::from_secs_f64(seconds)));
+}
+
+async fn run(time: Duration) {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(dir.path(), Options::default()).unwrap();
+
+    let raw = log.create_group(GroupId(1)).await.unwrap();
+    let next = Arc::new(tokio::sync::Mutex::new(0));
+    let append = move |bytes: usize| {
+        let (raw, next, payload) = (raw.clone(), next.clone(), Bytes::from(vec![7; bytes]));
+        move || {
+            let (raw, next, payload) = (raw.clone(), next.clone(), payload.clone());
+            async move {
+                let (told, outcome) = tokio::sync::oneshot::channel();
+                {
+                    let mut index = next.lock().await;
+                    let id = LogId { term: Term(1), leader: 1, index: LogIndex(*index) };
+                    raw.append(vec![Entry { id, payload }], move |result| told.send(result).unwrap())
+                        .await
+                        .unwrap();
+                    *index += 1;
+                }
+                outcome.await.unwrap().unwrap();
+            }
+        }
+    };
+
+    println!("medians of {ROUNDS} rounds; each round: the log alone, then two ways through Raft");
+    println!(
+        "clients  bytes |  log alone/s |   applied/s  p50us  p99us  of the log | committed/s  p50us  p99us  of the log"
+    );
+    let mut group = 2;
+    for (clients, bytes) in [(1, 1 << 10), (64, 1 << 10), (256, 1 << 10), (64, 16 << 10)] {
+        let mut rounds: [Vec<Load>; 3] = Default::default();
+        for _ in 0..ROUNDS {
+            rounds[0].push(load(clients, time, append(bytes)).await);
+            for (n, wait) in [(1, Wait::Applied), (2, Wait::Committed)] {
+                let replica = found(&log, &mut group).await;
+                let (proposing, payload) = (replica.clone(), Bytes::from(vec![7; bytes]));
+                let propose = move || {
+                    let (replica, payload) = (proposing.clone(), payload.clone());
+                    let deadline = Instant::now() + Duration::from_secs(10);
+                    async move { replica.propose(payload, deadline, wait).await.unwrap() }
+                };
+                rounds[n].push(load(clients, time, propose).await);
+                replica.shutdown().await.unwrap();
+            }
+        }
+        let [alone, applied, committed] = rounds.map(|mut of| {
+            of.sort_by(|a, b| a.rate.total_cmp(&b.rate));
+            of.swap_remove(ROUNDS / 2)
+        });
+        let way = |way: Load| {
+            format!("{:11.0} {:6} {:6} {:11.2}", way.rate, way.p50, way.p99, way.rate / alone.rate)
+        };
+        println!("{clients:7} {bytes:6} | {:12.0} | {} | {}", alone.rate, way(applied), way(committed));
+    }
+    idle(&log, &mut group).await;
+    log.shutdown().await.unwrap();
+}
+
+/// A replica of a new group.
+async fn found(log: &Log, group: &mut u32) -> Replica<Counter> {
+    let id = GroupId(*group);
+    *group += 1;
+    let (options, machine) = (ReplicaOptions::sole(ReplicaId(1)), Arc::new(Counter::default()));
+    Replica::open(options, log, log.create_group(id).await.unwrap(), machine).await.unwrap()
+}
+
+/// What many groups cost that do nothing.
+async fn idle(log: &Log, group: &mut u32) {
+    let (groups, time) = (200, Duration::from_secs(5));
+    let at = Instant::now();
+    let mut replicas = Vec::new();
+    for _ in 0..groups {
+        replicas.push(found(log, group).await);
+    }
+    println!("{groups} groups founded in {:?}", at.elapsed());
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    println!("{}", status.lines().find(|line| line.starts_with("VmRSS")).unwrap());
+    let before = cpu_ticks();
+    tokio::time::sleep(time).await;
+    let ticks = cpu_ticks() - before;
+    println!("{groups} idle groups: {:.1} % of one core", ticks as f64 / time.as_secs_f64());
+}
+
+/// Hundredths of a second of processor time so far.
+fn cpu_ticks() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
