@@ -77,8 +77,8 @@ impl<'a> Fold<'a> {
     pub(super) fn command(&mut self, command: Command) -> Result<Outcome, MachineError> {
         self.state.position += 1;
         let position = Position(self.state.position);
-        let verdict = self.judge_and_carry_out(command, position)?;
         self.evict(position)?;
+        let verdict = self.judge_and_carry_out(command, position)?;
         if position.0.is_multiple_of(HASH_EVERY) {
             let hash = state_hash(&self.state, &self.schema)?;
             self.put(points::position_key(points::HASH, position), hash.to_le_bytes().to_vec());
