@@ -1,1 +1,236 @@
-//! A node's settings.
+//! A node's settings: defaults, then a YAML file, then `ANNAL__SECTION__KEY`, then the command line.
+//!
+//! An unknown key is refused by name. Sizes are in bytes and times in milliseconds, as the names say.
+
+use serde::{Deserialize, Serialize};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+/// All settings of a node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Folder of everything the node keeps: `wal/ store/ index/ node.json`.
+    pub data_dir: PathBuf,
+    /// Where the HTTP service listens.
+    pub http: SocketAddr,
+    /// Where gRPC will listen (not built yet), or `off`.
+    pub grpc: String,
+    /// Where peers will reach this node (not built yet).
+    pub peer: SocketAddr,
+    /// Who this node is.
+    pub node: Node,
+    /// Who may ask.
+    pub auth: Auth,
+    /// The log.
+    pub log: Log,
+    /// The store.
+    pub store: Store,
+    /// Searches.
+    pub search: Search,
+    /// What one client may ask for.
+    pub limits: Limits,
+}
+
+/// Who this node is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Node {
+    /// Its name everywhere; the host's name if not given.
+    pub name: String,
+    /// Its region.
+    pub region: String,
+    /// Its zone within the region.
+    pub zone: String,
+}
+
+/// Who may ask.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Auth {
+    /// May do everything.
+    pub api_key: Option<String>,
+    /// May read.
+    pub read_only_api_key: Option<String>,
+}
+
+/// The log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// Size of one segment.
+    pub segment_bytes: u64,
+    /// History that is kept on this node, over all shards.
+    pub retention_bytes: u64,
+    /// Free space on the disk below which writes are turned away.
+    pub free_bytes_min: u64,
+}
+
+/// The store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Store {
+    /// Memory for blocks that were read.
+    pub cache_bytes: u64,
+}
+
+/// Searches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Search {
+    /// Threads that search; 0 for one a core.
+    pub threads: usize,
+}
+
+/// What one client may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Largest request body.
+    pub request_bytes_max: usize,
+    /// Time a request gets if it names none.
+    pub timeout_ms: u64,
+    /// Requests served at once; more are turned away with 429.
+    pub requests_max: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            data_dir: "annal-data".into(),
+            http: SocketAddr::from(([127, 0, 0, 1], 6333)),
+            grpc: "127.0.0.1:6334".to_owned(),
+            peer: SocketAddr::from(([127, 0, 0, 1], 6335)),
+            node: Node::default(),
+            auth: Auth::default(),
+            log: Log::default(),
+            store: Store::default(),
+            search: Search::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        Node { name: host, region: "default".to_owned(), zone: "default".to_owned() }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Log { segment_bytes: 64 << 20, retention_bytes: 4 << 30, free_bytes_min: 1 << 30 }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Store { cache_bytes: 256 << 20 }
+    }
+}
+
+impl Default for Search {
+    fn default() -> Self {
+        Search { threads: 0 }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { request_bytes_max: 32 << 20, timeout_ms: 30_000, requests_max: 1_024 }
+    }
+}
+
+/// Settings that do not make a node.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file or the environment does not fit; names the key.
+    #[error("configuration: {0}")]
+    Read(#[from] config::ConfigError),
+    /// A value is outside its bounds.
+    #[error("{key}: {why}")]
+    Value {
+        /// The key, by its path.
+        key: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl Config {
+    /// Defaults, then the file (if any), then the environment.
+    pub fn read(file: Option<&Path>) -> Result<Self, ConfigError> {
+        let mut builder = config::Config::builder().add_source(config::Config::try_from(&Config::default())?);
+        if let Some(file) = file {
+            builder = builder.add_source(config::File::from(file).format(config::FileFormat::Yaml));
+        }
+        let environment = config::Environment::with_prefix("ANNAL")
+            .prefix_separator("__")
+            .separator("__")
+            .try_parsing(true);
+        Ok(builder.add_source(environment).build()?.try_deserialize()?)
+    }
+
+    /// Checks what a single value cannot tell.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |key, why: &str| Err(ConfigError::Value { key, why: why.to_owned() });
+        if !self.http.ip().is_loopback() && self.auth.api_key.is_none() {
+            return wrong("http", "an address that others can reach wants auth.api_key");
+        }
+        let named = |s: &str| !s.is_empty() && s.len() <= 255 && !s.chars().any(char::is_control);
+        if !named(&self.node.name) || !named(&self.node.region) || !named(&self.node.zone) {
+            return wrong("node", "name, region and zone are 1 to 255 visible characters");
+        }
+        if !(1 << 20..=1 << 30).contains(&self.log.segment_bytes) {
+            return wrong("log.segment_bytes", "between 1 MiB and 1 GiB");
+        }
+        if self.log.retention_bytes < 2 * self.log.segment_bytes {
+            return wrong("log.retention_bytes", "at least two segments (log.segment_bytes)");
+        }
+        if self.limits.request_bytes_max as u64 > self.log.segment_bytes / 2 {
+            return wrong("limits.request_bytes_max", "at most half a segment (log.segment_bytes)");
+        }
+        if self.limits.request_bytes_max == 0 || self.limits.timeout_ms == 0 || self.limits.requests_max == 0
+        {
+            return wrong("limits", "every limit is at least 1");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(yaml: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("annal.yaml");
+        std::fs::write(&file, yaml).expect("written");
+        let config = Config::read(Some(&file))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    #[test]
+    fn a_file_changes_what_it_names_and_nothing_else() {
+        let config = read("http: 127.0.0.1:7000\nlog:\n  retention_bytes: 1000000000\n").expect("fits");
+        assert_eq!(config.http.port(), 7000);
+        assert_eq!(config.log, Log { retention_bytes: 1_000_000_000, ..Log::default() });
+        assert_eq!(config.limits, Limits::default());
+    }
+
+    #[test]
+    fn unknown_keys_and_bad_values_are_named() {
+        let refused = |yaml: &str, word: &str| {
+            let error = read(yaml).expect_err("refused").to_string();
+            assert!(error.contains(word), "{error} does not name {word}");
+        };
+        refused("colour: red\n", "colour");
+        refused("log:\n  segment_size: 3\n", "segment_size");
+        refused("log:\n  segment_bytes: 3\n", "log.segment_bytes");
+        refused("http: 0.0.0.0:6333\n", "auth.api_key");
+    }
+}

@@ -1,2 +1,9 @@
-//! The `annal` binary.
-fn main() {}
+//! The `annal` binary: parses the command line and hands over.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run()
+}

@@ -1,1 +1,218 @@
-//! The api floor.
+//! The public HTTP door: Qdrant's REST (tier 1) and Annal's own routes.
+//!
+//! ```text
+//! request → observe → envelope → compress → catch panic → auth ─┬─ probes, metrics, what is not built (501)
+//!                                                               └─ admit → wishes → deadline → decompress → handler
+//! ```
+//!
+//! Invariants: JSON becomes model words here and nowhere else; a request is refused as a whole, naming the field
+//! and the limit, before anything is logged; what is known but not built answers 501, what is unknown 4xx.
+//! Not here: what a request does (see [`Cluster`]), TLS, gRPC.
+
+mod auth;
+mod body;
+mod envelope;
+mod error;
+mod metrics;
+mod native;
+mod qdrant;
+mod server;
+#[cfg(test)]
+mod tests;
+mod wishes;
+
+pub use auth::Keys;
+pub use metrics::exporter;
+pub use server::serve;
+
+use crate::{
+    cluster::Cluster,
+    model::{Effect, Kind},
+};
+use axum::{
+    Router,
+    extract::{FromRef, MatchedPath, Request, State},
+    http::{HeaderName, HeaderValue, Method, Uri},
+    middleware::{Next, from_fn, from_fn_with_state},
+    response::{IntoResponse, Response},
+};
+use body::BodyLimit;
+use error::ApiError;
+use metrics_exporter_prometheus::PrometheusHandle;
+use std::{any::Any, io, sync::Arc, time::Duration};
+use tokio::sync::Semaphore;
+use tower::ServiceBuilder;
+use tower_http::{
+    catch_panic::CatchPanicLayer,
+    compression::{CompressionLayer, CompressionLevel, predicate::SizeAbove},
+    decompression::RequestDecompressionLayer,
+};
+use tracing::Instrument;
+
+/// Limits and keys of the HTTP door.
+#[derive(Clone)]
+pub struct ApiOptions {
+    /// Who may do what.
+    pub keys: Keys,
+    /// Largest body, decompressed.
+    pub body_bytes_max: usize,
+    /// How long a request may take that does not say.
+    pub timeout_default: Duration,
+    /// Requests served at once; more are turned away with 429.
+    pub in_flight_max: usize,
+    /// How long requests in flight may take to finish after a shutdown was asked for.
+    pub drain: Duration,
+}
+
+impl Default for ApiOptions {
+    fn default() -> Self {
+        ApiOptions {
+            keys: Keys::default(),
+            body_bytes_max: 32 * 1024 * 1024,
+            timeout_default: Duration::from_secs(30),
+            in_flight_max: 1_024,
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What every handler can reach.
+#[derive(Clone)]
+struct Api {
+    cluster: Cluster,
+    body_limit: BodyLimit,
+    exporter: PrometheusHandle,
+}
+
+impl FromRef<Api> for Cluster {
+    fn from_ref(api: &Api) -> Self {
+        api.cluster.clone()
+    }
+}
+
+impl FromRef<Api> for BodyLimit {
+    fn from_ref(api: &Api) -> Self {
+        api.body_limit
+    }
+}
+
+/// The whole door as one service.
+///
+/// Errors: another metrics recorder is installed in this process.
+fn router(cluster: Cluster, options: &ApiOptions) -> io::Result<Router> {
+    let api = Api { cluster, body_limit: BodyLimit(options.body_bytes_max), exporter: exporter()? };
+    let built = qdrant::built().merge(native::built());
+    let open = qdrant::probes().merge(qdrant::unbuilt()).merge(native::unbuilt());
+    Ok(layered(built, open, options).with_state(api))
+}
+
+/// Puts the stack around the routes; `open` ones are neither turned away by load nor bound to a deadline.
+fn layered<S: Clone + Send + Sync + 'static>(
+    built: Router<S>,
+    open: Router<S>,
+    options: &ApiOptions,
+) -> Router<S> {
+    let admission = Arc::new(Semaphore::new(options.in_flight_max));
+    let built = built.layer(
+        ServiceBuilder::new()
+            .layer(from_fn_with_state(admission, admit))
+            .layer(from_fn_with_state(options.timeout_default, wishes::read))
+            .layer(from_fn(give_up))
+            .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true)),
+    );
+    let compress = CompressionLayer::new().quality(CompressionLevel::Fastest);
+    built.merge(open).fallback(unknown).method_not_allowed_fallback(unknown).layer(
+        ServiceBuilder::new()
+            .layer(from_fn(observe))
+            .layer(compress.compress_when(SizeAbove::new(COMPRESSED_BYTES_MIN)))
+            .layer(from_fn(envelope::wrap))
+            .layer(CatchPanicLayer::custom(panicked))
+            .layer(from_fn_with_state(Arc::new(options.keys.clone()), auth::check)),
+    )
+}
+
+/// Answers below this are sent as they are: compressing them costs more than it saves.
+const COMPRESSED_BYTES_MIN: u64 = 8_192;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Gives the request an id and a span, and counts it.
+async fn observe(mut request: Request, next: Next) -> Response {
+    let _in_flight = metrics::InFlight::enter();
+    let started = std::time::Instant::now();
+    let id = request.headers().get(REQUEST_ID).cloned().unwrap_or_else(fresh_id);
+    let route = request.extensions().get::<MatchedPath>().map_or("(none)", MatchedPath::as_str).to_owned();
+    let method = request.method().clone();
+    let span = tracing::info_span!("http", ?id, %method, path = request.uri().path());
+    request.headers_mut().insert(REQUEST_ID, id.clone());
+    let mut response = next.run(request).instrument(span.clone()).await;
+    metrics::answered(&route, method.as_str(), response.status().as_u16(), started.elapsed());
+    if let Some(error) = response.extensions().get::<ApiError>().filter(|e| e.status().as_u16() == 500) {
+        span.in_scope(|| tracing::error!(%error, "request failed"));
+    }
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+fn fresh_id() -> HeaderValue {
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    HeaderValue::try_from(id).expect("hexadecimal digits are visible ASCII")
+}
+
+/// Takes a place among the requests in flight, or turns the request away at once.
+///
+/// Not tower's `LoadShed`: it asks for readiness, which tokio's cooperative budget may deny to a request that
+/// would find a place.
+async fn admit(State(admission): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+    match admission.try_acquire() {
+        Ok(_place) => next.run(request).await,
+        Err(_) => ApiError::new(Kind::Limited, "", "too many requests are in flight already").into_response(),
+    }
+}
+
+/// How long after its deadline a request is cut off, if what it called did not give up by itself.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// The last guard of the deadline; handlers hand it on and what they call keeps it, and knows the effect.
+async fn give_up(wishes: wishes::Wishes, request: Request, next: Next) -> Response {
+    let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let effect = if auth::only_reads(request.method(), path) { Effect::None } else { Effect::Unknown };
+    match tokio::time::timeout_at(wishes.deadline + GRACE, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            let error = ApiError::new(Kind::Timeout, "", "the request did not finish in time");
+            ApiError { effect, ..error }.into_response()
+        }
+    }
+}
+
+fn panicked(panic: Box<dyn Any + Send>) -> Response {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+    let error = ApiError::new(Kind::Internal, "", format!("a bug: {text}"));
+    ApiError { effect: Effect::Unknown, ..error }.into_response()
+}
+
+async fn unknown(method: Method, uri: Uri) -> ApiError {
+    ApiError::new(Kind::NotFound, "", format!("Not found: there is no {method} {}", uri.path()))
+}
+
+/// Routes that are known but not built: each line holds methods and one path.
+fn refusing<S: Clone + Send + Sync + 'static>(lines: &[&'static str]) -> Router<S> {
+    use axum::routing::{MethodFilter, on};
+    let refuse = async |method: Method, path: MatchedPath| {
+        ApiError::unbuilt(format!("{method} {}", path.as_str()), "")
+    };
+    lines.iter().fold(Router::new(), |router, line| {
+        let (methods, path) = line.rsplit_once(' ').expect("METHOD… /path");
+        let methods = methods.split(' ').map(|m| match m {
+            "GET" => MethodFilter::GET,
+            "POST" => MethodFilter::POST,
+            "PUT" => MethodFilter::PUT,
+            "PATCH" => MethodFilter::PATCH,
+            _ => MethodFilter::DELETE,
+        });
+        let methods = methods.reduce(MethodFilter::or).expect("one method at least");
+        router.route(path, on(methods, refuse))
+    })
+}

@@ -1,19 +1,71 @@
 //! Who holds what, and how a request gets there: the one door of `api/` into the database.
+//!
+//! One node so far: it holds every shard, and its catalog (group 0) has one voter. Deliberately absent until the
+//! cluster is built: other nodes, forwarding, moves, aliases.
 
+mod catalog;
+mod collections;
+mod error;
+mod placement;
+mod router;
+mod scatter;
+mod shards;
 mod token;
 
-use crate::model::{
-    CollectionId, Effect, FieldPath, FieldType, Filter, Generation, HnswParams, Invalid, Kind, Point,
-    PointId, Position, Projection, Record, RequestId, Schema, ScoredPoint, ScrollPage, ScrollRequest,
-    SearchRequest, ShardNumber, SparseParams, VectorParams,
+use crate::{
+    model::{
+        CollectionId, FieldPath, Filter, HnswParams, PointId, Position, ReplicaId, RequestId, Schema,
+        SparseParams, VectorParams,
+    },
+    replica::{Replica, ReplicaOptions},
+    shard::ShardOptions,
+    store::Store,
 };
-use std::{collections::BTreeMap, sync::Arc};
-pub use token::Token;
+use annal_wal::{GroupId, Log};
+use catalog::Catalog;
+use shards::{LiveCollection, Shards};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use tokio::time::Instant;
+
+pub use error::ClusterError;
+pub use token::Token;
 
 /// The live view of the cluster; cheap to clone.
 #[derive(Clone)]
-pub struct Cluster {}
+pub struct Cluster {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    options: ClusterOptions,
+    catalog: Arc<Catalog>,
+    catalog_replica: Replica<Catalog>,
+    shards: Shards,
+    pool: rayon::ThreadPool,
+}
+
+/// What a cluster node is opened with.
+#[derive(Clone, Debug)]
+pub struct ClusterOptions {
+    /// The cluster's id.
+    pub cluster_id: String,
+    /// This node's name.
+    pub node: String,
+    /// Its region.
+    pub region: String,
+    /// Its zone.
+    pub zone: String,
+    /// Where its HTTP service listens.
+    pub http: String,
+    /// Where its peers reach it.
+    pub peer: String,
+    /// Threads that search, fixed.
+    pub search_threads: usize,
+    /// Folder of the vector indexes: all of it can be rebuilt.
+    pub index_dir: PathBuf,
+    /// How shards are opened.
+    pub shard: ShardOptions,
+}
 
 /// What a user says when creating a collection.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -34,7 +86,7 @@ pub struct CollectionSpec {
 }
 
 /// A change of an existing collection; what is `None` stays.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct CollectionChange {
     /// New shapes of graphs, by vector.
     pub hnsw_by_vector: BTreeMap<String, HnswParams>,
@@ -99,10 +151,9 @@ pub enum PointSelector {
 /// A write that was acknowledged.
 #[derive(Clone, Debug)]
 pub struct Written {
-    /// Its position (the highest, if it went to several shards).
-    pub position: Position,
-    /// Whether it is applied, or only committed.
-    pub applied: bool,
+    /// Its position (the highest, if it went to several shards) once it is applied; `None` if it is only
+    /// committed so far.
+    pub position: Option<Position>,
     /// What to pass on to see it.
     pub token: Token,
 }
@@ -115,84 +166,6 @@ pub struct Seen<T> {
     /// The positions it was read at.
     pub token: Token,
 }
-
-/// Why a request could not be served.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum ClusterError {
-    /// The request does not fit.
-    #[error(transparent)]
-    Invalid(#[from] Invalid),
-    /// No such collection.
-    #[error("Not found: Collection `{0}` doesn't exist!")]
-    NoCollection(String),
-    /// No such point.
-    #[error("Not found: No point with id {0} found")]
-    NoPoint(PointId),
-    /// The collection is there already.
-    #[error("Wrong input: Collection `{0}` already exists!")]
-    CollectionExists(String),
-    /// A request was applied with other content under the same id, or a stale view was used.
-    #[error("{0}")]
-    Conflict(String),
-    /// The token's log suffix is gone, or it is older than what is kept.
-    #[error("{0}")]
-    Expired(String),
-    /// Nothing was proposed.
-    #[error("{0}")]
-    Unavailable(String),
-    /// The deadline passed.
-    #[error("{what} did not finish in time")]
-    Timeout {
-        /// What was waited for.
-        what: String,
-        /// Whether it may still take effect.
-        effect: Effect,
-    },
-    /// The disk's floor is reached.
-    #[error("{0}")]
-    Full(String),
-    /// Not built yet.
-    #[error("{0} is not implemented yet")]
-    Unimplemented(String),
-    /// A component failed.
-    #[error("{message}")]
-    Internal {
-        /// What failed.
-        message: String,
-        /// Damaged data, or anything else.
-        corrupt: bool,
-        /// Whether the request may have taken effect.
-        effect: Effect,
-    },
-}
-
-impl ClusterError {
-    /// What the caller can do.
-    pub fn kind(&self) -> Kind {
-        match self {
-            ClusterError::Invalid(_) => Kind::Invalid,
-            ClusterError::NoCollection(_) | ClusterError::NoPoint(_) => Kind::NotFound,
-            ClusterError::CollectionExists(_) | ClusterError::Conflict(_) => Kind::Conflict,
-            ClusterError::Expired(_) => Kind::Expired,
-            ClusterError::Unavailable(_) => Kind::Unavailable,
-            ClusterError::Timeout { .. } => Kind::Timeout,
-            ClusterError::Full(_) => Kind::Full,
-            ClusterError::Unimplemented(_) => Kind::Unimplemented,
-            ClusterError::Internal { corrupt: true, .. } => Kind::Corrupt,
-            ClusterError::Internal { .. } => Kind::Internal,
-        }
-    }
-
-    /// Whether the request may have changed something.
-    pub fn effect(&self) -> Effect {
-        match self {
-            ClusterError::Timeout { effect, .. } | ClusterError::Internal { effect, .. } => *effect,
-            _ => Effect::None,
-        }
-    }
-}
-
-type Result<T> = std::result::Result<T, ClusterError>;
 
 /// A node, as `GET /annal/v1/info` tells of itself.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -209,132 +182,100 @@ pub struct NodeInfo {
     pub build: String,
 }
 
+type Result<T> = std::result::Result<T, ClusterError>;
+
+/// How long the start waits for the catalog to have a leader and to have applied its log.
+const CATALOG_WITHIN: Duration = Duration::from_secs(60);
+
 impl Cluster {
+    /// Opens the catalog, then every shard it names; returns once all have applied what was committed.
+    ///
+    /// Errors: see [`ClusterError`]; nothing that was acknowledged is changed by a failed start.
+    pub async fn open(options: ClusterOptions, log: Log, store: Store) -> Result<Cluster> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.search_threads)
+            .thread_name(|i| format!("search-{i}"))
+            .build()
+            .map_err(|e| internal(format!("search threads: {e}")))?;
+        let catalog_log = match log.group(GroupId(0)) {
+            Some(group) => group,
+            None => log.create_group(GroupId(0)).await.map_err(log_error)?,
+        };
+        let catalog = Arc::new(Catalog::open(store.clone())?);
+        let catalog_replica =
+            Replica::open(ReplicaOptions::sole(ReplicaId(1)), &log, catalog_log, catalog.clone()).await?;
+        let shards = Shards::new(log, store, options.index_dir.clone(), options.shard.clone());
+        let cluster = Cluster { inner: Arc::new(Inner { options, catalog, catalog_replica, shards, pool }) };
+        cluster.catch_up_with_catalog(Instant::now() + CATALOG_WITHIN).await?;
+        Ok(cluster)
+    }
+
+    /// Closes every shard, then the catalog. What fails is logged: nothing is lost by it, the log has it all.
+    pub async fn close(&self) {
+        self.inner.shards.close().await;
+        if let Err(error) = self.inner.catalog_replica.shutdown().await {
+            tracing::warn!(%error, "the catalog did not close in order");
+        }
+    }
+
     /// What this node is.
     pub fn info(&self) -> NodeInfo {
-        todo!()
+        let options = &self.inner.options;
+        NodeInfo {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: options.node.clone(),
+            region: options.region.clone(),
+            cluster_id: options.cluster_id.clone(),
+            build: if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned(),
+        }
     }
 
-    /// Nodes and shards, in the shape of `GET /annal/v1/cluster`.
-    pub fn topology(&self) -> serde_json::Value {
-        todo!()
+    fn pool(&self) -> &rayon::ThreadPool {
+        &self.inner.pool
     }
 
-    /// Why this node is not ready yet; `None` when it is.
-    pub fn unready(&self) -> Option<String> {
-        todo!()
+    /// The collection of this name, open on this node.
+    ///
+    /// A name that is not there is looked up again in a catalog that is known to be current before it is
+    /// called unknown.
+    async fn lookup(&self, name: &str, deadline: Instant) -> Result<Arc<LiveCollection>> {
+        if let Some(collection) = self.inner.shards.live().get(name) {
+            return Ok(collection.clone());
+        }
+        self.catch_up_with_catalog(deadline).await?;
+        self.inner.shards.live().get(name).cloned().ok_or_else(|| ClusterError::NoCollection(name.to_owned()))
     }
 
-    /// Creates a collection; its shards are there when this returns.
-    pub async fn create_collection(&self, name: &str, spec: CollectionSpec, deadline: Instant) -> Result<()> {
-        todo!()
+    /// Waits until the catalog has applied all that was acknowledged before this call, and the shards follow it.
+    async fn catch_up_with_catalog(&self, deadline: Instant) -> Result<()> {
+        let replica = &self.inner.catalog_replica;
+        let index = replica.read_index(deadline).await?;
+        replica.wait_applied(index, deadline).await?;
+        self.reconcile(deadline).await
     }
 
-    /// Changes a collection.
-    pub async fn update_collection(
-        &self,
-        name: &str,
-        change: CollectionChange,
-        deadline: Instant,
-    ) -> Result<()> {
-        todo!()
+    /// Brings the shards to what the catalog says; goes on in the background if the caller gives up.
+    async fn reconcile(&self, deadline: Instant) -> Result<()> {
+        let inner = self.inner.clone();
+        let work = tokio::spawn(async move { inner.shards.reconcile(|| inner.catalog.state()).await });
+        match tokio::time::timeout_at(deadline, work).await {
+            Ok(done) => done.map_err(task_error)?,
+            Err(_) => Err(ClusterError::Timeout {
+                what: "opening the shards that the catalog names".to_owned(),
+                effect: crate::model::Effect::Unknown,
+            }),
+        }
     }
+}
 
-    /// Drops a collection; `false` if there was none.
-    pub async fn delete_collection(&self, name: &str, deadline: Instant) -> Result<bool> {
-        todo!()
-    }
+fn internal(message: String) -> ClusterError {
+    ClusterError::Internal { message, corrupt: false, effect: crate::model::Effect::Unknown }
+}
 
-    /// Names of all collections, ascending.
-    pub async fn collections(&self, options: &ReadOptions) -> Result<Vec<String>> {
-        todo!()
-    }
+fn task_error(e: tokio::task::JoinError) -> ClusterError {
+    internal(format!("a task stopped half-way: {e}"))
+}
 
-    /// A collection as it stands.
-    pub async fn collection(&self, name: &str, options: &ReadOptions) -> Result<CollectionInfo> {
-        todo!()
-    }
-
-    /// A collection's schema (cheap; for checking a request before it is built).
-    pub async fn schema(&self, name: &str) -> Result<Arc<Schema>> {
-        todo!()
-    }
-
-    /// Writes whole points. They are checked against the schema here; the error names `points[i]`.
-    pub async fn upsert(&self, name: &str, points: Vec<Point>, options: &WriteOptions) -> Result<Written> {
-        todo!()
-    }
-
-    /// Deletes points.
-    pub async fn delete_points(
-        &self,
-        name: &str,
-        which: PointSelector,
-        options: &WriteOptions,
-    ) -> Result<Written> {
-        todo!()
-    }
-
-    /// Indexes a payload field.
-    pub async fn create_field_index(
-        &self,
-        name: &str,
-        path: FieldPath,
-        of: FieldType,
-        options: &WriteOptions,
-    ) -> Result<Written> {
-        todo!()
-    }
-
-    /// Drops the index of a payload field.
-    pub async fn delete_field_index(
-        &self,
-        name: &str,
-        path: FieldPath,
-        options: &WriteOptions,
-    ) -> Result<Written> {
-        todo!()
-    }
-
-    /// Reads points by id; those that are not there are left out; order as asked.
-    pub async fn retrieve(
-        &self,
-        name: &str,
-        ids: Vec<PointId>,
-        projection: Projection,
-        options: &ReadOptions,
-    ) -> Result<Seen<Vec<Record>>> {
-        todo!()
-    }
-
-    /// Reads points in the order of their ids.
-    pub async fn scroll(
-        &self,
-        name: &str,
-        request: ScrollRequest,
-        options: &ReadOptions,
-    ) -> Result<Seen<ScrollPage>> {
-        todo!()
-    }
-
-    /// Counts points.
-    pub async fn count(
-        &self,
-        name: &str,
-        filter: Option<Filter>,
-        options: &ReadOptions,
-    ) -> Result<Seen<u64>> {
-        todo!()
-    }
-
-    /// Searches; one answer for each request, all at the same position of each shard. Query vectors are
-    /// checked against the schema here.
-    pub async fn search(
-        &self,
-        name: &str,
-        requests: Vec<SearchRequest>,
-        options: &ReadOptions,
-    ) -> Result<Seen<Vec<Vec<ScoredPoint>>>> {
-        todo!()
-    }
+fn log_error(e: annal_wal::Error) -> ClusterError {
+    crate::replica::ReplicaError::from(e).into()
 }

@@ -1,0 +1,61 @@
+//! Figures of the HTTP door, and the exporter for those of every floor.
+
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use std::{io, sync::OnceLock, time::Duration};
+
+/// Requests answered, by route, method and status.
+const REQUESTS: &str = "annal_http_requests_total";
+/// How long they took, by route and method, in seconds.
+const SECONDS: &str = "annal_http_request_seconds";
+/// Requests being served now.
+const IN_FLIGHT: &str = "annal_http_requests_in_flight";
+
+/// How often collected figures are folded into their histograms.
+pub(super) const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Upper bounds of the latency histogram, in seconds.
+const BUCKETS: [f64; 14] =
+    [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+
+/// The process's exporter: installed as the `metrics` facade's recorder on the first call.
+///
+/// Errors: another recorder is installed already.
+pub fn exporter() -> io::Result<PrometheusHandle> {
+    static EXPORTER: OnceLock<Result<PrometheusHandle, String>> = OnceLock::new();
+    let installed = EXPORTER.get_or_init(|| install().map_err(|e| e.to_string()));
+    installed.clone().map_err(io::Error::other)
+}
+
+fn install() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &BUCKETS)?
+        .install_recorder()?;
+    metrics::describe_counter!(REQUESTS, "Requests answered, by route, method and status");
+    metrics::describe_histogram!(SECONDS, metrics::Unit::Seconds, "How long they took, by route and method");
+    metrics::describe_gauge!(IN_FLIGHT, "Requests being served now");
+    Ok(handle)
+}
+
+/// A request being served; counted out when dropped (also when its client went away).
+pub(super) struct InFlight(());
+
+impl InFlight {
+    pub(super) fn enter() -> Self {
+        metrics::gauge!(IN_FLIGHT).increment(1.0);
+        InFlight(())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        metrics::gauge!(IN_FLIGHT).decrement(1.0);
+    }
+}
+
+/// Counts an answer.
+pub(super) fn answered(route: &str, method: &str, status: u16, took: Duration) {
+    let labels = [("route", route.to_owned()), ("method", method.to_owned())];
+    metrics::histogram!(SECONDS, &labels).record(took);
+    let [route, method] = labels;
+    metrics::counter!(REQUESTS, &[route, method, ("status", status.to_string())]).increment(1);
+}

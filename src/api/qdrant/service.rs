@@ -1,0 +1,40 @@
+//! Version, probes and figures: answered also while the node is not ready, and never turned away by load.
+
+use crate::{
+    api::{
+        Api,
+        error::{ApiError, Result},
+    },
+    cluster::Cluster,
+    model::Kind,
+};
+use axum::{Json, Router, extract::State, http::header::CONTENT_TYPE, response::IntoResponse, routing::get};
+use serde_json::json;
+
+/// The version of Qdrant's REST these routes follow; its clients compare it with their own.
+const QDRANT_VERSION: &str = "1.20.0";
+
+/// The routes.
+pub(in crate::api) fn probes() -> Router<Api> {
+    Router::new()
+        .route("/", get(version))
+        .route("/healthz", get(async || "healthz check passed"))
+        .route("/livez", get(async || "livez check passed"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(figures))
+}
+
+async fn version() -> impl IntoResponse {
+    Json(json!({"title": "annal - vector search engine, Qdrant-compatible", "version": QDRANT_VERSION}))
+}
+
+async fn ready(State(cluster): State<Cluster>) -> Result<&'static str> {
+    match cluster.unready() {
+        None => Ok("all shards are ready"),
+        Some(why) => Err(ApiError::new(Kind::Unavailable, "", why)),
+    }
+}
+
+async fn figures(State(api): State<Api>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], api.exporter.render())
+}

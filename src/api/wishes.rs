@@ -1,0 +1,274 @@
+//! How a request wants to be carried out: Annal's headers and Qdrant's query parameters.
+//!
+//! Invariants: what is not understood is refused, never ignored; a wish may strengthen, never weaken. Every
+//! read is linearizable, so weaker consistencies are checked and then strengthened to it; every write is
+//! acknowledged only when a quorum has it, so `ordering` and `consistency` are checked and then met.
+
+use super::error::{ApiError, Result};
+use crate::{
+    cluster::{ReadOptions, Token, WriteOptions},
+    model::RequestId,
+};
+use axum::{
+    extract::{FromRequestParts, Query, Request, State},
+    http::{HeaderMap, Uri, request::Parts},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use std::{str::FromStr, time::Duration};
+use tokio::time::Instant;
+
+/// The longest time a request may ask for.
+const TIMEOUT_SECONDS_MAX: u64 = 86_400;
+
+/// How this request wants to be carried out.
+#[derive(Clone, Debug)]
+pub(super) struct Wishes {
+    /// When to give up.
+    pub(super) deadline: Instant,
+    wait: bool,
+    at_least: Option<Token>,
+    request: Option<RequestId>,
+}
+
+/// Qdrant's parameters that every route understands.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Parameters {
+    wait: Option<bool>,
+    timeout: Option<u64>,
+    #[serde(rename = "ordering")]
+    _ordering: Option<Ordering>,
+    consistency: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Ordering {
+    Weak,
+    Medium,
+    Strong,
+}
+
+impl Wishes {
+    /// For a write.
+    pub(super) fn write(self) -> WriteOptions {
+        WriteOptions { wait: self.wait, deadline: self.deadline, request: self.request }
+    }
+
+    /// For a read.
+    pub(super) fn read(self) -> ReadOptions {
+        ReadOptions { deadline: self.deadline, at_least: self.at_least }
+    }
+
+    /// Reads and checks everything a request says about how it wants to be carried out.
+    fn parse(headers: &HeaderMap, uri: &Uri, now: Instant, timeout_default: Duration) -> Result<Self> {
+        let Query(parameters) = Query::<Parameters>::try_from_uri(uri)
+            .map_err(|e| ApiError::invalid("query parameters", root_cause(&e)))?;
+        if let Some(text) = &parameters.consistency {
+            check_qdrant_consistency(text)?;
+        }
+        refuse_unknown(headers)?;
+        let at_least = parsed::<Token>(headers, "Annal-Token")?;
+        if let Some(text) = one(headers, "Annal-Consistency")? {
+            check_consistency(text, at_least.is_some())?;
+        }
+        let request = parsed(headers, "Idempotency-Key")?;
+        let by_parameter = parameters
+            .timeout
+            .map(|s| bounded("timeout", s, TIMEOUT_SECONDS_MAX, "seconds"))
+            .transpose()?
+            .map(Duration::from_secs);
+        let by_header = one(headers, "Annal-Timeout-Ms")?
+            .map(|text| {
+                bounded(
+                    "Annal-Timeout-Ms",
+                    number("Annal-Timeout-Ms", text)?,
+                    TIMEOUT_SECONDS_MAX * 1_000,
+                    "milliseconds",
+                )
+            })
+            .transpose()?
+            .map(Duration::from_millis);
+        let timeout = by_parameter.into_iter().chain(by_header).min().unwrap_or(timeout_default);
+        Ok(Wishes { deadline: now + timeout, wait: parameters.wait.unwrap_or(false), at_least, request })
+    }
+}
+
+/// Headers of the contract that are not honoured yet.
+const UNBUILT: [&str; 2] = ["annal-as-of", "annal-explain"];
+const BUILT: [&str; 3] = ["annal-consistency", "annal-token", "annal-timeout-ms"];
+
+fn refuse_unknown(headers: &HeaderMap) -> Result<()> {
+    for name in headers.keys().map(|name| name.as_str()).filter(|name| name.starts_with("annal-")) {
+        if UNBUILT.contains(&name) {
+            return Err(ApiError::unbuilt(format!("header {name}"), ""));
+        }
+        if !BUILT.contains(&name) {
+            return Err(ApiError::invalid(format!("header {name}"), "is not known"));
+        }
+    }
+    Ok(())
+}
+
+/// The one value of a header, if it is there.
+fn one<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => match value.to_str() {
+            Ok(text) => Ok(Some(text.trim())),
+            Err(_) => Err(ApiError::invalid(name, "holds bytes that are not visible ASCII")),
+        },
+        (Some(_), Some(_)) => Err(ApiError::invalid(name, "is given twice")),
+    }
+}
+
+fn parsed<T: FromStr<Err: std::fmt::Display>>(headers: &HeaderMap, name: &str) -> Result<Option<T>> {
+    one(headers, name)?
+        .map(|text| text.parse().map_err(|why: T::Err| ApiError::invalid(name, why.to_string())))
+        .transpose()
+}
+
+fn number(name: &str, text: &str) -> Result<u64> {
+    text.parse().map_err(|_| ApiError::invalid(name, format!("\"{text}\" is not an unsigned number")))
+}
+
+fn bounded(name: &str, value: u64, max: u64, unit: &str) -> Result<u64> {
+    if (1..=max).contains(&value) {
+        return Ok(value);
+    }
+    Err(ApiError::invalid(name, format!("{value} is not within 1 to {max} {unit}")))
+}
+
+/// `linearizable`, `at-least` (with a token), `bounded=50ms` or `local`; all are answered linearizably.
+fn check_consistency(text: &str, has_token: bool) -> Result<()> {
+    const NAME: &str = "Annal-Consistency";
+    match text {
+        "linearizable" | "local" => Ok(()),
+        "at-least" if has_token => Ok(()),
+        "at-least" => Err(ApiError::invalid(NAME, "at-least needs an Annal-Token to be at least at")),
+        _ => match text.strip_prefix("bounded=").and_then(|bound| bound.strip_suffix("ms")) {
+            Some(ms) => number(NAME, ms).map(drop),
+            None => Err(ApiError::invalid(
+                NAME,
+                format!("\"{text}\" is none of linearizable, at-least, bounded=…ms, local"),
+            )),
+        },
+    }
+}
+
+/// A count of replicas, or `majority`, `quorum`, `all`: a linearizable read gives the newest of all of them.
+fn check_qdrant_consistency(text: &str) -> Result<()> {
+    match text {
+        "majority" | "quorum" | "all" => Ok(()),
+        _ if text.parse::<u32>().is_ok_and(|n| n > 0) => Ok(()),
+        _ => Err(ApiError::invalid(
+            "consistency",
+            format!("\"{text}\" is neither a positive number nor majority, quorum or all"),
+        )),
+    }
+}
+
+/// The innermost reason; axum's own sentence around it names Rust types.
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+/// Reads the wishes once, before anything else of a request is looked at.
+pub(super) async fn read(
+    State(timeout_default): State<Duration>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    match Wishes::parse(request.headers(), request.uri(), Instant::now(), timeout_default) {
+        Ok(wishes) => {
+            request.extensions_mut().insert(wishes);
+            next.run(request).await
+        }
+        Err(error) => error.into_response(),
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Wishes {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
+        Ok(parts.extensions.get::<Wishes>().expect("every built route reads the wishes first").clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(query: &str, headers: &[(&'static str, &str)]) -> Result<(Wishes, Duration)> {
+        let now = Instant::now();
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, value.parse().unwrap());
+        }
+        let uri = format!("/collections/a?{query}").parse().unwrap();
+        let wishes = Wishes::parse(&map, &uri, now, Duration::from_secs(30))?;
+        let timeout = wishes.deadline - now;
+        Ok((wishes, timeout))
+    }
+
+    #[test]
+    fn good_wishes() {
+        let (wishes, timeout) = parse("", &[]).unwrap();
+        assert_eq!((wishes.wait, timeout, wishes.request), (false, Duration::from_secs(30), None));
+        let (wishes, timeout) =
+            parse("wait=true&ordering=weak&consistency=quorum&timeout=5", &[("idempotency-key", "me/7")])
+                .unwrap();
+        assert_eq!((wishes.wait, timeout), (true, Duration::from_secs(5)));
+        assert_eq!(wishes.request, Some(RequestId { client: "me".into(), seq: 7 }));
+        for consistency in ["linearizable", "bounded=50ms", "local"] {
+            parse("", &[("annal-consistency", consistency)]).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_shorter_timeout_counts() {
+        assert_eq!(parse("timeout=5", &[("annal-timeout-ms", "20")]).unwrap().1, Duration::from_millis(20));
+        assert_eq!(parse("timeout=1", &[("annal-timeout-ms", "2000")]).unwrap().1, Duration::from_secs(1));
+    }
+
+    #[test]
+    fn bad_wishes_are_named() {
+        for (query, headers, status, message) in [
+            ("wait=yes", &[][..], 400, "query parameters: wait: "),
+            ("wat=true", &[], 400, "query parameters: wat: unknown field `wat`"),
+            ("timeout=0", &[], 400, "timeout: 0 is not within 1 to 86400 seconds"),
+            ("timeout=-1", &[], 400, "query parameters: timeout: "),
+            ("ordering=sideways", &[], 400, "query parameters: ordering: unknown variant `sideways`"),
+            ("consistency=0", &[], 400, "consistency: \"0\""),
+            ("consistency=most", &[], 400, "consistency: \"most\""),
+            ("", &[("annal-consistency", "eventual")], 400, "Annal-Consistency: \"eventual\""),
+            ("", &[("annal-consistency", "bounded=5")], 400, "Annal-Consistency: "),
+            ("", &[("annal-consistency", "bounded=xms")], 400, "Annal-Consistency: \"x\""),
+            ("", &[("annal-consistency", "at-least")], 400, "Annal-Consistency: at-least needs"),
+            ("", &[("annal-timeout-ms", "soon")], 400, "Annal-Timeout-Ms: \"soon\""),
+            (
+                "",
+                &[("annal-timeout-ms", "1"), ("annal-timeout-ms", "2")],
+                400,
+                "Annal-Timeout-Ms: is given twice",
+            ),
+            ("", &[("annal-as-of", "1")], 501, "header annal-as-of: is not implemented yet"),
+            ("", &[("annal-explain", "1")], 501, "header annal-explain: is not implemented yet"),
+            ("", &[("annal-wish", "1")], 400, "header annal-wish: is not known"),
+            ("", &[("idempotency-key", "me")], 400, "Idempotency-Key: wants CLIENT/SEQ"),
+            ("", &[("idempotency-key", "a/b/1")], 400, "Idempotency-Key: wants CLIENT/SEQ"),
+        ] {
+            let error = parse(query, headers).unwrap_err();
+            assert!(error.to_string().starts_with(message), "{query} {headers:?}: {error}");
+            assert_eq!(error.status().as_u16(), status, "{query} {headers:?}");
+        }
+    }
+}

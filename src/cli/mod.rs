@@ -1,0 +1,105 @@
+//! The commands of the one binary. Exit codes: 0 done, 1 failed, 2 wrong usage or not built yet.
+
+mod import;
+mod log;
+mod serve;
+mod status;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use std::process::ExitCode;
+
+/// A distributed vector database whose truth is a log.
+#[derive(Parser)]
+#[command(name = "annal", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs a node.
+    Serve(serve::Serve),
+    /// Shows nodes, shards, leaders and positions.
+    Status(status::Status),
+    /// Loads vectors from a file into a collection.
+    Import(import::Import),
+    /// Checks or prints a stopped node's log.
+    #[command(subcommand)]
+    Log(log::Log),
+    /// Prints a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Drains or removes a node (not built yet).
+    Node(NotBuilt),
+    /// Moves, splits or leads a shard (not built yet).
+    Shard(NotBuilt),
+    /// Writes a collection to a file (not built yet).
+    Export(NotBuilt),
+    /// Writes a backup (not built yet).
+    Backup(NotBuilt),
+    /// Restores a backup (not built yet).
+    Restore(NotBuilt),
+    /// Follows a collection in another region (not built yet).
+    Region(NotBuilt),
+    /// Generates load and measures (not built yet).
+    Bench(NotBuilt),
+}
+
+/// A command whose name is kept for what later work delivers.
+#[derive(clap::Args)]
+struct NotBuilt {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    rest: Vec<String>,
+}
+
+/// What a command ends with: an error is printed once, here.
+type Done = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+/// Parses the command line and runs what it says.
+pub(crate) fn run() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Serve(serve) => serve.run(),
+        Command::Status(status) => status.run(),
+        Command::Import(import) => import.run(),
+        Command::Log(log) => return log.run(),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "annal", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Node(n) => return n.refuse("node"),
+        Command::Shard(n) => return n.refuse("shard"),
+        Command::Export(n) => return n.refuse("export"),
+        Command::Backup(n) => return n.refuse("backup"),
+        Command::Restore(n) => return n.refuse("restore"),
+        Command::Region(n) => return n.refuse("region"),
+        Command::Bench(n) => return n.refuse("bench"),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("annal: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl NotBuilt {
+    fn refuse(&self, command: &str) -> ExitCode {
+        let rest: String = self.rest.iter().map(|word| format!(" {word}")).collect();
+        eprintln!("annal: `annal {command}{rest}` is not implemented yet");
+        ExitCode::from(2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

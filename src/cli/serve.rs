@@ -1,0 +1,98 @@
+//! `annal serve`: runs a node until SIGTERM or SIGINT, then drains and exits 0.
+
+use super::Done;
+use annal::{config::Config, node::Node};
+use clap::Args;
+use std::{
+    io::{IsTerminal, Write},
+    net::SocketAddr,
+    path::PathBuf,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Runs a node.
+///
+/// Examples:
+///   annal serve
+///   annal serve --data-dir /var/lib/annal --http 127.0.0.1:7333
+///   ANNAL__LOG__RETENTION_BYTES=10000000000 annal serve --config annal.yaml
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub(super) struct Serve {
+    /// Settings in YAML; every key also as ANNAL__SECTION__KEY.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder of everything the node keeps [default: ./annal-data].
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Where the HTTP service listens [default: 127.0.0.1:6333].
+    #[arg(long, value_name = "ADDR")]
+    http: Option<SocketAddr>,
+    /// Where gRPC listens, or `off`; not built yet: nothing listens there.
+    #[arg(long, value_name = "ADDR")]
+    grpc: Option<String>,
+    /// Where peers reach this node; not built yet: nothing listens there.
+    #[arg(long, value_name = "ADDR")]
+    peer: Option<SocketAddr>,
+    /// This node's name [default: the host's name].
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// Its region.
+    #[arg(long, value_name = "NAME")]
+    region: Option<String>,
+    /// Its zone.
+    #[arg(long, value_name = "NAME")]
+    zone: Option<String>,
+    /// Peers to join; not built yet: refused.
+    #[arg(long, value_name = "PEER_ADDR", value_delimiter = ',')]
+    join: Vec<String>,
+}
+
+impl Serve {
+    pub(super) fn run(self) -> Done {
+        if !self.join.is_empty() {
+            eprintln!("annal: `--join` is not implemented yet: a node founds a cluster of its own");
+            std::process::exit(2);
+        }
+        tracing_subscriber::fmt()
+            .with_env_filter(
+                tracing_subscriber::EnvFilter::try_from_env("ANNAL_LOG")
+                    .unwrap_or_else(|_| "info,openraft=warn,fjall=warn,lsm_tree=warn".into()),
+            )
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .init();
+        let config = self.over(Config::read(self.config.as_deref())?);
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(async {
+            // Listened for before the node opens: a signal during a long start is not lost.
+            let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+            let stop = async move {
+                tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+                tracing::info!("stopping");
+            };
+            let node = Node::open(config).await?;
+            println!("listening http={}", node.http());
+            std::io::stdout().flush()?;
+            node.run(stop).await?;
+            Ok(())
+        })
+    }
+
+    /// The command line over the other settings.
+    fn over(&self, mut config: Config) -> Config {
+        fn set<T: Clone>(to: &mut T, from: &Option<T>) {
+            if let Some(value) = from {
+                *to = value.clone();
+            }
+        }
+        set(&mut config.data_dir, &self.data_dir);
+        set(&mut config.http, &self.http);
+        set(&mut config.grpc, &self.grpc);
+        set(&mut config.peer, &self.peer);
+        set(&mut config.node.name, &self.node);
+        set(&mut config.node.region, &self.region);
+        set(&mut config.node.zone, &self.zone);
+        config
+    }
+}

@@ -1,0 +1,144 @@
+//! Why a request could not be served, sorted by what the caller can do next.
+
+use crate::{
+    machine::{MachineError, Rejection},
+    model::{Effect, Invalid, Kind, PointId},
+    replica::ReplicaError,
+    store::StoreError,
+};
+
+/// Why a request could not be served.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// The request does not fit.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// No such collection.
+    #[error("Not found: Collection `{0}` doesn't exist!")]
+    NoCollection(String),
+    /// No such point.
+    #[error("Not found: No point with id {0} found")]
+    NoPoint(PointId),
+    /// The collection is there already.
+    #[error("Wrong input: Collection `{0}` already exists!")]
+    CollectionExists(String),
+    /// A request was applied with other content under the same id, or a stale view was used.
+    #[error("{0}")]
+    Conflict(String),
+    /// The token's log suffix is gone, or it is older than what is kept.
+    #[error("{0}")]
+    Expired(String),
+    /// Nothing was proposed.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Too much is under way; nothing was proposed.
+    #[error("{0}")]
+    Limited(String),
+    /// The deadline passed.
+    #[error("{what} did not finish in time")]
+    Timeout {
+        /// What was waited for.
+        what: String,
+        /// Whether it may still take effect.
+        effect: Effect,
+    },
+    /// The disk's floor is reached.
+    #[error("{0}")]
+    Full(String),
+    /// Not built yet.
+    #[error("{0} is not implemented yet")]
+    Unimplemented(String),
+    /// A component failed.
+    #[error("{message}")]
+    Internal {
+        /// What failed.
+        message: String,
+        /// Damaged data, or anything else.
+        corrupt: bool,
+        /// Whether the request may have taken effect.
+        effect: Effect,
+    },
+}
+
+impl ClusterError {
+    /// What the caller can do.
+    pub fn kind(&self) -> Kind {
+        match self {
+            ClusterError::Invalid(_) => Kind::Invalid,
+            ClusterError::NoCollection(_) | ClusterError::NoPoint(_) => Kind::NotFound,
+            ClusterError::CollectionExists(_) | ClusterError::Conflict(_) => Kind::Conflict,
+            ClusterError::Expired(_) => Kind::Expired,
+            ClusterError::Unavailable(_) => Kind::Unavailable,
+            ClusterError::Limited(_) => Kind::Limited,
+            ClusterError::Timeout { .. } => Kind::Timeout,
+            ClusterError::Full(_) => Kind::Full,
+            ClusterError::Unimplemented(_) => Kind::Unimplemented,
+            ClusterError::Internal { corrupt: true, .. } => Kind::Corrupt,
+            ClusterError::Internal { .. } => Kind::Internal,
+        }
+    }
+
+    /// Whether the request may have changed something.
+    pub fn effect(&self) -> Effect {
+        match self {
+            ClusterError::Timeout { effect, .. } | ClusterError::Internal { effect, .. } => *effect,
+            _ => Effect::None,
+        }
+    }
+}
+
+impl From<MachineError> for ClusterError {
+    fn from(e: MachineError) -> Self {
+        let corrupt = e.kind() == Kind::Corrupt;
+        ClusterError::Internal { message: e.to_string(), corrupt, effect: Effect::Unknown }
+    }
+}
+
+impl From<StoreError> for ClusterError {
+    fn from(e: StoreError) -> Self {
+        MachineError::from(e).into()
+    }
+}
+
+impl From<ReplicaError> for ClusterError {
+    fn from(e: ReplicaError) -> Self {
+        let (message, effect) = (e.to_string(), e.effect());
+        match e.kind() {
+            Kind::Timeout => ClusterError::Timeout { what: message, effect },
+            Kind::Full => ClusterError::Full(message),
+            Kind::Expired => ClusterError::Expired(message),
+            Kind::Limited => ClusterError::Limited(message),
+            Kind::TooLarge => ClusterError::Invalid(Invalid::new("request", message)),
+            Kind::Unavailable if effect == Effect::None => ClusterError::Unavailable(message),
+            kind => ClusterError::Internal { message, corrupt: kind == Kind::Corrupt, effect },
+        }
+    }
+}
+
+impl From<Rejection> for ClusterError {
+    /// A rejected command changed nothing, on every replica and for ever.
+    fn from(rejection: Rejection) -> Self {
+        match rejection.code.as_str() {
+            "expired" => ClusterError::Expired(rejection.message),
+            "wrong_collection" => ClusterError::Unavailable(rejection.message),
+            _ => ClusterError::Conflict(rejection.message),
+        }
+    }
+}
+
+impl ClusterError {
+    /// The same error, with the effect of a request of which other parts went through or may have.
+    pub(super) fn in_part(self) -> Self {
+        match self {
+            ClusterError::Timeout { what, .. } => ClusterError::Timeout { what, effect: Effect::Unknown },
+            ClusterError::Internal { message, corrupt, .. } => {
+                ClusterError::Internal { message, corrupt, effect: Effect::Unknown }
+            }
+            other => ClusterError::Internal {
+                message: format!("some shards took the request, one did not: {other}"),
+                corrupt: false,
+                effect: Effect::Unknown,
+            },
+        }
+    }
+}

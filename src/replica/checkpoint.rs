@@ -1,0 +1,129 @@
+//! When the state machine is made durable, and how much of the log may then be purged: one task a replica.
+//!
+//! Invariants: nothing is purged that is not durable in the state machine; checkpoints of one replica follow each
+//! other, never overlap; an idle replica is not checkpointed twice.
+//! Not here: making it durable (`apply::Persister`, which openraft calls), freeing bytes on disk (the log's
+//! retention, which may ask for a purge here so that one group does not pin the node's whole log).
+
+use super::{Applier, ReplicaError, entry::Types, progress::Progress};
+use crate::machine::StateMachine;
+use annal_wal::{GroupId, GroupLog, LogIndex};
+use openraft::{Raft, metrics::WaitError};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, MissedTickBehavior, interval},
+};
+
+/// When a replica makes its state durable by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckpointLimits {
+    /// At the latest this long after something was applied,
+    pub every: Duration,
+    /// or after so many bytes of commands: what a restart applies again.
+    pub bytes: u64,
+    /// Entries that stay in Raft's log below a checkpoint, for replicas that lag a little.
+    pub keep_entries: u64,
+}
+
+impl Default for CheckpointLimits {
+    fn default() -> Self {
+        CheckpointLimits { every: Duration::from_secs(30), bytes: 64 << 20, keep_entries: 4096 }
+    }
+}
+
+/// How often the limits are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+pub(super) type Request = oneshot::Sender<Result<(), ReplicaError>>;
+
+/// The task's own state.
+pub(super) struct Checkpoints<M: StateMachine> {
+    pub(super) raft: Raft<Types, Applier<M>>,
+    pub(super) log: GroupLog,
+    pub(super) progress: Arc<Progress>,
+    pub(super) limits: CheckpointLimits,
+}
+
+impl<M: StateMachine> Checkpoints<M> {
+    /// Runs until nobody can send a request, or the replica stops.
+    pub(super) async fn run(
+        self,
+        mut requests: mpsc::UnboundedReceiver<Request>,
+        mut wanted: watch::Receiver<BTreeMap<GroupId, LogIndex>>,
+    ) {
+        let mut look = interval(LOOK_EVERY.min(self.limits.every));
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut last_at, mut last_bytes) = (Instant::now(), self.progress.applied_bytes());
+        loop {
+            let mut asked = None;
+            let mut purge_to = None;
+            tokio::select! {
+                request = requests.recv() => match request {
+                    Some(request) => asked = Some(request),
+                    None => return,
+                },
+                Ok(()) = wanted.changed() => {
+                    purge_to = wanted.borrow_and_update().get(&self.log.id()).copied();
+                    if purge_to <= self.log.state().purged.map(|id| id.index) {
+                        continue;
+                    }
+                }
+                _ = look.tick() => {
+                    let bytes = self.progress.applied_bytes() - last_bytes;
+                    if last_at.elapsed() < self.limits.every && bytes < self.limits.bytes {
+                        continue;
+                    }
+                }
+            }
+            (last_at, last_bytes) = (Instant::now(), self.progress.applied_bytes());
+            let result = self.checkpoint(purge_to).await;
+            let stopped = result.is_err();
+            if let Some(request) = asked {
+                // Whoever asked may have gone.
+                let _ = request.send(result);
+            }
+            if stopped {
+                return;
+            }
+        }
+    }
+
+    /// Makes what is applied now durable, then purges what need not be kept, or what the log wants purged.
+    async fn checkpoint(&self, purge_to: Option<LogIndex>) -> Result<(), ReplicaError> {
+        let Some(target) = self.progress.now().index() else { return Ok(()) };
+        if self.progress.checkpoint().index() < Some(target) {
+            self.persist(target).await?;
+        }
+        let kept = target.0.checked_sub(self.limits.keep_entries).map(LogIndex);
+        let upto = kept.max(purge_to.map(|wanted| wanted.min(target)));
+        match upto {
+            Some(upto) if self.log.state().purged.is_none_or(|purged| purged.index < upto) => {
+                self.purge(upto).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// openraft drops a trigger while an older build runs, hence the loop.
+    async fn persist(&self, target: LogIndex) -> Result<(), ReplicaError> {
+        loop {
+            self.raft.trigger().snapshot().await.map_err(|_| self.progress.stopped(false))?;
+            let wait = self.raft.wait(Some(LOOK_EVERY));
+            match wait.metrics(|m| m.snapshot.is_some_and(|id| id.index() >= target.0), "checkpoint").await {
+                Ok(_) => return Ok(()),
+                Err(WaitError::Timeout(..)) => {}
+                Err(WaitError::ShuttingDown) => return Err(self.progress.stopped(false)),
+            }
+        }
+    }
+
+    async fn purge(&self, upto: LogIndex) -> Result<(), ReplicaError> {
+        self.raft.trigger().purge_log(upto.0).await.map_err(|_| self.progress.stopped(false))?;
+        let wait = self.raft.wait(None);
+        let purged = wait.metrics(|m| m.purged.is_some_and(|id| id.index() >= upto.0), "purge").await;
+        purged.map_err(|_| self.progress.stopped(false))?;
+        self.progress.ladder();
+        Ok(())
+    }
+}

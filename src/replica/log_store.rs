@@ -1,0 +1,191 @@
+//! Raft's log over the node's log: openraft's storage traits on a [`GroupLog`].
+//!
+//! Invariants: an entry can be read when `append` returns and is on disk when its callback runs; what was appended,
+//! truncated and voted reaches the disk in that order (the log has one queue); an entry that cannot be decoded is
+//! an error that stops the replica.
+//! Not here: batching (the log's writer does it across all groups), caching (the log keeps its tail in memory).
+
+use super::{
+    entry::{self, RaftEntry, RaftLeaderId, RaftLogId, RaftVote, Types},
+    progress::Progress,
+};
+use annal_wal::{GroupLog, LogIndex};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use openraft::{
+    LogState, OptionalSend, RaftLogReader,
+    storage::{IOFlushed, RaftLogStorage},
+};
+use std::{
+    fmt::Debug,
+    io,
+    ops::{Bound, Range, RangeBounds},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+/// Entries are read in pieces of about this size, to apply or to replicate them.
+const READ_BYTES: usize = 4 << 20;
+
+/// How long an append waits before it tries a full disk again.
+const FULL_PAUSE: Duration = Duration::from_millis(100);
+
+/// One group's log, as openraft sees it.
+#[derive(Clone)]
+pub(super) struct LogStore {
+    log: GroupLog,
+    progress: Arc<Progress>,
+}
+
+impl LogStore {
+    pub(super) fn new(log: GroupLog, progress: Arc<Progress>) -> Self {
+        LogStore { log, progress }
+    }
+
+    async fn read(&self, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<RaftEntry>> {
+        let range = LogIndex(range.start)..LogIndex(range.end);
+        let entries = self.log.read(range, bytes_max).await.map_err(io::Error::other)?;
+        entries.into_iter().map(|e| entry::from_log(e).map_err(io::Error::other)).collect()
+    }
+}
+
+impl RaftLogReader<Types> for LogStore {
+    async fn try_get_log_entries<R: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: R,
+    ) -> io::Result<Vec<RaftEntry>> {
+        self.read(half_open(&range), usize::MAX).await
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<RaftEntry>> {
+        self.read(start..end, READ_BYTES).await
+    }
+
+    async fn entries_stream<R: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: R,
+    ) -> impl Stream<Item = io::Result<RaftEntry>> + OptionalSend {
+        let store = self.clone();
+        stream::try_unfold((store, half_open(&range)), |(store, rest)| async move {
+            let entries = store.read(rest.clone(), READ_BYTES).await?;
+            let Some(last) = entries.last() else { return Ok(None) };
+            let rest = last.log_id.index() + 1..rest.end;
+            Ok::<_, io::Error>(Some((stream::iter(entries).map(Ok), (store, rest))))
+        })
+        .try_flatten()
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<RaftVote>> {
+        let vote = self.log.state().vote;
+        Ok(vote.map(|vote| RaftVote {
+            leader_id: RaftLeaderId { term: vote.term.0, node_id: vote.node },
+            committed: vote.committed,
+        }))
+    }
+}
+
+impl RaftLogStorage<Types> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
+        let state = self.log.state();
+        Ok(LogState {
+            last_purged_log_id: state.purged.as_ref().map(entry::id_from_log),
+            last_log_id: state.last.as_ref().map(entry::id_from_log),
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &RaftVote) -> io::Result<()> {
+        let vote = annal_wal::Vote {
+            term: annal_wal::Term(vote.leader_id.term),
+            node: vote.leader_id.node_id,
+            committed: vote.committed,
+        };
+        self.log.save_vote(vote).await.map_err(io::Error::other)
+    }
+
+    async fn save_committed(&mut self, committed: Option<RaftLogId>) -> io::Result<()> {
+        if let Some(id) = &committed {
+            self.progress.committed(LogIndex(id.index()));
+        }
+        let committed = committed.as_ref().map(entry::id_to_log);
+        self.log.save_committed(committed).await.map_err(io::Error::other)
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<RaftLogId>> {
+        Ok(self.log.state().committed.as_ref().map(entry::id_from_log))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = RaftEntry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<_> = entries.into_iter().map(entry::to_log).collect();
+        let Some(last) = entries.last().map(|entry| entry.id.index) else {
+            callback.io_completed(Ok(()));
+            return Ok(());
+        };
+        let flush =
+            Arc::new(Flush { progress: self.progress.clone(), last, callback: Mutex::new(Some(callback)) });
+        loop {
+            let told = flush.clone();
+            match self.log.append(entries.clone(), move |result| told.done(result)).await {
+                // openraft can't take a refusal. New commands are turned away meanwhile, so this ends soon.
+                Err(annal_wal::Error::Full { .. }) => tokio::time::sleep(FULL_PAUSE).await,
+                other => return other.map_err(io::Error::other),
+            }
+        }
+    }
+
+    async fn truncate_after(&mut self, last: Option<RaftLogId>) -> io::Result<()> {
+        let last = last.map(|id| LogIndex(id.index()));
+        if last >= self.log.state().last.map(|id| id.index) {
+            return Ok(());
+        }
+        self.log.truncate_after(last).await.map_err(io::Error::other)?;
+        self.progress.truncated(last);
+        Ok(())
+    }
+
+    async fn purge(&mut self, upto: RaftLogId) -> io::Result<()> {
+        self.log.purge(entry::id_to_log(&upto)).await.map_err(io::Error::other)
+    }
+}
+
+/// What is told when an append is on disk.
+struct Flush {
+    progress: Arc<Progress>,
+    last: LogIndex,
+    callback: Mutex<Option<IOFlushed<Types>>>,
+}
+
+impl Flush {
+    fn done(&self, result: Result<(), annal_wal::Error>) {
+        match &result {
+            Ok(()) => self.progress.flushed(self.last),
+            Err(error) => self.progress.stop(format!("log: {error}"), true),
+        }
+        if let Some(callback) = self.callback.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            callback.io_completed(result.map_err(io::Error::other));
+        }
+    }
+}
+
+/// Any range of indexes as `start..end`.
+fn half_open(range: &impl RangeBounds<u64>) -> Range<u64> {
+    let start = match range.start_bound() {
+        Bound::Included(start) => *start,
+        Bound::Excluded(before) => before + 1,
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(last) => last + 1,
+        Bound::Excluded(end) => *end,
+        Bound::Unbounded => u64::MAX,
+    };
+    start..end.max(start)
+}

@@ -1,0 +1,300 @@
+//! How far this replica has come: the rungs of the ladder, and those who wait for one to move.
+//!
+//! Invariants: the ladder (see the head of [`super`]) holds whenever it is read; a rung never moves down, except
+//! `submitted` and `flushed` when Raft truncates what was never committed; the first failure is kept.
+//! Not here: who moves the rungs (`log_store`, `apply`, `checkpoint`).
+
+use super::{
+    ReplicaError,
+    entry::{Mark, RaftLogId},
+};
+use crate::model::Position;
+use annal_wal::{GroupLog, LogIndex};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+use tokio::{sync::watch, time::Instant};
+
+/// The rungs, lowest first; `None` is before the first entry. See the head of [`super`] for what each means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each rung is explained once, at the head of the floor")]
+pub struct Ladder {
+    pub oldest: Option<LogIndex>,
+    pub purged: Option<LogIndex>,
+    pub checkpointed: Option<LogIndex>,
+    pub durable: Option<LogIndex>,
+    pub applied: Option<LogIndex>,
+    pub committed: Option<LogIndex>,
+    pub flushed: Option<LogIndex>,
+    pub submitted: Option<LogIndex>,
+}
+
+impl Ladder {
+    /// Panics if a rung lies above the next one: only a bug can do that, and going on could lose data.
+    fn check(&self) {
+        let after_purged = self.purged.map_or(0, |index| index.0 + 1);
+        assert!(self.oldest.is_none_or(|oldest| oldest.0 <= after_purged), "oldest > purged + 1: {self:?}");
+        assert!(self.purged <= self.checkpointed, "purged > checkpointed: {self:?}");
+        assert!(self.checkpointed <= self.durable, "checkpointed > durable: {self:?}");
+        assert!(self.durable <= self.applied, "durable > applied: {self:?}");
+        assert!(self.applied <= self.committed, "applied > committed: {self:?}");
+        assert!(self.applied <= self.flushed, "applied > flushed: {self:?}");
+        assert!(self.committed <= self.submitted, "committed > submitted: {self:?}");
+        assert!(self.flushed <= self.submitted, "flushed > submitted: {self:?}");
+    }
+}
+
+/// The last entry folded into the state machine, and the position that gave.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Applied {
+    pub(super) id: Option<RaftLogId>,
+    pub(super) position: Position,
+    /// Why this replica applies nothing any more.
+    stopped: Option<Stopped>,
+}
+
+impl Applied {
+    pub(super) fn index(&self) -> Option<LogIndex> {
+        self.id.as_ref().map(|id| LogIndex(id.index()))
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Stopped {
+    why: Arc<str>,
+    failed: bool,
+}
+
+/// Shared by everything that moves a rung or waits for one.
+pub(super) struct Progress {
+    /// `None` only where log and state machine are tested apart from each other: there is no ladder then.
+    log: Option<GroupLog>,
+    /// Entries on disk here, as far as appended by this process.
+    flushed: watch::Sender<Option<LogIndex>>,
+    committed: Mutex<Option<LogIndex>>,
+    applied: watch::Sender<Applied>,
+    durable: Mutex<Mark>,
+    /// What Raft may purge: always a value `durable` once had.
+    checkpointed: Mutex<Mark>,
+    /// The last entry covered by an installed snapshot: on disk as state, though not as entries.
+    installed: Mutex<Option<LogIndex>>,
+    /// Bytes of commands applied by this process.
+    applied_bytes: AtomicU64,
+}
+
+impl Progress {
+    /// `durable` is what the state machine has on disk: nothing in memory is ahead of it yet.
+    pub(super) fn new(log: GroupLog, durable: Mark, position: Position) -> Self {
+        let state = log.state();
+        let committed = state.committed.map(|id| id.index);
+        let progress = Progress {
+            flushed: watch::Sender::new(state.last.map(|id| id.index)),
+            committed: Mutex::new(committed.max(durable.index())),
+            applied: watch::Sender::new(Applied { id: durable.applied, position, stopped: None }),
+            installed: Mutex::new(durable.index()),
+            checkpointed: Mutex::new(durable.clone()),
+            durable: Mutex::new(durable),
+            applied_bytes: AtomicU64::new(0),
+            log: Some(log),
+        };
+        progress.ladder();
+        progress
+    }
+
+    /// For a suite that drives a log and a state machine that do not belong together.
+    #[cfg(test)]
+    pub(super) fn apart() -> Self {
+        Progress {
+            flushed: watch::Sender::new(Some(LogIndex(u64::MAX))),
+            committed: Mutex::default(),
+            applied: watch::Sender::default(),
+            installed: Mutex::default(),
+            checkpointed: Mutex::default(),
+            durable: Mutex::default(),
+            applied_bytes: AtomicU64::default(),
+            log: None,
+        }
+    }
+
+    /// The ladder now, checked. Lower rungs are read before higher ones, so that one that moves meanwhile cannot
+    /// make it look broken.
+    pub(super) fn ladder(&self) -> Ladder {
+        let Some(log) = &self.log else { return Ladder::default() };
+        let low = log.state();
+        let checkpointed = lock(&self.checkpointed).index();
+        let durable = lock(&self.durable).index();
+        let applied = self.applied.borrow().index();
+        let committed = *lock(&self.committed);
+        let installed = *lock(&self.installed);
+        let high = log.state();
+        let submitted = high.submitted.max(installed);
+        let ladder = Ladder {
+            oldest: low.oldest,
+            purged: low.purged.map(|id| id.index),
+            checkpointed,
+            durable,
+            applied,
+            committed,
+            // What is truncated leaves the disk later than the owner's view of the log.
+            flushed: high.flushed.max(installed).min(submitted),
+            submitted,
+        };
+        ladder.check();
+        ladder
+    }
+
+    /// Entries up to `last` are on disk.
+    pub(super) fn flushed(&self, last: LogIndex) {
+        self.flushed.send_if_modified(|flushed| {
+            let moved = *flushed < Some(last);
+            if moved {
+                *flushed = Some(last);
+            }
+            moved
+        });
+    }
+
+    /// Entries after `last` were never committed and are gone.
+    pub(super) fn truncated(&self, last: Option<LogIndex>) {
+        self.flushed.send_modify(|flushed| *flushed = (*flushed).min(last));
+    }
+
+    /// Raft may apply up to `last`.
+    pub(super) fn committed(&self, last: LogIndex) {
+        {
+            let mut committed = lock(&self.committed);
+            *committed = (*committed).max(Some(last));
+        }
+        self.ladder();
+    }
+
+    /// Waits until the entry is on this replica's own disk: a quorum of others may commit it sooner.
+    pub(super) async fn wait_flushed(&self, last: LogIndex) {
+        let mut flushed = self.flushed.subscribe();
+        flushed.wait_for(|flushed| *flushed >= Some(last)).await.expect("the sender lives in self");
+    }
+
+    /// The state machine has folded in everything up to `id`, `bytes` of commands in this step.
+    pub(super) fn applied(&self, id: RaftLogId, position: Position, bytes: usize) {
+        self.applied_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.applied.send_modify(|applied| {
+            assert!(applied.id.as_ref() <= Some(&id) && applied.position <= position, "applied moves down");
+            applied.id = Some(id);
+            applied.position = position;
+        });
+        self.ladder();
+    }
+
+    /// A snapshot replaced the whole state: durable, at `mark`.
+    pub(super) fn installed(&self, mark: Mark, position: Position) {
+        *lock(&self.installed) = mark.index();
+        {
+            let mut committed = lock(&self.committed);
+            *committed = (*committed).max(mark.index());
+        }
+        self.applied.send_modify(|applied| {
+            applied.id = mark.applied;
+            applied.position = position;
+        });
+        *lock(&self.durable) = mark.clone();
+        *lock(&self.checkpointed) = mark;
+        self.ladder();
+    }
+
+    /// The state machine has everything up to `mark` on disk.
+    pub(super) fn durable(&self, mark: Mark) {
+        raise(&self.durable, mark);
+        self.ladder();
+    }
+
+    /// Raft may purge up to `mark`.
+    pub(super) fn checkpointed(&self, mark: Mark) {
+        raise(&self.checkpointed, mark);
+        self.ladder();
+    }
+
+    pub(super) fn checkpoint(&self) -> Mark {
+        lock(&self.checkpointed).clone()
+    }
+
+    pub(super) fn applied_bytes(&self) -> u64 {
+        self.applied_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn now(&self) -> Applied {
+        self.applied.borrow().clone()
+    }
+
+    /// Nothing is applied any more; the first reason stays.
+    pub(super) fn stop(&self, why: impl Into<Arc<str>>, failed: bool) {
+        self.applied.send_if_modified(|applied| {
+            let first = applied.stopped.is_none();
+            if first {
+                applied.stopped = Some(Stopped { why: why.into(), failed });
+            }
+            first
+        });
+    }
+
+    /// Why it stopped, if it did.
+    pub(super) fn failure(&self) -> Option<Arc<str>> {
+        self.applied
+            .borrow()
+            .stopped
+            .as_ref()
+            .filter(|stopped| stopped.failed)
+            .map(|stopped| stopped.why.clone())
+    }
+
+    /// The error of a request that meets a stopped replica.
+    pub(super) fn stopped(&self, proposed: bool) -> ReplicaError {
+        stopped_error(&self.applied.borrow(), proposed)
+    }
+
+    /// Errors if the replica has stopped.
+    pub(super) fn check_running(&self) -> Result<(), ReplicaError> {
+        let applied = self.applied.borrow();
+        if applied.stopped.is_some() { Err(stopped_error(&applied, false)) } else { Ok(()) }
+    }
+
+    /// Waits until `reached` holds of what is applied.
+    ///
+    /// Errors: `Deadline`, `Stopped` (nothing was asked of Raft: no effect).
+    pub(super) async fn wait(
+        &self,
+        reached: impl Fn(&Applied) -> bool,
+        deadline: Option<Instant>,
+    ) -> Result<Applied, ReplicaError> {
+        let mut watch = self.applied.subscribe();
+        let wait = watch.wait_for(|applied| reached(applied) || applied.stopped.is_some());
+        let applied = match deadline {
+            Some(deadline) => tokio::time::timeout_at(deadline, wait)
+                .await
+                .map_err(|_| ReplicaError::Deadline { proposed: false })?,
+            None => wait.await,
+        };
+        let applied = applied.expect("the sender lives in self");
+        if reached(&applied) { Ok(applied.clone()) } else { Err(stopped_error(&applied, false)) }
+    }
+}
+
+fn stopped_error(applied: &Applied, proposed: bool) -> ReplicaError {
+    match &applied.stopped {
+        Some(stopped) => ReplicaError::Stopped { why: stopped.why.clone(), failed: stopped.failed, proposed },
+        None => ReplicaError::Stopped { why: "raft no longer answers".into(), failed: true, proposed },
+    }
+}
+
+/// A rung only moves up; a late report of an earlier mark changes nothing.
+fn raise(rung: &Mutex<Mark>, mark: Mark) {
+    let mut rung = lock(rung);
+    if rung.index() < mark.index() {
+        *rung = mark;
+    }
+}
+
+/// A panic elsewhere leaves these values whole: each is written in one step.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,288 @@
+//! Commands on their way into the log: gathered from all callers into entries, one task a replica.
+//!
+//! Invariants: commands enter the log in the order in which they entered the queue; the queue is bounded in bytes and
+//! entries under way in number, so that a slow log or machine slows its callers; a caller that gives up before its
+//! command was taken into an entry knows for certain that it will not be.
+//! Not here: retries and who leads (the router), deciding on duplicates (the state machine).
+//!
+//! An entry goes out at once when few are under way; while more are, the next one fills. So a lone caller waits for
+//! nobody, and many callers share the cost of an entry, which is far above that of a command.
+
+use super::{
+    Applier, ReplicaError,
+    entry::{Commands, RaftLogId, Types},
+    progress::Progress,
+    reads::ReadIndex,
+};
+use crate::{
+    machine::{Outcome, StateMachine},
+    model::ReplicaId,
+};
+use annal_wal::{GroupLog, LogIndex};
+use bytes::Bytes;
+use openraft::{
+    OptionalSend, Raft,
+    errors::ClientWriteError,
+    raft::{ClientWriteResult, responder::Responder},
+};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    time::{Instant, timeout_at},
+};
+
+/// How long [`super::Replica::propose`] waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Until a quorum has the command in its log.
+    Committed,
+    /// Until it is applied here.
+    Applied,
+}
+
+/// What became of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proposed {
+    /// It is in the log of a quorum and will be applied; to see it here, wait until this is applied.
+    Committed(ReadIndex),
+    /// It was applied, with this outcome.
+    Applied(Outcome),
+}
+
+/// Bounds of the way into the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProposeLimits {
+    /// Largest command, in bytes.
+    pub command_bytes_max: usize,
+    /// An entry is filled up to this many bytes (or holds one larger command),
+    pub entry_bytes: usize,
+    /// and up to this many commands.
+    pub entry_commands: usize,
+    /// Bytes of commands that may wait to be taken into an entry.
+    pub queue_bytes: usize,
+    /// Entries under way: proposed and not yet applied.
+    pub entries_under_way: usize,
+}
+
+impl Default for ProposeLimits {
+    fn default() -> Self {
+        ProposeLimits {
+            command_bytes_max: 32 << 20,
+            entry_bytes: 1 << 20,
+            entry_commands: 1024,
+            queue_bytes: 64 << 20,
+            entries_under_way: 4,
+        }
+    }
+}
+
+impl ProposeLimits {
+    /// These limits, as far as the log can hold such entries.
+    pub(super) fn within(mut self, log: &GroupLog) -> Result<Self, ReplicaError> {
+        let room = log.payload_bytes_max() - Commands::HEAD_BYTES;
+        self.entry_bytes = self.entry_bytes.min(room);
+        self.command_bytes_max = self.command_bytes_max.min(room - Commands::COMMAND_HEAD_BYTES);
+        let wrong = |why: String| Err(ReplicaError::Options(why));
+        let Self { command_bytes_max, queue_bytes, .. } = self;
+        if self.entry_commands == 0 || self.entries_under_way == 0 {
+            return wrong("entry_commands and entries_under_way must be at least 1".into());
+        }
+        if command_bytes_max > queue_bytes || queue_bytes > u32::MAX as usize {
+            return wrong(format!("queue_bytes {queue_bytes} is not within {command_bytes_max}..=2^32-1"));
+        }
+        Ok(self)
+    }
+}
+
+/// The end of the queue that callers hold.
+pub(super) struct Proposer {
+    log: GroupLog,
+    limits: ProposeLimits,
+    room: Arc<Semaphore>,
+    queue: mpsc::UnboundedSender<Waiting>,
+    progress: Arc<Progress>,
+}
+
+/// A command in the queue.
+struct Waiting {
+    command: Bytes,
+    wait: Wait,
+    /// Set by whoever comes first: the proposer that takes the command, or the caller that gives up.
+    settled: Arc<AtomicBool>,
+    answer: Answer,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Waiting {
+    fn entry_bytes(&self) -> usize {
+        Commands::COMMAND_HEAD_BYTES + self.command.len()
+    }
+}
+
+impl Proposer {
+    /// Starts the proposing task; it ends when this end is dropped.
+    pub(super) fn start<M: StateMachine>(
+        raft: Raft<Types, Applier<M>>,
+        log: GroupLog,
+        limits: ProposeLimits,
+        progress: Arc<Progress>,
+    ) -> Self {
+        let (queue, waiting) = mpsc::unbounded_channel();
+        tokio::spawn(propose_all(raft, limits, waiting));
+        Proposer { log, limits, room: Arc::new(Semaphore::new(limits.queue_bytes)), queue, progress }
+    }
+
+    /// See [`super::Replica::propose`].
+    pub(super) async fn propose(
+        &self,
+        command: Bytes,
+        deadline: Instant,
+        wait: Wait,
+    ) -> Result<Proposed, ReplicaError> {
+        let (bytes, max) = (command.len(), self.limits.command_bytes_max);
+        if bytes > max {
+            return Err(ReplicaError::TooLarge { bytes, max });
+        }
+        self.progress.check_running()?;
+        self.log.check_space().map_err(ReplicaError::Full)?;
+        // An empty command still takes its place.
+        let room = self.room.clone().acquire_many_owned(bytes.max(1) as u32);
+        let room = timeout_at(deadline, room)
+            .await
+            .map_err(|_| ReplicaError::Limited { max: self.limits.queue_bytes })?
+            .map_err(|_| self.progress.stopped(false))?;
+        let settled = Arc::new(AtomicBool::new(false));
+        let (answer, mut answered) = oneshot::channel();
+        let waiting = Waiting { command, wait, settled: settled.clone(), answer, _room: room };
+        self.queue.send(waiting).map_err(|_| self.progress.stopped(false))?;
+
+        match timeout_at(deadline, &mut answered).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(self.progress.stopped(settled.swap(true, Ordering::AcqRel))),
+            Err(_) => {
+                let proposed = settled.swap(true, Ordering::AcqRel);
+                // The answer may have come just now.
+                answered.try_recv().unwrap_or(Err(ReplicaError::Deadline { proposed }))
+            }
+        }
+    }
+
+    /// Turns away whoever still waits for room in the queue.
+    pub(super) fn close(&self) {
+        self.room.close();
+    }
+}
+
+/// Takes commands from the queue into entries, until nobody can add one.
+async fn propose_all<M: StateMachine>(
+    raft: Raft<Types, Applier<M>>,
+    limits: ProposeLimits,
+    mut queue: mpsc::UnboundedReceiver<Waiting>,
+) {
+    let under_way = Arc::new(Semaphore::new(limits.entries_under_way));
+    let mut held = None;
+    loop {
+        let slot = under_way.clone().acquire_owned().await.expect("never closed");
+        let first = match held.take() {
+            Some(waiting) => waiting,
+            None => match queue.recv().await {
+                Some(waiting) => waiting,
+                None => return,
+            },
+        };
+        let mut bytes = first.entry_bytes();
+        let mut taken = vec![first];
+        while taken.len() < limits.entry_commands
+            && let Ok(next) = queue.try_recv()
+        {
+            bytes += next.entry_bytes();
+            if bytes > limits.entry_bytes {
+                held = Some(next);
+                break;
+            }
+            taken.push(next);
+        }
+        taken.retain(|waiting| !waiting.settled.swap(true, Ordering::AcqRel));
+        if taken.is_empty() {
+            continue;
+        }
+        let commands = Commands::gather(taken.iter().map(|waiting| &waiting.command));
+        let waiters = Waiters::new(taken, slot);
+        if raft.client_write_ff(commands, Some(waiters)).await.is_err() {
+            // openraft has stopped and dropped the waiters, which tells their callers.
+            return;
+        }
+    }
+}
+
+/// Those who wait for one entry. Dropped unanswered when openraft stops: then each caller learns that it stopped.
+pub(crate) struct Waiters<T> {
+    callers: Callers,
+    settle: fn(Callers, T),
+}
+
+/// The callers of one entry, in the order of its commands; `None` once answered.
+struct Callers {
+    each: Vec<Option<(Wait, Answer)>>,
+    _slot: OwnedSemaphorePermit,
+}
+
+type Answer = oneshot::Sender<Result<Proposed, ReplicaError>>;
+
+impl Waiters<ClientWriteResult<Types>> {
+    fn new(taken: Vec<Waiting>, slot: OwnedSemaphorePermit) -> Self {
+        let each = taken.into_iter().map(|waiting| Some((waiting.wait, waiting.answer))).collect();
+        Waiters { callers: Callers { each, _slot: slot }, settle: Callers::settle }
+    }
+}
+
+// Whether an answer still finds its caller does not matter: it may have given up.
+impl Callers {
+    fn committed(&mut self, index: LogIndex) {
+        for caller in &mut self.each {
+            if let Some((_, answer)) = caller.take_if(|(wait, _)| *wait == Wait::Committed) {
+                let _ = answer.send(Ok(Proposed::Committed(ReadIndex(index))));
+            }
+        }
+    }
+
+    fn settle(self, result: ClientWriteResult<Types>) {
+        match result {
+            Ok(response) => {
+                for (caller, outcome) in self.each.into_iter().zip(response.data.0) {
+                    let _ = caller.map(|(_, answer)| answer.send(Ok(Proposed::Applied(outcome))));
+                }
+            }
+            Err(error) => {
+                let error = refused(&error);
+                for (_, answer) in self.each.into_iter().flatten() {
+                    let _ = answer.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+}
+
+/// openraft names the two cases apart: refused before the entry was appended, or discarded after.
+fn refused(error: &ClientWriteError<Types>) -> ReplicaError {
+    match error {
+        ClientWriteError::ForwardToLeader(to) => {
+            ReplicaError::NotLeader { leader: to.leader_id.map(ReplicaId) }
+        }
+        ClientWriteError::LogEntryDiscarded(_) => ReplicaError::Superseded,
+        other => ReplicaError::Raft(other.to_string().into()),
+    }
+}
+
+impl<T: OptionalSend + 'static> Responder<Types, T> for Waiters<T> {
+    fn on_commit(&mut self, id: RaftLogId) {
+        self.callers.committed(LogIndex(id.index()));
+    }
+
+    fn on_complete(self, result: T) {
+        (self.settle)(self.callers, result);
+    }
+}

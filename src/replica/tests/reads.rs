@@ -1,0 +1,92 @@
+//! Linearizable reads: what they see, and how they share rounds.
+
+use super::*;
+use futures::future::join_all;
+
+#[tokio::test]
+async fn a_read_sees_every_acknowledged_command() {
+    let (_log, replica) = open(&memory(), Arc::default()).await;
+    replica.machine().slow_ms.store(50, Ordering::Relaxed);
+    for n in 1..=5 {
+        replica.propose(command(n), soon(), Wait::Committed).await.unwrap();
+        let index = replica.read_index(soon()).await.unwrap();
+        replica.wait_applied(index, soon()).await.unwrap();
+        assert_eq!(replica.machine().position(), Position(n));
+    }
+}
+
+#[tokio::test]
+async fn a_read_after_a_restart_sees_what_was_acknowledged_before() {
+    let disk = memory();
+    let (log, replica) = open(&disk, Arc::default()).await;
+    put(&replica, command(1)).await;
+    let machine = crash(&disk, log, replica).await;
+    let (_log, replica) = open(&disk, machine).await;
+    let index = replica.read_index(soon()).await.unwrap();
+    replica.wait_applied(index, soon()).await.unwrap();
+    assert_eq!(replica.machine().position(), Position(1));
+}
+
+/// On one thread the readers all queue before the task that runs the rounds gets its turn.
+#[tokio::test]
+async fn reads_that_wait_together_share_a_round() {
+    let (_log, replica) = open(&memory(), Arc::default()).await;
+    let before = replica.status().read_rounds;
+    let results = join_all((0..100).map(|_| replica.read_index(soon()))).await;
+    assert!(results.iter().all(|result| result.is_ok()));
+    assert_eq!(replica.status().read_rounds - before, 1);
+}
+
+#[tokio::test]
+async fn a_read_that_comes_later_starts_another_round() {
+    let (_log, replica) = open(&memory(), Arc::default()).await;
+    let before = replica.status().read_rounds;
+    for _ in 0..10 {
+        replica.read_index(soon()).await.unwrap();
+    }
+    assert_eq!(replica.status().read_rounds - before, 10);
+}
+
+/// A read that arrives while a round is under way must not be answered by it: a command acknowledged between the two
+/// would be missed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_read_is_answered_by_an_earlier_round() {
+    let (_log, replica) = open(&memory(), Arc::default()).await;
+    let others = join_all((0..4).map(|_| {
+        let replica = replica.clone();
+        tokio::spawn(async move {
+            for _ in 0..500 {
+                replica.read_index(soon()).await.unwrap();
+            }
+        })
+    }));
+    let reads_own = async {
+        for n in 1..=200 {
+            let Proposed::Committed(written) =
+                replica.propose(command(n), soon(), Wait::Committed).await.unwrap()
+            else {
+                panic!()
+            };
+            assert!(replica.read_index(soon()).await.unwrap() >= written);
+        }
+    };
+    tokio::join!(others, reads_own);
+}
+
+#[tokio::test]
+async fn waiting_ends_at_the_deadline() {
+    let (_log, replica) = open(&memory(), Arc::default()).await;
+    let now = || Instant::now() + Duration::from_millis(20);
+    for error in [
+        replica.wait_position(Position(1), now()).await.unwrap_err(),
+        replica.wait_applied(ReadIndex(LogIndex(99)), now()).await.unwrap_err(),
+    ] {
+        assert_eq!((error.kind(), error.effect()), (crate::model::Kind::Timeout, Effect::None), "{error}");
+    }
+    let later = replica.clone();
+    let waiting = tokio::spawn(async move { later.wait_position(Position(2), soon()).await });
+    put(&replica, command(1)).await;
+    assert!(!waiting.is_finished());
+    put(&replica, command(2)).await;
+    waiting.await.unwrap().unwrap();
+}

@@ -1,0 +1,210 @@
+//! What is found again after a restart, and what is refused.
+
+use super::*;
+
+#[tokio::test]
+async fn acknowledged_commands_outlive_a_crash() {
+    let disk = memory();
+    let (log, replica) = open(&disk, Arc::default()).await;
+    for n in 1..=50 {
+        put(&replica, command(n)).await;
+    }
+    let machine = crash(&disk, log, replica).await;
+    assert_eq!(machine.position(), Position(0), "the machine had nothing on disk");
+
+    let at = Instant::now();
+    let (_log, replica) = open(&disk, machine).await;
+    assert!(at.elapsed() < Duration::from_millis(300), "leads after {:?}", at.elapsed());
+    assert_eq!(replica.machine().commands(), (1..=50).map(command).collect::<Vec<_>>());
+    assert_eq!(put(&replica, command(51)).await, 51);
+}
+
+#[tokio::test]
+async fn what_the_machine_had_on_disk_is_not_applied_again() {
+    let disk = memory();
+    let (log, replica) = open(&disk, Arc::default()).await;
+    for n in 1..=10 {
+        put(&replica, command(n)).await;
+    }
+    replica.checkpoint(soon()).await.unwrap();
+    for n in 11..=15 {
+        put(&replica, command(n)).await;
+    }
+    let machine = crash(&disk, log, replica).await;
+    assert_eq!(machine.position(), Position(10));
+    let (_log, replica) = open(&disk, machine).await;
+    assert_eq!(replica.machine().commands(), (1..=15).map(command).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_graceful_restart_finds_everything_in_the_machine() {
+    let disk = memory();
+    let (log, replica) = open(&disk, Arc::default()).await;
+    put(&replica, command(1)).await;
+    let term = replica.status().term;
+    replica.shutdown().await.unwrap();
+    log.shutdown().await.unwrap();
+    let machine = replica.machine().after_crash();
+    assert_eq!(machine.position(), Position(1));
+    drop((log, replica));
+    disk.restart_process();
+    let (_log, replica) = open(&disk, machine).await;
+    assert!(replica.status().term > term, "a leader that restarts asks for a new term");
+    assert_eq!(put(&replica, command(2)).await, 2);
+}
+
+#[tokio::test]
+async fn a_real_disk_keeps_what_was_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut machine = Arc::new(Journal::default());
+    for round in 0..3 {
+        let (log, _) = Log::open(dir.path(), log_options()).unwrap();
+        let group = match log.group(GROUP) {
+            Some(group) => group,
+            None => log.create_group(GROUP).await.unwrap(),
+        };
+        let replica = Replica::open(options(), &log, group, machine).await.unwrap();
+        for n in 1..=10 {
+            assert_eq!(put(&replica, command(n)).await, round * 10 + n);
+        }
+        if round == 1 {
+            replica.checkpoint(soon()).await.unwrap();
+        }
+        machine = replica.machine().after_crash();
+        replica.shutdown().await.unwrap();
+        drop(replica);
+        log.shutdown().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn checkpoints_purge_what_is_durable() {
+    let disk = memory();
+    let (_log, replica) = open(&disk, Arc::default()).await;
+    for n in 1..=10 {
+        put(&replica, command(n)).await;
+    }
+    let before = replica.status().ladder;
+    assert_eq!((before.purged, before.durable), (None, None));
+    replica.checkpoint(soon()).await.unwrap();
+    let after = replica.status().ladder;
+    assert_eq!(after.durable, before.applied);
+    assert_eq!(after.checkpointed, before.applied);
+    assert_eq!(after.purged, before.applied);
+    assert_eq!(after.oldest, Some(LogIndex(0)), "history stays");
+    assert_eq!(replica.machine().saved_position(), 10);
+    // Nothing new: nothing to do.
+    replica.checkpoint(soon()).await.unwrap();
+    assert_eq!(replica.status().ladder, after);
+}
+
+#[tokio::test]
+async fn checkpoints_happen_by_themselves() {
+    let disk = memory();
+    let (log, group) = open_log(&disk, log_options()).await;
+    let mut options = options();
+    options.checkpoint.every = Duration::from_millis(50);
+    options.checkpoint.keep_entries = 5;
+    let replica = Replica::open(options, &log, group, Arc::new(Journal::default())).await.unwrap();
+    for n in 1..=20 {
+        put(&replica, command(n)).await;
+    }
+    let applied = replica.status().ladder.applied.unwrap();
+    let deadline = soon();
+    while replica.status().ladder.purged != Some(LogIndex(applied.0 - 5)) {
+        assert!(Instant::now() < deadline, "{:?}", replica.status().ladder);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(replica.machine().saved_position(), 20);
+}
+
+#[tokio::test]
+async fn a_group_that_pins_the_log_is_checkpointed_and_purged() {
+    let disk = memory();
+    let small = annal_wal::Options { segment_bytes: 64 << 10, retention_bytes: 256 << 10, ..log_options() };
+    let (log, group) = open_log(&disk, small).await;
+    let mut options = options();
+    options.checkpoint = CheckpointLimits { every: Duration::MAX, bytes: u64::MAX, keep_entries: u64::MAX };
+    let replica = Replica::open(options, &log, group, Arc::new(Journal::default())).await.unwrap();
+    let deadline = soon();
+    let mut n = 0;
+    while replica.status().ladder.purged.is_none() || log.status().bytes > 512 << 10 {
+        put(&replica, vec![7; 8 << 10].into()).await;
+        n += 1;
+        assert!(Instant::now() < deadline, "{:?} {} bytes", replica.status().ladder, log.status().bytes);
+    }
+    assert_eq!(replica.machine().position(), Position(n));
+}
+
+#[tokio::test]
+async fn a_machine_behind_the_log_is_refused() {
+    let disk = memory();
+    let (log, replica) = open(&disk, Arc::default()).await;
+    put(&replica, command(1)).await;
+    replica.checkpoint(soon()).await.unwrap();
+    let purged = replica.status().ladder.purged.unwrap();
+    crash(&disk, log, replica).await;
+    // The machine's disk was lost.
+    let (log, group) = open_log(&disk, log_options()).await;
+    let error = Replica::open(options(), &log, group, Arc::new(Journal::default())).await.err().unwrap();
+    assert!(
+        matches!(error, ReplicaError::Gap { applied: None, oldest } if oldest.0 == purged.0 + 1),
+        "{error}"
+    );
+    assert_eq!(error.kind(), crate::model::Kind::Corrupt);
+}
+
+#[tokio::test]
+async fn a_machine_without_its_log_is_refused() {
+    let disk = memory();
+    let (log, replica) = open(&disk, Arc::default()).await;
+    put(&replica, command(1)).await;
+    replica.checkpoint(soon()).await.unwrap();
+    let machine = crash(&disk, log, replica).await;
+    let (log, group) = open_log(&memory(), log_options()).await;
+    let error = Replica::open(options(), &log, group, machine).await.err().unwrap();
+    assert!(matches!(error, ReplicaError::LogLost { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_empty_group_is_founded_by_its_founders_only() {
+    let (log, group) = open_log(&memory(), log_options()).await;
+    let options = ReplicaOptions { founders: BTreeSet::new(), ..options() };
+    let error = Replica::open(options, &log, group, Arc::new(Journal::default())).await.err().unwrap();
+    assert!(matches!(error, ReplicaError::NotFounded), "{error}");
+}
+
+#[tokio::test]
+async fn one_of_three_leads_nobody() {
+    let (log, group) = open_log(&memory(), log_options()).await;
+    let founders = BTreeSet::from([ME, ReplicaId(4), ReplicaId(5)]);
+    let options = ReplicaOptions { founders, heartbeat_ms: 20, election_ms: 50..100, ..options() };
+    let replica = Replica::open(options, &log, group, Arc::new(Journal::default())).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let status = replica.status();
+    assert_ne!(status.role, Role::Leader);
+    assert_eq!(status.leader, None);
+    let error = replica.propose(command(1), soon(), Wait::Applied).await.unwrap_err();
+    assert!(matches!(error, ReplicaError::NotLeader { leader: None }), "{error}");
+    assert_eq!((error.kind(), error.effect()), (crate::model::Kind::Unavailable, Effect::None));
+    assert!(matches!(replica.read_index(soon()).await, Err(ReplicaError::NotLeader { .. })));
+}
+
+#[tokio::test]
+async fn an_unknown_kind_of_entry_is_never_skipped() {
+    let disk = memory();
+    let (log, replica) = open(&disk, Arc::default()).await;
+    put(&replica, command(1)).await;
+    let term = replica.status().term;
+    let machine = crash(&disk, log, replica).await;
+    let (log, group) = open_log(&disk, log_options()).await;
+    let last = group.state().last.unwrap();
+    let id = annal_wal::LogId { term, leader: ME.0, index: LogIndex(last.index.0 + 1) };
+    let entry = annal_wal::Entry { id, payload: Bytes::from_static(&[9, 1, 2]) };
+    let (told, outcome) = oneshot::channel();
+    group.append(vec![entry], move |result| told.send(result).unwrap()).await.unwrap();
+    outcome.await.unwrap().unwrap();
+    let error = tokio::time::timeout_at(soon(), Replica::open(options(), &log, group, machine)).await;
+    let error = error.expect("it must not hang").err().expect("it must not open");
+    assert!(error.to_string().contains("unknown kind"), "{error}");
+}
