@@ -264,7 +264,7 @@ fn readers_never_see_half_of_a_write() {
                         limit: 20,
                         offset: 0,
                         score_threshold: None,
-                        params: SearchParams { exact: seed % 2 == 0, ef: Some(4) },
+                        params: SearchParams { exact: seed.is_multiple_of(2), ef: Some(4) },
                         projection: everything(),
                     };
                     let mut seen = BTreeSet::new();
