@@ -19,8 +19,8 @@ use super::{
 use crate::{
     machine::{Bookmark, MachineError, Outcome, Rejection, Verdict},
     model::{
-        Body, CollectionId, Command, FieldPath, Filter, PointId, Position, Schema, Vector, Vectors,
-        command::PointWrite,
+        Body, CollectionId, Command, FieldPath, Filter, PointId, Position, Schema, Vector, VectorParams,
+        Vectors, command::PointWrite,
     },
 };
 use bytes::Bytes;
@@ -77,8 +77,8 @@ impl<'a> Fold<'a> {
     pub(super) fn command(&mut self, command: Command) -> Result<Outcome, MachineError> {
         self.state.position += 1;
         let position = Position(self.state.position);
-        let verdict = self.judge_and_carry_out(command, position)?;
         self.evict(position)?;
+        let verdict = self.judge_and_carry_out(command, position)?;
         if position.0.is_multiple_of(HASH_EVERY) {
             let hash = state_hash(&self.state, &self.schema)?;
             self.put(points::position_key(points::HASH, position), hash.to_le_bytes().to_vec());
@@ -133,6 +133,10 @@ impl<'a> Fold<'a> {
         match body {
             Body::Configure(schema) => return self.configure(schema),
             Body::Upsert(writes) => {
+                if self.state.next_slot as usize + writes.len() > Slot::MAX as usize {
+                    let message = format!("the shard has given out {} slots", self.state.next_slot);
+                    return Ok(rejected("slots_exhausted", message));
+                }
                 let mut payloads = Vec::with_capacity(writes.len());
                 for write in &writes {
                     match self.admits(write) {
@@ -163,7 +167,8 @@ impl<'a> Fold<'a> {
         for (name, vector) in &write.vectors {
             let fits = match vector {
                 Vector::Dense(values) => {
-                    self.schema.vectors.get(name).is_some_and(|params| params.dim as usize == values.len())
+                    let dim = self.schema.vectors.get(name).map(|params| params.dim as usize);
+                    dim == Some(values.len()) && values.iter().all(|v| v.is_finite())
                 }
                 Vector::Sparse(_) => self.schema.sparse.contains_key(name),
             };
@@ -172,10 +177,6 @@ impl<'a> Fold<'a> {
                 let message = format!("point {}: vector \"{name}\" does not fit schema {version}", write.id);
                 return Err(Rejection { code: "stale_schema".into(), message });
             }
-        }
-        if self.state.next_slot == Slot::MAX {
-            let message = "the shard has given out all its slots".to_owned();
-            return Err(Rejection { code: "slots_exhausted".into(), message });
         }
         parse(&write.payload).map_err(|e| Rejection {
             code: "bad_payload".into(),
@@ -208,8 +209,7 @@ impl<'a> Fold<'a> {
                     self.retire(&before, std::mem::take(&mut entries_before));
                 }
                 (record.slot, record.born) = (self.state.next_slot, position.0);
-                // One below the top stays unused, so that the counter never wraps.
-                self.state.next_slot = self.state.next_slot.saturating_add(1);
+                self.state.next_slot += 1;
                 self.bear(id, &record, write.vectors);
             }
         }
@@ -285,11 +285,16 @@ impl<'a> Fold<'a> {
             return Ok(Verdict::Applied);
         }
         for (name, params) in &self.schema.vectors {
-            if schema.vectors.get(name).is_some_and(|p| (p.dim, p.distance) != (params.dim, params.distance))
-            {
-                let message = format!("vector \"{name}\" cannot change its dimension or distance");
+            let same = |p: &VectorParams| (p.dim, p.distance) == (params.dim, params.distance);
+            if !schema.vectors.get(name).is_some_and(same) {
+                let message = format!("vector \"{name}\" cannot go, nor change its dimension or distance");
                 return Ok(rejected("invalid_schema", message));
             }
+        }
+        let dims = 1..=VectorParams::DIM_MAX;
+        if let Some((name, params)) = schema.vectors.iter().find(|(_, params)| !dims.contains(&params.dim)) {
+            let message = format!("vector \"{name}\" has {} dimensions", params.dim);
+            return Ok(rejected("invalid_schema", message));
         }
         let names =
             schema.vectors.keys().map(String::as_str).chain(schema.fields.keys().map(FieldPath::as_str));

@@ -33,10 +33,11 @@ use std::{
     ops::Bound,
     path::{Path, PathBuf},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 /// Whose turn it is to build; shared by all shards of a node, so that one graph is built at a time.
@@ -52,6 +53,8 @@ pub(super) struct Indexer {
     work: Mutex<bool>,
     wake: Condvar,
     stop: AtomicBool,
+    /// Whether the last build failed.
+    failing: AtomicBool,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -67,6 +70,7 @@ impl Indexer {
             work: Mutex::new(true),
             wake: Condvar::new(),
             stop: AtomicBool::new(false),
+            failing: AtomicBool::new(false),
             thread: Mutex::new(None),
         }
     }
@@ -104,6 +108,11 @@ impl Indexer {
         }
     }
 
+    /// Whether it is of use to wait for the thread: not while builds fail, nor if it is gone.
+    pub(super) fn absorbs(&self) -> bool {
+        !self.failing.load(Ordering::Relaxed) && lock(&self.thread).as_ref().is_some_and(|t| !t.is_finished())
+    }
+
     /// Bytes of the files.
     pub(super) fn bytes(&self) -> u64 {
         lock(&self.manifest).segments.values().flatten().map(|entry| entry.bytes).sum()
@@ -129,7 +138,9 @@ impl Indexer {
                 if self.stop.load(Ordering::Relaxed) {
                     return;
                 }
-                match self.step(&shard) {
+                let step = self.step(&shard);
+                self.failing.store(step.is_err(), Ordering::Relaxed);
+                match step {
                     Ok(true) => {}
                     Ok(false) => break,
                     Err(IndexError::Build(BuildError::Stopped)) => return,
@@ -148,12 +159,26 @@ impl Indexer {
         let view = shard.view();
         let next = view.vectors.iter().find_map(|(name, i)| Some((name.clone(), i.next_merge(&view.live)?)));
         let Some((name, merge)) = next else { return Ok(false) };
-        let _turn = lock(&shard.options.build_turn.0);
+        let _turn = self.turn(&shard.options.build_turn)?;
         fs::create_dir_all(&self.folder).map_err(|e| IndexError::Segment(e.into()))?;
         let new = self.build(&view, &merge)?.map(Arc::new);
         shard.replace_parts(&name, &merge, new);
         self.write_manifest(&shard.view()).map_err(|e| IndexError::Segment(e.into()))?;
         Ok(true)
+    }
+
+    /// Waits for the turn of this shard, unless it is to stop.
+    fn turn<'a>(&self, turn: &'a BuildTurn) -> Result<MutexGuard<'a, ()>, IndexError> {
+        loop {
+            match turn.0.try_lock() {
+                Ok(guard) => return Ok(guard),
+                Err(TryLockError::Poisoned(guard)) => return Ok(guard.into_inner()),
+                Err(TryLockError::WouldBlock) if self.stop.load(Ordering::Relaxed) => {
+                    return Err(BuildError::Stopped.into());
+                }
+                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
     }
 
     fn build(&self, view: &ReadView, merge: &Merge) -> Result<Option<SealedSegment>, IndexError> {

@@ -249,7 +249,10 @@ impl Shard {
             let wait =
                 |writer| self.absorbed.wait_timeout(writer, pause).unwrap_or_else(PoisonError::into_inner);
             writer = wait(writer).0;
-            while waiting() > 4 * self.options.waiting_bytes && writer.poisoned.is_none() {
+            while waiting() > 4 * self.options.waiting_bytes
+                && writer.poisoned.is_none()
+                && self.indexer.absorbs()
+            {
                 writer = wait(writer).0;
             }
         }

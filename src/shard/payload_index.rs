@@ -33,6 +33,9 @@ pub(super) const PRESENT: &[u8] = &[0];
 pub(super) const NULL: &[u8] = &[1];
 const VALUE: u8 = 2;
 
+/// An entry, and which 65,536 slots.
+type Key = (Arc<[u8]>, u16);
+
 /// All indexed fields of a shard; cheap to clone.
 #[derive(Clone, Default)]
 pub(super) struct FieldIndexes {
@@ -45,7 +48,7 @@ pub(super) struct FieldIndex {
     /// How it is indexed.
     pub(super) of: FieldType,
     /// Slots by entry, in chunks of 65,536 slots, so that a change copies at most 8 KiB.
-    slots: imbl::OrdMap<(Arc<[u8]>, u16), Arc<RoaringBitmap>>,
+    slots: imbl::OrdMap<Key, Arc<RoaringBitmap>>,
 }
 
 impl FieldIndexes {
@@ -58,7 +61,7 @@ impl FieldIndexes {
         let mut indexes = FieldIndexes::default();
         for (path, of) in fields {
             let prefix = points::field_prefix(path);
-            let mut chunks: BTreeMap<(Arc<[u8]>, u16), RoaringBitmap> = BTreeMap::new();
+            let mut chunks: BTreeMap<Key, RoaringBitmap> = BTreeMap::new();
             for item in view.prefix(keyspace, &prefix) {
                 let (key, _) = item?;
                 let rest = &key[prefix.len()..];
@@ -159,15 +162,17 @@ impl FieldIndex {
         )
     }
 
-    fn union(&self, bounds: (Bound<(Arc<[u8]>, u16)>, Bound<(Arc<[u8]>, u16)>)) -> RoaringBitmap {
-        if let (Bound::Included(from) | Bound::Excluded(from), Bound::Included(to) | Bound::Excluded(to)) =
-            (&bounds.0, &bounds.1)
-            && from >= to
-            && !(from == to && matches!(bounds, (Bound::Included(_), Bound::Included(_))))
-        {
+    fn union(&self, (from, to): (Bound<Key>, Bound<Key>)) -> RoaringBitmap {
+        // A range that ends before it begins is empty here, and a panic to the map.
+        let ends = |bound: &Bound<Key>| match bound {
+            Bound::Included(key) | Bound::Excluded(key) => Some(key.clone()),
+            Bound::Unbounded => None,
+        };
+        let one_key = matches!((&from, &to), (Bound::Included(from), Bound::Included(to)) if from == to);
+        if !one_key && ends(&from).zip(ends(&to)).is_some_and(|(from, to)| from >= to) {
             return RoaringBitmap::new();
         }
-        roaring::MultiOps::union(self.slots.range(bounds).map(|(_, set)| &**set))
+        roaring::MultiOps::union(self.slots.range((from, to)).map(|(_, set)| &**set))
     }
 }
 

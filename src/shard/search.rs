@@ -92,35 +92,63 @@ impl ReadView {
     /// Points in the order of their ids, from `request.offset` on.
     pub fn scroll(&self, request: &ScrollRequest) -> Result<ScrollPage, MachineError> {
         let project = Projector::new(&request.projection)?;
-        let read = |id| self.record(id);
-        let ground = self.ground(&read);
-        let bounds = request.filter.as_ref().map(|filter| ground.plan(filter)).transpose()?;
-        let from = match request.offset {
-            Some(id) => points::point_key(id),
-            None => vec![points::POINT],
-        };
         let mut page = ScrollPage { points: Vec::new(), next: None };
-        for item in self
-            .store
-            .range(&self.keyspace, (Bound::Included(from), Bound::Excluded(vec![points::POINT + 1])))
-        {
-            let (key, bytes) = item?;
-            let record: PointRecord = decode("point", bytes)?;
-            if let (Some(filter), Some(bounds)) = (&request.filter, &bounds) {
-                let passes = bounds.lower.contains(record.slot)
-                    || bounds.upper.contains(record.slot) && ground.passes(filter, record.slot)?;
-                if !passes {
-                    continue;
-                }
-            }
-            let id = points::point_of_key(&key)?;
+        // Adds a point; `false` if the page was full.
+        let mut add = |id: PointId, record: &PointRecord| -> Result<bool, MachineError> {
             if page.points.len() == request.limit {
                 page.next = Some(id);
-                break;
+                return Ok(false);
             }
-            page.points.push(project.record(self, id, &record)?);
+            page.points.push(project.record(self, id, record)?);
+            Ok(true)
+        };
+        let Some(filter) = &request.filter else {
+            for item in self.records_from(request.offset) {
+                let (id, record) = item?;
+                if !add(id, &record)? {
+                    break;
+                }
+            }
+            return Ok(page);
+        };
+        let read = |id| self.record(id);
+        let ground = self.ground(&read);
+        let bounds = ground.plan(filter)?;
+        let passes = |slot| -> Result<bool, MachineError> {
+            Ok(bounds.lower.contains(slot) || bounds.upper.contains(slot) && ground.passes(filter, slot)?)
+        };
+        if bounds.upper.len() * 4 < self.live.count() {
+            let ids = bounds.upper.iter().filter_map(|slot| Some((self.slots.id(slot)?, slot)));
+            let mut ids: Vec<_> =
+                ids.filter(|(id, _)| request.offset.is_none_or(|from| *id >= from)).collect();
+            ids.sort_unstable();
+            for (id, slot) in ids {
+                if passes(slot)? && !add(id, &self.expect_record(id, slot)?)? {
+                    break;
+                }
+            }
+        } else {
+            for item in self.records_from(request.offset) {
+                let (id, record) = item?;
+                if passes(record.slot)? && !add(id, &record)? {
+                    break;
+                }
+            }
         }
         Ok(page)
+    }
+
+    /// Every point from an id on, ascending.
+    fn records_from(
+        &self,
+        from: Option<PointId>,
+    ) -> impl Iterator<Item = Result<(PointId, PointRecord), MachineError>> {
+        let from = from.map_or_else(|| vec![points::POINT], points::point_key);
+        let bounds = (Bound::Included(from), Bound::Excluded(vec![points::POINT + 1]));
+        self.store.range(&self.keyspace, bounds).map(|item| {
+            let (key, bytes) = item?;
+            Ok((points::point_of_key(&key)?, decode("point", bytes)?))
+        })
     }
 
     /// The nearest points, best first, ties by id ascending.
@@ -191,8 +219,7 @@ impl ReadView {
             if !near_enough {
                 break;
             }
-            let missing = || points::damaged("slot", format!("{} has no point {}", found.slot, found.id));
-            let record = self.record(found.id)?.ok_or_else(missing)?;
+            let record = self.expect_record(found.id, found.slot)?;
             let Record { id, version, payload, vectors } = project.record(self, found.id, &record)?;
             points.push(ScoredPoint { id, version, score, payload, vectors });
         }
@@ -218,6 +245,11 @@ impl ReadView {
 
     pub(super) fn record(&self, id: PointId) -> Result<Option<PointRecord>, MachineError> {
         self.store.get(&self.keyspace, points::point_key(id))?.map(|bytes| decode("point", bytes)).transpose()
+    }
+
+    /// The record of a point that has a live slot.
+    fn expect_record(&self, id: PointId, slot: points::Slot) -> Result<PointRecord, MachineError> {
+        self.record(id)?.ok_or_else(|| points::damaged("slot", format!("{slot} has no point {id}")))
     }
 
     fn ground<'a>(

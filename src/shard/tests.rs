@@ -1,6 +1,9 @@
 //! A shard against a slow, obvious one.
 #![allow(clippy::unwrap_used)]
 
+mod log;
+mod real;
+
 use super::*;
 use crate::{
     machine::Verdict,

@@ -6,22 +6,19 @@
 
 use crate::model::Distance;
 
+type Kernel = fn(&[f32], &[f32]) -> f32;
+
 /// How two vectors of one collection are compared.
 #[derive(Clone, Copy)]
 pub(crate) struct Metric {
     distance: Distance,
-    kernel: fn(&[f32], &[f32]) -> f32,
+    kernel: Kernel,
 }
 
 impl Metric {
     /// The metric of a distance, on this processor.
     pub(crate) fn of(distance: Distance) -> Self {
         Metric { distance, kernel: best(distance) }
-    }
-
-    /// Which distance it is.
-    pub(crate) fn kind(&self) -> Distance {
-        self.distance
     }
 
     /// How far apart two vectors are; smaller is nearer.
@@ -45,7 +42,7 @@ impl Metric {
     }
 }
 
-fn best(distance: Distance) -> fn(&[f32], &[f32]) -> f32 {
+fn best(distance: Distance) -> Kernel {
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx512f") {
@@ -68,7 +65,7 @@ fn best(distance: Distance) -> fn(&[f32], &[f32]) -> f32 {
 
 /// The variant every other one is tested against; the compiler vectorises it for the target's baseline
 /// (NEON on aarch64).
-fn scalar(distance: Distance) -> fn(&[f32], &[f32]) -> f32 {
+fn scalar(distance: Distance) -> Kernel {
     match distance {
         Distance::Cosine | Distance::Dot => |a, b| -lanes(a, b, |sum, x, y| sum + x * y),
         Distance::Euclid => |a, b| lanes(a, b, |sum, x, y| sum + (x - y) * (x - y)),
@@ -230,7 +227,7 @@ mod tests {
     const ALL: [Distance; 4] = [Distance::Cosine, Distance::Dot, Distance::Euclid, Distance::Manhattan];
 
     /// Every variant this processor can run.
-    fn variants(distance: Distance) -> Vec<fn(&[f32], &[f32]) -> f32> {
+    fn variants(distance: Distance) -> Vec<Kernel> {
         let mut all = vec![best(distance)];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {

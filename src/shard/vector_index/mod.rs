@@ -160,7 +160,8 @@ impl VectorIndex {
         let allowed =
             wanted.allowed.map(|allowed| allowed.range_cardinality(first.slot..=last.slot) as usize);
         let matching = allowed.unwrap_or(rows.len());
-        let ef = wanted.ef.unwrap_or(self.params.hnsw.ef_construct as usize).max(wanted.count + 1);
+        let ef =
+            wanted.ef.unwrap_or(self.params.hnsw.ef_construct as usize).max(wanted.count.saturating_add(1));
         if !wanted.exact && !scan_is_cheaper(matching, rows.len(), ef, self.params.hnsw.m as usize) {
             let graph = segment.graph();
             let accept = |row: u32| wanted.accepts(rows[row as usize].slot);

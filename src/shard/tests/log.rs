@@ -1,0 +1,257 @@
+//! What a shard owes to its log: intents applied once, commands refused alike, bookmarks, hashes, snapshots.
+
+use super::*;
+
+fn apply(shard: &Shard, command: &Command) -> Verdict {
+    let bookmark = Bookmark(shard.position().next().0.to_string().into());
+    shard.apply(vec![command.encode()], bookmark).unwrap().remove(0).verdict
+}
+
+fn put(id: u64, x: f32) -> Body {
+    let vectors = [(String::new(), Vector::Dense(vec![x; 3]))].into();
+    Body::Upsert(vec![PointWrite { id: PointId::Num(id), vectors, payload: Bytes::new() }])
+}
+
+fn code(verdict: &Verdict) -> &str {
+    match verdict {
+        Verdict::Rejected(rejection) => &rejection.code,
+        _ => "",
+    }
+}
+
+#[test]
+fn an_intent_is_applied_once_and_remembered_for_a_window() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut shard = open(folder.path());
+    apply(&shard, &command(Body::Configure(schema(1, &[]))));
+    let intent = |seq, born, body| Command {
+        request: Some(RequestId { client: "a".into(), seq }),
+        born: Position(born),
+        ..command(body)
+    };
+    let first = intent(1, 1, put(1, 1.0));
+    let unfit = intent(
+        2,
+        1,
+        Body::Upsert(vec![PointWrite {
+            id: PointId::Num(1),
+            vectors: [("gone".to_owned(), Vector::Dense(vec![1.0]))].into(),
+            payload: Bytes::new(),
+        }]),
+    );
+    assert_eq!(apply(&shard, &first), Verdict::Applied);
+    let refused = apply(&shard, &unfit);
+    assert_eq!(code(&refused), "stale_schema");
+    apply(&shard, &command(put(1, 2.0)));
+    for _ in 0..2 {
+        let again = |position, verdict| Verdict::Duplicate {
+            first: Box::new(Outcome { position: Position(position), verdict }),
+        };
+        assert_eq!(apply(&shard, &first), again(2, Verdict::Applied));
+        assert_eq!(apply(&shard, &unfit), again(3, refused.clone()));
+        assert_eq!(code(&apply(&shard, &intent(1, 1, put(1, 9.0)))), "other_body");
+        shard.close();
+        drop(shard);
+        shard = open(folder.path());
+    }
+    let vector = shard.view().vector(PointId::Num(1), "").unwrap();
+    assert_eq!(vector, Some(Vector::Dense(vec![2.0; 3])), "no copy was applied again");
+    let hash = shard.state_hash().unwrap().1;
+    while shard.position().0 < 1 + WINDOW {
+        apply(&shard, &command(Body::Delete(vec![])));
+    }
+    // The last position at which the first intent is remembered is 2 + WINDOW.
+    assert!(matches!(apply(&shard, &first), Verdict::Duplicate { .. }));
+    assert_eq!(code(&apply(&shard, &first)), "expired");
+    assert_eq!(code(&apply(&shard, &first)), "expired");
+    assert_eq!(shard.scrub().unwrap(), shard.state_hash().unwrap());
+    assert_eq!(shard.view().state.dedup_sum, vec![0; 16], "every entry was evicted");
+    assert_ne!(shard.state_hash().unwrap().1, hash);
+    shard.close();
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_counts_as_a_position() {
+    let folder = tempfile::tempdir().unwrap();
+    let shard = open(folder.path());
+    apply(&shard, &command(Body::Configure(schema(3, &[]))));
+    let foreign = Command { collection: CollectionId(6), ..command(put(1, 1.0)) };
+    assert_eq!(code(&apply(&shard, &foreign)), "wrong_collection");
+    let long = Vector::Dense(vec![0.0; 4]);
+    let write = |vectors: Vectors, payload: &'static str| {
+        command(Body::Upsert(vec![
+            PointWrite { id: PointId::Num(1), vectors: Vectors::new(), payload: Bytes::new() },
+            PointWrite { id: PointId::Num(2), vectors, payload: payload.into() },
+        ]))
+    };
+    assert_eq!(code(&apply(&shard, &write([(String::new(), long)].into(), ""))), "stale_schema");
+    assert_eq!(code(&apply(&shard, &write(Vectors::new(), "[1]"))), "bad_payload");
+    let mut other = schema(4, &[]);
+    other.vectors.get_mut("").unwrap().dim = 4;
+    assert_eq!(code(&apply(&shard, &command(Body::Configure(other)))), "invalid_schema");
+    // An older schema than the shard's is no harm, and a command checked against one neither.
+    assert_eq!(
+        apply(&shard, &command(Body::Configure(schema(2, &[("a", FieldType::Bool)])))),
+        Verdict::Applied
+    );
+    assert!(shard.view().schema().fields.is_empty());
+    assert_eq!(apply(&shard, &command(put(1, 1.0))), Verdict::Applied);
+    assert_eq!((shard.position(), shard.view().count(None).unwrap()), (Position(7), 1));
+    shard.close();
+}
+
+#[test]
+fn an_unknown_command_stops_the_shard() {
+    let folder = tempfile::tempdir().unwrap();
+    let shard = open(folder.path());
+    let mut unknown = command(Body::Delete(vec![])).encode().to_vec();
+    unknown[1] = 99;
+    let batch = vec![command(Body::Configure(schema(1, &[]))).encode(), unknown.into()];
+    let refused = shard.apply(batch, Bookmark(Bytes::new()));
+    assert!(matches!(refused, Err(MachineError::Command { after: Position(0), .. })), "{refused:?}");
+    let later = shard.apply(vec![], Bookmark(Bytes::new()));
+    assert!(matches!(later, Err(MachineError::Poisoned(_))));
+    assert_eq!((shard.position(), shard.bookmark()), (Position(0), None), "nothing of the batch was applied");
+    shard.close();
+}
+
+#[test]
+fn bookmarks_and_hashes_are_recorded_often_enough() {
+    let folder = tempfile::tempdir().unwrap();
+    let shard = open(folder.path());
+    let nothing = command(Body::Delete(vec![])).encode();
+    let mut position = 0u64;
+    for count in [3000usize, 7, 2000, 0, 1500, 2500] {
+        position += count as u64;
+        shard.apply(vec![nothing.clone(); count], Bookmark(position.to_string().into())).unwrap();
+    }
+    assert_eq!(shard.bookmark_at(Position(2999)).unwrap(), None);
+    for at in (3000..=position).step_by(83) {
+        let (mark, bookmark) = shard.bookmark_at(Position(at)).unwrap().unwrap();
+        assert!(mark.0 <= at && at - mark.0 < 4096, "{mark} for {at}");
+        assert_eq!(bookmark.0, mark.to_string());
+    }
+    let other = tempfile::tempdir().unwrap();
+    let replay = open(other.path());
+    replay.apply(vec![nothing; 8192], Bookmark(Bytes::new())).unwrap();
+    let hash = shard.state_hash_at(Position(8192)).unwrap();
+    assert_eq!(hash, Some(replay.state_hash().unwrap().1), "whatever the batches were");
+    assert_eq!(shard.state_hash_at(Position(8191)).unwrap(), None);
+    shard.close();
+    replay.close();
+}
+
+#[test]
+fn a_damaged_snapshot_changes_nothing_and_a_whole_one_moves_everything() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let shard = open(here.path());
+    apply(&shard, &command(Body::Configure(schema(1, &[("n", FieldType::Keyword)]))));
+    for id in 0..40 {
+        apply(&shard, &command(put(id, id as f32)));
+    }
+    let mut stream = Vec::new();
+    shard.write_snapshot(&mut stream).unwrap();
+    let other = open(there.path());
+    apply(&other, &command(Body::Configure(schema(1, &[]))));
+    apply(&other, &command(put(777, 7.0)));
+    let before = other.state_hash().unwrap();
+    for at in (0..stream.len()).step_by(stream.len() / 40) {
+        assert!(other.install_snapshot(&mut &stream[..at]).is_err(), "{at} bytes");
+        let mut damaged = stream.clone();
+        damaged[at] ^= 4;
+        assert!(other.install_snapshot(&mut damaged.as_slice()).is_err(), "byte {at}");
+        assert_eq!(other.state_hash().unwrap(), before);
+        assert_eq!(other.view().count(None).unwrap(), 1);
+    }
+    let old_view = other.view();
+    other.install_snapshot(&mut stream.as_slice()).unwrap();
+    assert_eq!(other.state_hash().unwrap(), shard.state_hash().unwrap());
+    assert_eq!(other.bookmark(), shard.bookmark());
+    assert_eq!(
+        old_view.get(&[PointId::Num(777)], &everything()).unwrap().len(),
+        1,
+        "old views stay readable"
+    );
+    apply(&other, &command(put(1000, 1.0)));
+    drop(old_view);
+    other.close();
+    drop(other);
+    let other = open(there.path());
+    assert_eq!((other.position(), other.view().count(None).unwrap()), (Position(42), 41));
+    let name = |n: &str| other.store.keyspaces().contains(&n.to_owned());
+    assert!(name("shard1.2") && !name("shard1.1"));
+    other.close();
+    let store = other.store.clone();
+    drop(other);
+    Shard::drop_files(&store, "shard1", &there.path().join("index")).unwrap();
+    assert!(store.keyspaces().is_empty());
+    shard.close();
+}
+
+#[test]
+fn a_store_of_another_collection_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let shard = open(folder.path());
+    apply(&shard, &command(put(1, 1.0)));
+    shard.close();
+    let store = shard.store.clone();
+    drop(shard);
+    let other = Shard::open(store, "shard1", &folder.path().join("index"), CollectionId(6), options());
+    assert!(matches!(other, Err(MachineError::Damaged { .. })));
+}
+
+#[test]
+fn record_bytes_are_golden() {
+    use prost::Message;
+    let vectors: Vectors = [
+        ("".to_owned(), Vector::Dense(vec![1.0, -2.5])),
+        (
+            "words".to_owned(),
+            Vector::Sparse(crate::model::SparseVector { indices: vec![7], values: vec![0.5] }),
+        ),
+    ]
+    .into();
+    let point = PointRecord {
+        version: 300,
+        born: 299,
+        slot: 70_000,
+        ..PointRecord::of(&vectors, Bytes::from_static(br#"{"a":1}"#))
+    };
+    let slot = SlotRecord { id: PointId::Uuid(9).to_key(), born: 299 };
+    let dedup =
+        DedupRecord { position: 300, body_hash: 5, code: Some("stale_schema".into()), message: "why".into() };
+    let state = StateRecord {
+        bookmark: Some(Bytes::from_static(b"mark")),
+        position: 300,
+        next_slot: 70_001,
+        points: 1,
+        dedup_oldest: 2,
+        marked: 256,
+        vectors: [(String::new(), 1)].into(),
+        ..points::first_state(CollectionId(5))
+    };
+    let path: FieldPath = "a.b".parse().unwrap();
+    let entry = payload_index::integer(-3);
+    let lines = [
+        ("point key", points::point_key(PointId::Num(258))),
+        ("point key of a uuid", points::point_key(PointId::Uuid(258))),
+        ("point", point.encode_to_vec()),
+        ("point hash", point.hash(PointId::Num(258)).to_le_bytes().to_vec()),
+        ("slot key", points::slot_key(70_000)),
+        ("slot", slot.encode_to_vec()),
+        ("vector key", points::vector_key(70_000, "image")),
+        ("vector", points::floats_to_bytes(&[1.0, -2.5])),
+        ("field key, integer -3", points::field_key(&path, &entry, 70_000)),
+        ("dedup key", points::dedup_key(&RequestId { client: "me".into(), seq: 258 })),
+        ("dedup", dedup.encode_to_vec()),
+        ("dedup position key", points::position_key(points::DEDUP_AT, Position(258))),
+        ("state", state.encode_to_vec()),
+    ];
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let text: String = lines.iter().map(|(name, bytes)| format!("{name}: {}\n", hex(bytes))).collect();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/shard-records.txt");
+    if std::env::var_os("REWRITE").is_some() {
+        std::fs::write(&golden, &text).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(golden).unwrap(), text);
+}

@@ -1,0 +1,436 @@
+//! Graphs on real data, damaged files, and readers beside a writer.
+
+use super::*;
+use std::{
+    fs,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
+
+/// Rows of an npy file of f32 or f16, and how long they are.
+fn rows(name: &str) -> (Vec<f32>, usize) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/wordnet-2k").join(name);
+    let file = npyz::NpyFile::new(io::BufReader::new(fs::File::open(path).unwrap())).unwrap();
+    let dim = file.shape()[1] as usize;
+    let values = match name.contains("f16") {
+        true => file.into_vec::<half::f16>().unwrap().into_iter().map(f32::from).collect(),
+        false => file.into_vec::<f32>().unwrap(),
+    };
+    (values, dim)
+}
+
+struct WordNet {
+    vectors: Vec<Vec<f32>>,
+    payloads: Vec<Bytes>,
+    queries: Vec<Vec<f32>>,
+}
+
+fn wordnet() -> WordNet {
+    let split = |name| {
+        let (values, dim) = rows(name);
+        let params =
+            VectorParams { dim: dim as u32, distance: Distance::Cosine, hnsw: HnswParams::default() };
+        let admit = |row: &[f32]| {
+            let mut row = row.to_vec();
+            params.admit(&mut row).unwrap();
+            row
+        };
+        values.chunks_exact(dim).map(admit).collect::<Vec<_>>()
+    };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/wordnet-2k/payload.jsonl");
+    let payloads = fs::read_to_string(path).unwrap().lines().map(|l| l.to_owned().into()).collect();
+    WordNet { vectors: split("vectors.f16.npy"), payloads, queries: split("queries.f32.npy") }
+}
+
+fn open_wordnet(folder: &Path, seal_bytes: usize) -> Arc<Shard> {
+    let store = Store::open(&folder.join("store"), StoreOptions::default()).unwrap();
+    let options = ShardOptions { seal_bytes, ..options() };
+    Shard::open(store, "w", &folder.join("index"), COLLECTION, options).unwrap()
+}
+
+fn fill(shard: &Shard, data: &WordNet, distance: Distance) {
+    let params = VectorParams { dim: 384, distance, hnsw: HnswParams::default() };
+    let schema = Schema {
+        version: 1,
+        vectors: [(String::new(), params)].into(),
+        fields: [("pos".parse().unwrap(), FieldType::Keyword)].into(),
+        ..Schema::default()
+    };
+    let mut commands = vec![command(Body::Configure(schema)).encode()];
+    for (number, chunk) in data.vectors.chunks(100).enumerate() {
+        let write = |(i, vector): (usize, &Vec<f32>)| PointWrite {
+            id: PointId::Num((100 * number + i) as u64),
+            vectors: [(String::new(), Vector::Dense(vector.clone()))].into(),
+            payload: data.payloads[100 * number + i].clone(),
+        };
+        commands.push(command(Body::Upsert(chunk.iter().enumerate().map(write).collect())).encode());
+        shard.apply(std::mem::take(&mut commands), Bookmark(Bytes::new())).unwrap();
+    }
+}
+
+/// Waits until nothing is worth building any more.
+fn settle(shard: &Shard) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let view = shard.view();
+        if view.vectors.values().all(|index| index.next_merge(&view.live).is_none()) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "the index does not come to rest");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn search(view: &ReadView, query: &[f32], filter: Option<Filter>, ef: Option<u32>) -> Vec<(PointId, f32)> {
+    let request = SearchRequest {
+        target: Target::Nearest(query.to_vec()),
+        using: String::new(),
+        filter,
+        limit: 10,
+        offset: 0,
+        score_threshold: None,
+        params: SearchParams { exact: ef.is_none(), ef },
+        projection: Projection::default(),
+    };
+    view.search(&request, None).unwrap().into_iter().map(|p| (p.id, p.score)).collect()
+}
+
+/// Of the exact ten nearest of every query, the part that a walk over the graph finds.
+fn recall(shard: &Shard, data: &WordNet, filter: Option<&Filter>, ef: u32) -> f64 {
+    let view = shard.view();
+    let mut hits = 0;
+    for query in &data.queries {
+        let exact = search(&view, query, filter.cloned(), None);
+        let found = search(&view, query, filter.cloned(), Some(ef));
+        assert_eq!(found.len(), 10);
+        hits += found.iter().filter(|(_, score)| *score >= exact[9].1).count();
+    }
+    hits as f64 / (10 * data.queries.len()) as f64
+}
+
+fn is_noun() -> Filter {
+    let test = FieldTest::Match(Scalar::Keyword("n".into()));
+    Filter { must: vec![Condition::Field { path: "pos".parse().unwrap(), test }], ..Filter::default() }
+}
+
+#[test]
+fn graphs_find_the_neighbours_of_real_vectors() {
+    let data = wordnet();
+    let folder = tempfile::tempdir().unwrap();
+    let shard = open_wordnet(folder.path(), 256 << 10);
+    fill(&shard, &data, Distance::Cosine);
+    // The exact answers are those computed by another program.
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/wordnet-2k/neighbors10.i32.npy");
+    let file = npyz::NpyFile::new(io::BufReader::new(fs::File::open(path).unwrap())).unwrap();
+    let neighbours = file.into_vec::<i32>().unwrap();
+    let (mut same, view) = (0, shard.view());
+    for (query, want) in data.queries.iter().zip(neighbours.chunks_exact(10)) {
+        let found = search(&view, query, None, None);
+        same += found.iter().filter(|(id, _)| want.iter().any(|n| *id == PointId::Num(*n as u64))).count();
+    }
+    assert!(same >= 998, "{same} of 1000 exact neighbours agree");
+    settle(&shard);
+    let stats = shard.stats();
+    assert!(!stats.building && stats.indexed_vectors == 2000 && stats.index_bytes > 2_000_000, "{stats:?}");
+    // At this ef a graph of 1,900 rows is walked; at the default it would be scanned.
+    let (all, nouns) = (recall(&shard, &data, None, 48), recall(&shard, &data, Some(&is_noun()), 48));
+    assert!(all >= 0.95 && nouns >= 0.95, "recall {all}, of nouns {nouns}");
+    // Half of it dies: the segment is rewritten, and no dead row is ever found.
+    let dead: Vec<PointId> = (0..2000).step_by(2).map(PointId::Num).collect();
+    shard.apply(vec![command(Body::Delete(dead)).encode()], Bookmark(Bytes::new())).unwrap();
+    let found = search(&shard.view(), &data.queries[0], None, Some(48));
+    assert!(found.iter().all(|(id, _)| matches!(id, PointId::Num(n) if n % 2 == 1)));
+    settle(&shard);
+    let rows: usize = shard.view().vectors[""].segments.iter().map(|s| s.segment.rows().len()).sum();
+    assert!(rows <= 1200, "{rows} rows in graphs");
+    assert!(recall(&shard, &data, None, 48) >= 0.95);
+    let files = fs::read_dir(folder.path().join("index")).unwrap().count();
+    assert!(files <= 1 + shard.view().vectors[""].segments.len(), "{files} files");
+    shard.close();
+}
+
+#[test]
+fn euclid_and_manhattan_have_graphs_too() {
+    let data = wordnet();
+    for distance in [Distance::Euclid, Distance::Manhattan] {
+        let folder = tempfile::tempdir().unwrap();
+        let shard = open_wordnet(folder.path(), 2 << 20);
+        fill(&shard, &data, distance);
+        settle(&shard);
+        let view = shard.view();
+        let mut hits = 0;
+        for query in &data.queries {
+            let exact = search(&view, query, None, None);
+            let found = search(&view, query, None, Some(48));
+            hits += found.iter().filter(|(_, score)| *score <= exact[9].1).count();
+        }
+        assert!(hits >= 950, "{distance:?}: {hits} of 1000");
+        shard.close();
+    }
+}
+
+#[test]
+fn a_damaged_index_costs_time_and_no_answer() {
+    let data = wordnet();
+    let folder = tempfile::tempdir().unwrap();
+    let index = folder.path().join("index");
+    let shard = open_wordnet(folder.path(), 2 << 20);
+    fill(&shard, &data, Distance::Cosine);
+    settle(&shard);
+    let answers = |shard: &Shard| -> Vec<_> {
+        let view = shard.view();
+        data.queries[..20].iter().map(|q| search(&view, q, None, None)).collect()
+    };
+    let want = answers(&shard);
+    shard.close();
+    drop(shard);
+    let segment =
+        fs::read_dir(&index).unwrap().map(|e| e.unwrap().path()).find(|p| p.extension().is_some()).unwrap();
+    let whole = fs::read(&segment).unwrap();
+    let manifest = fs::read(index.join("manifest")).unwrap();
+    let flip = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x40;
+        bytes
+    };
+    let cut = whole[..whole.len() - 1].to_vec();
+    let damages: Vec<(&Path, Option<Vec<u8>>)> = vec![
+        (&segment, Some(flip(70))),
+        (&segment, Some(flip(whole.len() / 2))),
+        (&segment, Some(flip(whole.len() - 1))),
+        (&segment, Some(cut)),
+        (&segment, Some(Vec::new())),
+        (&segment, None),
+        (Path::new("manifest"), Some(manifest[..manifest.len() / 2].to_vec())),
+        (Path::new("manifest"), None),
+    ];
+    for (file, bytes) in damages {
+        // Each damage is done to the same, whole index.
+        fs::write(&segment, &whole).unwrap();
+        fs::write(index.join("manifest"), &manifest).unwrap();
+        let path = index.join(file);
+        match bytes {
+            Some(bytes) => fs::write(&path, bytes).unwrap(),
+            None => fs::remove_file(&path).unwrap(),
+        }
+        // So large a delta is not sealed: no time goes into building, and the damaged file must be left out.
+        let shard = open_wordnet(folder.path(), 1 << 30);
+        assert!(shard.view().vectors[""].segments.is_empty(), "{}", path.display());
+        assert_eq!(answers(&shard), want);
+        shard.close();
+        drop(shard);
+    }
+    fs::remove_dir_all(&index).unwrap();
+    let shard = open_wordnet(folder.path(), 2 << 20);
+    assert_eq!(answers(&shard), want);
+    settle(&shard);
+    assert_eq!(answers(&shard), want);
+    assert_eq!(shard.stats().segments, 2, "one graph and the open delta");
+    shard.close();
+    drop(shard);
+    let shard = open_wordnet(folder.path(), 1 << 30);
+    assert_eq!(shard.view().vectors[""].segments.len(), 1, "it was built again, and is used");
+    shard.close();
+}
+
+#[test]
+fn readers_never_see_half_of_a_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&folder.path().join("store"), StoreOptions::default()).unwrap();
+    // Small deltas: graphs are built, merged and swapped all the time.
+    let options = ShardOptions { seal_bytes: 3_000, ..options() };
+    let shard = Shard::open(store, "r", &folder.path().join("index"), COLLECTION, options).unwrap();
+    let configure = command(Body::Configure(schema(1, &[("v", FieldType::Integer)])));
+    shard.apply(vec![configure.encode()], Bookmark(Bytes::new())).unwrap();
+    let done = AtomicBool::new(false);
+    let reads: usize = std::thread::scope(|scope| {
+        let reader = |seed: u64| {
+            let (shard, done) = (&shard, &done);
+            move || {
+                let mut reads = 0;
+                while !done.load(Ordering::Relaxed) || reads == 0 {
+                    let view = shard.view();
+                    let v = (reads as u64 * 7 + seed) % 50;
+                    let request = SearchRequest {
+                        target: Target::Nearest(vec![v as f32, 0.0, 0.0]),
+                        using: String::new(),
+                        filter: Some(Filter {
+                            must: vec![Condition::Field {
+                                path: "v".parse().unwrap(),
+                                test: FieldTest::Range(Range { gte: Some(v as f64), ..Range::default() }),
+                            }],
+                            ..Filter::default()
+                        }),
+                        limit: 20,
+                        offset: 0,
+                        score_threshold: None,
+                        params: SearchParams { exact: seed.is_multiple_of(2), ef: Some(4) },
+                        projection: everything(),
+                    };
+                    let mut seen = BTreeSet::new();
+                    for point in view.search(&request, None).unwrap() {
+                        let payload: Value = serde_json::from_slice(&point.payload.unwrap()).unwrap();
+                        let Vector::Dense(vector) = &point.vectors.unwrap()[""] else { panic!() };
+                        let held = payload["v"].as_u64().unwrap();
+                        assert_eq!(held as f32, vector[0], "payload and vector of {}", point.id);
+                        assert!(held >= v, "the filter saw another payload");
+                        assert_eq!(
+                            point.score,
+                            (vector[0] - v as f32).abs(),
+                            "the score is of another vector"
+                        );
+                        assert!(point.version <= view.position());
+                        assert!(seen.insert(point.id), "{} was found twice", point.id);
+                    }
+                    reads += 1;
+                }
+                reads
+            }
+        };
+        let readers: Vec<_> = (0..4).map(|seed| scope.spawn(reader(seed))).collect();
+        let rounds = 1500u64;
+        for round in 0..rounds {
+            let write = |id: u64| {
+                let v = (round * 13 + id * 5) % 60;
+                PointWrite {
+                    id: PointId::Num(id),
+                    vectors: [(String::new(), Vector::Dense(vec![v as f32, 0.0, 0.0]))].into(),
+                    payload: json!({"v": v}).to_string().into(),
+                }
+            };
+            let ids = (0..4).map(|i| (round * 7 + i * 11) % 40);
+            let mut bodies = vec![Body::Upsert(ids.map(write).collect())];
+            if round % 5 == 0 {
+                bodies.push(Body::Delete(vec![PointId::Num(round % 40)]));
+            }
+            let commands = bodies.into_iter().map(|b| command(b).encode()).collect();
+            shard.apply(commands, Bookmark(Bytes::new())).unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        readers.into_iter().map(|r| r.join().unwrap()).sum()
+    });
+    assert!(reads > 100, "{reads} reads");
+    assert_eq!(shard.scrub().unwrap(), shard.state_hash().unwrap());
+    shard.close();
+}
+
+/// 100,000 real vectors, for `docs/BENCHMARKS.md`: `ANNAL_WORDNET_100K=folder cargo test --release -p annal
+/// --lib wordnet_100k -- --nocapture --ignored`.
+#[test]
+#[ignore = "minutes, and data that is not in the repository"]
+fn wordnet_100k() {
+    let data_dir = std::env::var("ANNAL_WORDNET_100K").unwrap();
+    let read = |name: &str| {
+        npyz::NpyFile::new(io::BufReader::new(fs::File::open(Path::new(&data_dir).join(name)).unwrap()))
+            .unwrap()
+    };
+    let mut vectors: Vec<f32> =
+        read("vectors.f16.npy").into_vec::<half::f16>().unwrap().into_iter().map(f32::from).collect();
+    vectors.chunks_exact_mut(384).for_each(crate::model::schema::normalise);
+    let queries = read("queries.f32.npy").into_vec::<f32>().unwrap();
+    let neighbours = read("neighbors100.i32.npy").into_vec::<i32>().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let shard = open_wordnet(folder.path(), ShardOptions::default().seal_bytes);
+    let schema = Schema {
+        version: 1,
+        vectors: [(
+            String::new(),
+            VectorParams { dim: 384, distance: Distance::Cosine, hnsw: HnswParams::default() },
+        )]
+        .into(),
+        fields: [("n".parse().unwrap(), FieldType::Integer)].into(),
+        ..Schema::default()
+    };
+    shard.apply(vec![command(Body::Configure(schema)).encode()], Bookmark(Bytes::new())).unwrap();
+    let start = Instant::now();
+    for (number, chunk) in vectors.chunks(384 * 256).enumerate() {
+        let writes = chunk.chunks_exact(384).enumerate().map(|(i, row)| {
+            let id = (number * 256 + i) as u64;
+            PointWrite {
+                id: PointId::Num(id),
+                vectors: [(String::new(), Vector::Dense(row.to_vec()))].into(),
+                payload:
+                    json!({"n": id % 1000, "gloss": "a gloss of usual length stands here for the payload"})
+                        .to_string()
+                        .into(),
+            }
+        });
+        shard.apply(vec![command(Body::Upsert(writes.collect())).encode()], Bookmark(Bytes::new())).unwrap();
+    }
+    println!("applied after {:?}", start.elapsed());
+    let deadline = Instant::now() + Duration::from_secs(1800);
+    loop {
+        let view = shard.view();
+        if view.vectors.values().all(|index| index.next_merge(&view.live).is_none())
+            || Instant::now() > deadline
+        {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    println!("graphs after {:?}: {:?}", start.elapsed(), shard.stats());
+    let nouns = |below: f64| Filter {
+        must: vec![Condition::Field {
+            path: "n".parse().unwrap(),
+            test: FieldTest::Range(Range { lt: Some(below), ..Range::default() }),
+        }],
+        ..Filter::default()
+    };
+    for ef in [None, Some(64), Some(128), Some(256)] {
+        let view = shard.view();
+        let (start, mut hits) = (Instant::now(), 0);
+        for (query, want) in queries.chunks_exact(384).zip(neighbours.chunks_exact(100)).take(1000) {
+            let mut query = query.to_vec();
+            crate::model::schema::normalise(&mut query);
+            let request = SearchRequest {
+                target: Target::Nearest(query),
+                using: String::new(),
+                filter: None,
+                limit: 10,
+                offset: 0,
+                score_threshold: None,
+                params: SearchParams { exact: false, ef },
+                projection: Projection::default(),
+            };
+            let found = view.search(&request, None).unwrap();
+            hits +=
+                found.iter().filter(|p| want[..10].iter().any(|n| p.id == PointId::Num(*n as u64))).count();
+        }
+        println!("ef {ef:?}: recall@10 {:.4}, {:?} a query", hits as f64 / 10_000.0, start.elapsed() / 1000);
+    }
+    for below in [1.0, 10.0, 100.0, 500.0] {
+        let view = shard.view();
+        let filter = nouns(below);
+        let mut times = [Duration::ZERO; 2];
+        let mut hits = 0;
+        for query in queries.chunks_exact(384).take(200) {
+            let start = Instant::now();
+            let exact = search(&view, query, Some(filter.clone()), None);
+            times[0] += start.elapsed();
+            let start = Instant::now();
+            let found = search(&view, query, Some(filter.clone()), Some(128));
+            times[1] += start.elapsed();
+            hits += found.iter().filter(|f| exact.contains(f)).count();
+        }
+        println!(
+            "{} % allowed: recall {:.4}, exact {:?}, planned {:?}",
+            below / 10.0,
+            hits as f64 / 2000.0,
+            times[0] / 200,
+            times[1] / 200
+        );
+    }
+    shard.persist().unwrap();
+    shard.close();
+    drop(shard);
+    let cpu = || {
+        let t = fs::read_to_string("/proc/self/schedstat").unwrap();
+        t.split(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    let (start, _) = (Instant::now(), cpu());
+    let store = Store::open(&folder.path().join("store"), StoreOptions::default()).unwrap();
+    println!("store open after {:?}", start.elapsed());
+    let shard = Shard::open(store, "w", &folder.path().join("index"), COLLECTION, options()).unwrap();
+    println!("open after {:?}: {:?}", start.elapsed(), shard.stats());
+    shard.close();
+}
