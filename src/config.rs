@@ -28,6 +28,8 @@ pub struct Config {
     pub log: Log,
     /// The store.
     pub store: Store,
+    /// Vector indexes.
+    pub index: Index,
     /// Searches.
     pub search: Search,
     /// What one client may ask for.
@@ -76,6 +78,14 @@ pub struct Store {
     pub cache_bytes: u64,
 }
 
+/// Vector indexes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Index {
+    /// Bytes of vectors that are scanned exactly before a graph is built over them.
+    pub seal_bytes: usize,
+}
+
 /// Searches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -107,6 +117,7 @@ impl Default for Config {
             auth: Auth::default(),
             log: Log::default(),
             store: Store::default(),
+            index: Index::default(),
             search: Search::default(),
             limits: Limits::default(),
         }
@@ -129,6 +140,12 @@ impl Default for Log {
 impl Default for Store {
     fn default() -> Self {
         Store { cache_bytes: 256 << 20 }
+    }
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Index { seal_bytes: 32 << 20 }
     }
 }
 

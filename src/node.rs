@@ -149,7 +149,7 @@ fn cluster_options(config: &Config, identity: Identity, listener: &TcpListener) 
         peer: config.peer.to_string(),
         search_threads: if config.search.threads == 0 { cores } else { config.search.threads },
         index_dir: config.data_dir.join("index"),
-        shard: ShardOptions::default(),
+        shard: ShardOptions { seal_bytes: config.index.seal_bytes, ..ShardOptions::default() },
     }
 }
 

@@ -49,7 +49,13 @@ fn point(id: u64, value: u64) -> Value {
 }
 
 /// Writes until the node dies; says what was acknowledged and what may have been.
-fn write(client: &Client, writer: u64, round: u64, known: &mut BTreeMap<u64, Known>, stop: &AtomicBool) -> u64 {
+fn write(
+    client: &Client,
+    writer: u64,
+    round: u64,
+    known: &mut BTreeMap<u64, Known>,
+    stop: &AtomicBool,
+) -> u64 {
     let mut rng = StdRng::seed_from_u64(round << 8 | writer);
     let mut acknowledged = 0;
     for count in 0.. {
@@ -90,7 +96,11 @@ fn read_all(client: &Client) -> BTreeMap<u64, u64> {
             let value = point["payload"]["value"].as_u64().unwrap();
             assert_eq!(point["payload"]["id"], id, "a payload of another point");
             let stored: Vec<f32> = serde_json::from_value(point["vector"].clone()).unwrap();
-            assert_eq!(stored, vector(id, value), "point {id} has the vector of another write than its payload");
+            assert_eq!(
+                stored,
+                vector(id, value),
+                "point {id} has the vector of another write than its payload"
+            );
             assert!(found.insert(id, value).is_none(), "point {id} twice");
         }
         offset = page["next_page_offset"].clone();

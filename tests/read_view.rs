@@ -55,7 +55,10 @@ fn no_answer_mixes_two_writes() {
             let even = before % 2 == 0;
             let filter = json!({"must": [{"key": "even", "match": {"value": even}}]});
             let (path, body) = match reader % 4 {
-                0 => ("points/query", json!({"query": vector(before), "limit": POINTS, "params": {"exact": true}})),
+                0 => (
+                    "points/query",
+                    json!({"query": vector(before), "limit": POINTS, "params": {"exact": true}}),
+                ),
                 1 => ("points/query", json!({"query": vector(before), "limit": POINTS, "filter": filter})),
                 2 => ("points/scroll", json!({"limit": POINTS})),
                 _ => ("points/query", json!({"query": vector(before), "limit": POINTS})),
@@ -89,6 +92,8 @@ fn no_answer_mixes_two_writes() {
         stop.store(true, Ordering::Relaxed);
     });
     let (writes, answers) = (acknowledged.into_inner(), answers.into_inner());
-    println!("{writes} writes of {POINTS} points, {answers} answers of {READERS} readers: none mixed, none old");
+    println!(
+        "{writes} writes of {POINTS} points, {answers} answers of {READERS} readers: none mixed, none old"
+    );
     assert!(writes > 10 && answers > 100, "too little to say anything");
 }

@@ -23,7 +23,8 @@ fn annal(arguments: &[&str]) -> Output {
 
 fn import(url: &str, more: &[&str]) -> Value {
     let (vectors, payload) = (format!("{DATA}/vectors.f16.npy"), format!("{DATA}/payload.jsonl"));
-    let arguments = ["import", &vectors, "--payload", &payload, "--collection", "glosses", "--batch", "100", "--json"];
+    let arguments =
+        ["import", &vectors, "--payload", &payload, "--collection", "glosses", "--batch", "100", "--json"];
     let done = annal(&[&arguments[..], &["--url", url], more].concat());
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     serde_json::from_slice(&done.stdout).unwrap()

@@ -102,7 +102,7 @@ impl FromRef<Api> for BodyLimit {
 fn router(cluster: Cluster, options: &ApiOptions) -> io::Result<Router> {
     let api = Api { cluster, body_limit: BodyLimit(options.body_bytes_max), exporter: exporter()? };
     let built = qdrant::built().merge(native::built());
-    let open = qdrant::probes().merge(qdrant::unbuilt()).merge(native::unbuilt());
+    let open = qdrant::probes().merge(qdrant::unbuilt()).merge(native::audits()).merge(native::unbuilt());
     Ok(layered(built, open, options).with_state(api))
 }
 

@@ -18,9 +18,7 @@ use tokio::time::Instant;
 
 /// Routes that are built.
 pub(super) fn built() -> Router<Api> {
-    Router::new()
-        .route("/annal/v1/info", get(info))
-        .route("/annal/v1/cluster", get(topology))
+    Router::new().route("/annal/v1/info", get(info)).route("/annal/v1/cluster", get(topology))
 }
 
 /// Routes with parameters of their own, for people who check the database.
@@ -75,8 +73,7 @@ async fn state_hash(
     At(collection): At<String>,
     parameters: std::result::Result<Query<StateHashParameters>, QueryRejection>,
 ) -> Result<Json<Vec<ShardHash>>> {
-    let Query(parameters) =
-        parameters.map_err(|e| ApiError::invalid("query parameters", e.body_text()))?;
+    let Query(parameters) = parameters.map_err(|e| ApiError::invalid("query parameters", e.body_text()))?;
     if parameters.at.is_some() {
         return Err(ApiError::unbuilt("at", "the hash at an earlier position"));
     }

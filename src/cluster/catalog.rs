@@ -133,13 +133,13 @@ struct Wire {
 
 impl CatalogCommand {
     /// The command's bytes.
-    pub fn encode(&self) -> Bytes {
+    pub(super) fn encode(&self) -> Bytes {
         let json = serde_json::to_vec(self).expect("string keys, finite numbers");
         command::envelope(KIND, &Wire { json })
     }
 
     /// Reads bytes written by [`CatalogCommand::encode`].
-    pub fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
+    pub(super) fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
         let (kind, body) = command::open(bytes)?;
         if kind != KIND {
             return Err(DecodeError::Unknown { format: bytes[0], kind });
@@ -154,7 +154,7 @@ fn rejection(code: &str, message: String) -> Rejection {
 
 impl CatalogState {
     /// Applies one change, or says why it does not fit; pure.
-    pub fn apply(&mut self, command: CatalogCommand) -> Result<(), Rejection> {
+    pub(super) fn apply(&mut self, command: CatalogCommand) -> Result<(), Rejection> {
         match command {
             CatalogCommand::Create { name, spec } => self.create(name, spec),
             CatalogCommand::Drop { name } => match self.collections.remove(&name) {
@@ -282,7 +282,7 @@ const MARK_EVERY: u64 = 4_096;
 
 impl Catalog {
     /// Opens the catalog as the store has it.
-    pub fn open(store: Store) -> Result<Self, MachineError> {
+    pub(super) fn open(store: Store) -> Result<Self, MachineError> {
         let keyspace = store.keyspace("catalog", KeyspaceKind::Plain)?;
         let view = store.view();
         let applied: Applied = match view.get(&keyspace, APPLIED)? {
@@ -298,7 +298,7 @@ impl Catalog {
     }
 
     /// The catalog now.
-    pub fn state(&self) -> Arc<CatalogState> {
+    pub(super) fn state(&self) -> Arc<CatalogState> {
         self.state.load_full()
     }
 

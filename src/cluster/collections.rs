@@ -3,8 +3,8 @@
 //! A change is acknowledged when every shard has applied its part of it.
 
 use super::{
-    Cluster, ClusterError, CollectionChange, CollectionInfo, CollectionSpec, ReadOptions, Result, Token,
-    ShardHash, WriteOptions, Written,
+    Cluster, ClusterError, CollectionChange, CollectionInfo, CollectionSpec, ReadOptions, Result, ShardHash,
+    Token, WriteOptions, Written,
     catalog::{self, CatalogCommand},
     shards::LocalShard,
 };
@@ -89,8 +89,7 @@ impl Cluster {
             local.replica.wait_applied(index, options.deadline).await?;
             let shard = local.shard.clone();
             let hash = move || if scrub { shard.scrub() } else { shard.state_hash() };
-            let (position, hash) =
-                tokio::task::spawn_blocking(hash).await.map_err(super::task_error)??;
+            let (position, hash) = tokio::task::spawn_blocking(hash).await.map_err(super::task_error)??;
             hashes.push(ShardHash {
                 shard: local.number.0,
                 position,

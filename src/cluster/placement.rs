@@ -6,15 +6,15 @@
 use crate::model::{PointId, ShardNumber};
 
 /// Slots of every collection.
-pub const SLOTS: u32 = 16_384;
+pub(super) const SLOTS: u32 = 16_384;
 
 /// The slot of a point: XXH3 of its store key, modulo [`SLOTS`]. Fixed for ever.
-pub fn slot_of(id: PointId) -> u32 {
+pub(super) fn slot_of(id: PointId) -> u32 {
     (xxhash_rust::xxh3::xxh3_64(&id.to_key()) % u64::from(SLOTS)) as u32
 }
 
 /// The shard that owns a point in a collection of `shards` (at least 1) shards.
-pub fn shard_of(id: PointId, shards: u32) -> ShardNumber {
+pub(super) fn shard_of(id: PointId, shards: u32) -> ShardNumber {
     ShardNumber((u64::from(slot_of(id)) * u64::from(shards) / u64::from(SLOTS)) as u32)
 }
 

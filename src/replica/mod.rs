@@ -30,6 +30,7 @@ mod apply;
 mod checkpoint;
 mod entry;
 mod error;
+mod history;
 mod log_store;
 mod peer;
 mod progress;
@@ -216,6 +217,7 @@ impl<M: StateMachine> Replica<M> {
     ) -> Result<Self, ReplicaError> {
         let limits = options.propose.within(&group)?;
         let config = Arc::new(options.raft_config(group.id())?);
+        history::catch_up(&group, &machine, Mark::of(machine.bookmark().as_ref())?).await?;
         let persisted = machine.clone();
         let (bookmark, position) = tokio::task::spawn_blocking(move || {
             Ok::<_, crate::machine::MachineError>((persisted.persist()?, persisted.position()))

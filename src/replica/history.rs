@@ -1,0 +1,58 @@
+//! A state machine that lies behind what Raft still has: brought on from the history below `purged`.
+//!
+//! Invariant: only entries at or below `purged` are folded here. They were applied by this replica before they were
+//! purged, so they are committed, and their order is that of the log.
+//! Not here: entries above `purged` (openraft applies them), a log that does not reach back far enough (`Gap`).
+
+use super::{
+    ReplicaError,
+    entry::{self, Mark, RaftPayload, StoredMembership},
+};
+use crate::machine::{MachineError, StateMachine};
+use annal_wal::{GroupLog, LogIndex};
+use std::sync::Arc;
+
+/// History read at once.
+const READ_BYTES: usize = 4 << 20;
+
+/// Folds history into the machine until it stands at `purged`, if the log reaches back to where the machine stands;
+/// gives where it stands then.
+///
+/// Errors: `Log`, `Format`, `Machine`; what was folded stays folded.
+pub(super) async fn catch_up<M: StateMachine>(
+    group: &GroupLog,
+    machine: &Arc<M>,
+    mut mark: Mark,
+) -> Result<Mark, ReplicaError> {
+    let state = group.state();
+    let next = |mark: &Mark| LogIndex(mark.index().map_or(0, |applied| applied.0 + 1));
+    let Some(purged) = state.purged else { return Ok(mark) };
+    if next(&mark) > purged.index || state.oldest.is_none_or(|oldest| oldest > next(&mark)) {
+        return Ok(mark);
+    }
+    tracing::info!(group = group.id().0, from = next(&mark).0, to = purged.index.0, "applying history again");
+    while next(&mark) <= purged.index {
+        let entries = group.history(next(&mark), READ_BYTES).await?;
+        let mut commands = Vec::new();
+        for log_entry in entries.into_iter().take_while(|e| e.id.index <= purged.index) {
+            if log_entry.id.index != next(&mark) {
+                let why = format!("the next entry of the history is {:?}", log_entry.id.index);
+                return Err(ReplicaError::Hole { index: next(&mark), why });
+            }
+            let entry = entry::from_log(log_entry)?;
+            mark.applied = Some(entry.log_id);
+            match entry.payload {
+                RaftPayload::Blank => {}
+                RaftPayload::Normal(gathered) => commands.extend(gathered.iter()),
+                RaftPayload::Membership(membership) => {
+                    mark.membership = StoredMembership::new(Some(entry.log_id), membership);
+                }
+            }
+        }
+        let (machine, bookmark) = (machine.clone(), mark.to_bookmark());
+        tokio::task::spawn_blocking(move || machine.apply(commands, bookmark))
+            .await
+            .unwrap_or_else(|lost| Err(MachineError::Poisoned(lost.to_string())))?;
+    }
+    Ok(mark)
+}
