@@ -163,7 +163,7 @@ impl Indexer {
         fs::create_dir_all(&self.folder).map_err(|e| IndexError::Segment(e.into()))?;
         let new = self.build(&view, &merge)?.map(Arc::new);
         shard.replace_parts(&name, &merge, new);
-        self.write_manifest(&shard.view()).map_err(|e| IndexError::Segment(e.into()))?;
+        self.write_manifest(shard).map_err(|e| IndexError::Segment(e.into()))?;
         Ok(true)
     }
 
@@ -197,12 +197,14 @@ impl Indexer {
         Ok(Some(SealedSegment { file, segment }))
     }
 
-    /// Writes what a view holds, and deletes the files it does not.
-    fn write_manifest(&self, view: &ReadView) -> io::Result<()> {
+    /// Writes what the shard's view holds, and deletes the files it does not.
+    fn write_manifest(&self, shard: &Shard) -> io::Result<()> {
         let entries = |index: &VectorIndex| -> Vec<Entry> {
             index.segments.iter().map(|s| Entry::of(&s.file, &s.segment)).collect()
         };
         let mut manifest = lock(&self.manifest);
+        // Looked at under the lock: a view that an install replaces is written before `forget`, or not at all.
+        let view = shard.view();
         manifest.format = 1;
         manifest.position = view.position().0;
         manifest.segments = view.vectors.iter().map(|(name, index)| (name.clone(), entries(index))).collect();

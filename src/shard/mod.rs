@@ -290,10 +290,7 @@ impl Shard {
         let vectors = next_vectors(&base.vectors, &fold.schema, &fold.born, self.options.seal_bytes);
         writer.died += fold.died;
         let waits = |index: &VectorIndex| !index.sealed.is_empty();
-        if vectors.values().any(waits) || writer.died as u64 * 10 > fold.live.count() {
-            writer.died = 0;
-            self.indexer.notify();
-        }
+        let worth_a_look = vectors.values().any(waits) || writer.died as u64 * 10 > fold.live.count();
         self.published.store(Arc::new(ReadView {
             state: fold.state,
             schema: fold.schema,
@@ -304,6 +301,11 @@ impl Shard {
             fields: fold.fields,
             vectors,
         }));
+        // After the view is there: the index thread looks at it, and then sleeps until it is told again.
+        if worth_a_look {
+            writer.died = 0;
+            self.indexer.notify();
+        }
         Ok(outcomes)
     }
 
@@ -393,6 +395,8 @@ impl StateMachine for Shard {
         writer.generation = generation;
         self.published.store(Arc::new(view));
         drop(writer);
+        // The index thread may have written the old state's files in between.
+        self.indexer.forget()?;
         self.indexer.notify();
         self.store.drop_keyspace(&old)?;
         Ok(())

@@ -314,6 +314,40 @@ fn readers_never_see_half_of_a_write() {
     shard.close();
 }
 
+#[test]
+fn writers_wait_for_graphs_but_not_for_ever() {
+    let upsert = |id: u64| {
+        let row = Vector::Dense(vec![id as f32, 0.0, 1.0]);
+        let write = PointWrite {
+            id: PointId::Num(id),
+            vectors: [(String::new(), row)].into(),
+            payload: Bytes::new(),
+        };
+        command(Body::Upsert(vec![write])).encode()
+    };
+    for index_works in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let index = folder.path().join("index");
+        if !index_works {
+            fs::write(&index, "a file where a folder is wanted").unwrap();
+        }
+        let store = Store::open(&folder.path().join("store"), StoreOptions::default()).unwrap();
+        // Every row is a sealed delta of 12 bytes, and eight of them are too many.
+        let options = ShardOptions { seal_bytes: 1, waiting_bytes: 24, ..options() };
+        let shard = Shard::open(store, "b", &index, COLLECTION, options).unwrap();
+        let configure = command(Body::Configure(schema(1, &[]))).encode();
+        shard.apply(vec![configure], Bookmark(Bytes::new())).unwrap();
+        for id in 0..40 {
+            shard.apply(vec![upsert(id)], Bookmark(Bytes::new())).unwrap();
+            let waiting = shard.view().vectors[""].waiting_rows();
+            assert!(waiting <= 9 || !index_works, "{waiting} rows wait");
+            let found = search(&shard.view(), &[id as f32, 0.0, 1.0], None, None);
+            assert_eq!(found[0], (PointId::Num(id), 0.0));
+        }
+        shard.close();
+    }
+}
+
 /// 100,000 real vectors, for `docs/BENCHMARKS.md`: `ANNAL_WORDNET_100K=folder cargo test --release -p annal
 /// --lib wordnet_100k -- --nocapture --ignored`.
 #[test]
