@@ -78,7 +78,8 @@ fn floors_point_down() {
         if matches!(module, "lib" | "main") || is_test(&path) {
             continue;
         }
-        let own = floor(module).unwrap_or_else(|| panic!("{} stands on no floor: add it to FLOORS", path.display()));
+        let own = floor(module)
+            .unwrap_or_else(|| panic!("{} stands on no floor: add it to FLOORS", path.display()));
         // `use crate::{ a::…, b }` spans lines: names are looked for one by one.
         let body: String = code(&text).map(|(_, line)| line).collect::<Vec<_>>().join("\n");
         for (other, other_floor) in FLOORS.iter().filter(|(name, f)| *name != module && *f >= own) {
@@ -132,7 +133,8 @@ fn foreign_crates_stay_in_their_rooms() {
             for (line, text) in code(&text) {
                 let uses = [format!("{name}::"), format!("use {name};"), format!("extern crate {name}")];
                 if uses.iter().any(|u| {
-                    text.match_indices(u.as_str()).any(|(at, _)| !text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
+                    text.match_indices(u.as_str())
+                        .any(|(at, _)| !text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
                 }) {
                     wrong.push(format!("{path}:{line} names {name}, whose room is {room}"));
                 }
