@@ -414,9 +414,11 @@ impl GroupLog {
     pub async fn read(&self, range: Range<LogIndex>, bytes_max: usize) -> Result<Vec<Entry>, Error> {
         let Some(upto) = range.end.0.checked_sub(1) else { return Ok(Vec::new()) };
         self.read_sources(bytes_max, |inner| {
-            let from = range.start.max(inner.hard.live_from());
-            let from = if inner.hard.purged.is_none() { from.max(inner.oldest()?) } else { from };
-            Some((from, LogIndex(upto).min(inner.hard.last?.index)))
+            let Some(last) = inner.hard.last else { return Ok(None) };
+            // Without a purge all there is is live; if there should be some and is none, it is lost.
+            let first = inner.oldest().unwrap_or(last.index);
+            let live_from = inner.hard.purged.map_or(first, |id| id.index.next());
+            Ok(Some((range.start.max(live_from), LogIndex(upto).min(last.index))))
         })
         .await
     }
@@ -425,27 +427,28 @@ impl GroupLog {
     ///
     /// Errors: `Gone` if `from` lies below `oldest`, `Corrupt`, `Io`.
     pub async fn history(&self, from: LogIndex, bytes_max: usize) -> Result<Vec<Entry>, Error> {
-        {
-            let inner = self.cell.lock();
+        // Checked under the lock of each look-up: retention may move `oldest` at any time.
+        self.read_sources(bytes_max, |inner| {
+            let Some(last) = inner.hard.last else { return Ok(None) };
             let oldest = inner.oldest();
-            let reachable = oldest.or(inner.hard.last.map(|id| id.index.next()));
-            if reachable.is_some_and(|reachable| from < reachable) {
+            if from < oldest.unwrap_or(last.index.next()) {
                 return Err(Error::Gone { oldest });
             }
-        }
-        self.read_sources(bytes_max, |inner| Some((from, inner.hard.last?.index))).await
+            Ok(Some((from, last.index)))
+        })
+        .await
     }
 
     async fn read_sources(
         &self,
         bytes_max: usize,
-        range: impl Fn(&Inner) -> Option<(LogIndex, LogIndex)>,
+        range: impl Fn(&Inner) -> Result<Option<(LogIndex, LogIndex)>, Error>,
     ) -> Result<Vec<Entry>, Error> {
         let mut retried = false;
         loop {
             let sources = {
                 let inner = self.live()?;
-                let Some((from, upto)) = range(&inner).filter(|(from, upto)| from <= upto) else {
+                let Some((from, upto)) = range(&inner)?.filter(|(from, upto)| from <= upto) else {
                     return Ok(Vec::new());
                 };
                 let sources = inner.sources(from, upto, bytes_max);

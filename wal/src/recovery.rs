@@ -164,16 +164,7 @@ impl Reading<'_> {
             }
             Err(error) => return Err(Error::io(doing())(error)),
         };
-        let fold = &mut self.fold;
-        let found = scan(&bytes, SegmentKey { store: self.anchor.store, segment: number }, |found| {
-            fold.apply(found.group, &found.event, number, found.spot).map_err(|wrong| Damage {
-                segment: number.0,
-                offset: u64::from(found.spot.offset),
-                group: Some(found.group),
-                index: Some(wrong.got.index),
-                why: format!("the entry does not follow {:?}", wrong.last),
-            })
-        })?;
+        let found = scan(&bytes, self.key(number), |found| found.fold_into(&mut self.fold, number))?;
         self.report.torn_bytes += found.torn_bytes;
         if found.frames == 0 && found.damage.is_empty() {
             self.unused.push(number);
@@ -207,25 +198,18 @@ impl Reading<'_> {
 
     /// Checks that a segment goes on where the one before it ended.
     fn follows(&mut self, number: SegmentNo, before: Link) -> Result<(), Error> {
-        let damaged = |segment: SegmentNo, offset, why| Damage {
-            segment: segment.0,
-            offset,
-            group: None,
-            index: None,
-            why,
-        };
         let expected = self.last.map_or(self.anchor.first, |end| end.segment.next());
         if let Some(unused) = self.unused.first() {
             let why = format!("the segment holds no frame, but segment {} does", number.0);
-            return Err(damaged(*unused, 0, why).into());
+            return Err(Damage::at(*unused, 0, why).into());
         }
         if number != expected {
-            return Err(damaged(expected, 0, "the segment is missing".into()).into());
+            return Err(Damage::at(expected, 0, "the segment is missing").into());
         }
         if let Some(end) = self.last.filter(|end| end.link != before) {
             let (last, next) = (end.link.sequence.0, before.sequence.0 + 1);
             let why = format!("ends with frame {last}, but the next segment starts with frame {next}");
-            self.unexplained.push(damaged(end.segment, end.offset, why));
+            self.unexplained.push(Damage::at(end.segment, end.offset, why));
         }
         Ok(())
     }
@@ -256,15 +240,12 @@ impl Reading<'_> {
             return Err(damage.into());
         }
         if self.last.is_none() && self.anchor.first > SegmentNo(1) {
-            let segment = self.anchor.first.0;
-            let why = "the segment is missing".into();
-            return Err(Damage { segment, offset: 0, group: None, index: None, why }.into());
+            return Err(Damage::at(self.anchor.first, 0, "the segment is missing").into());
         }
         for (group, chapter) in self.fold.seal() {
             if !chapter.known {
-                let segment = self.anchor.first.0;
-                let why = "the group's creation is not in the log".into();
-                return Err(Damage { segment, offset: 0, group: Some(group), index: None, why }.into());
+                let damage = Damage::at(self.anchor.first, 0, "the group's creation is not in the log");
+                return Err(Damage { group: Some(group), ..damage }.into());
             }
         }
         for (group, inner) in &mut self.groups {
@@ -272,16 +253,9 @@ impl Reading<'_> {
             let lost = lost_entry(inner, needed);
             inner.index.keep_suffix();
             if let Some(index) = lost {
-                let (segment, offset) =
-                    self.report.damage.first().map_or((0, 0), |at| (at.segment, at.offset));
-                let why = "a live entry is lost".into();
-                self.report.damage.push(Damage {
-                    segment,
-                    offset,
-                    group: Some(*group),
-                    index: Some(index),
-                    why,
-                });
+                let place = self.report.damage.first().map_or((0, 0), |at| (at.segment, at.offset));
+                let damage = Damage::at(SegmentNo(place.0), place.1, "a live entry is lost");
+                self.report.damage.push(Damage { group: Some(*group), index: Some(index), ..damage });
             }
         }
         for number in self.unused {

@@ -11,11 +11,11 @@
 use crate::{
     entry::{GroupId, LogIndex},
     error::Error,
-    fold::Seal,
+    fold::{Fold, Seal},
     frame::{self, BadFrame, Frame, Link, SegmentKey, Sequence},
     record::{Event, NotARecord},
     segment::{
-        Spot,
+        SegmentNo, Spot,
         layout::{self, AFTER, BEFORE, Envelope, HEADER, HeaderState},
     },
 };
@@ -33,6 +33,13 @@ pub struct Damage {
     pub index: Option<LogIndex>,
     /// What did not match.
     pub why: String,
+}
+
+impl Damage {
+    /// Damage that is not told of one entry.
+    pub(crate) fn at(segment: SegmentNo, offset: u64, why: impl Into<String>) -> Damage {
+        Damage { segment: segment.0, offset, group: None, index: None, why: why.into() }
+    }
 }
 
 impl From<Damage> for Error {
@@ -100,6 +107,21 @@ pub(crate) struct Found<'a> {
     pub(crate) spot: Spot,
     pub(crate) bytes: &'a [u8],
     pub(crate) sequence: Sequence,
+}
+
+impl Found<'_> {
+    /// Folds the record in; an entry that does not follow the last one is damage.
+    pub(crate) fn fold_into(&self, fold: &mut Fold, segment: SegmentNo) -> Result<(), Damage> {
+        fold.apply(self.group, &self.event, segment, self.spot).map_err(|wrong| Damage {
+            group: Some(self.group),
+            index: Some(wrong.got.index),
+            ..Damage::at(
+                segment,
+                u64::from(self.spot.offset),
+                format!("the entry does not follow {:?}", wrong.last),
+            )
+        })
+    }
 }
 
 /// Scans a segment, giving each record of each good frame to `on`.
@@ -178,7 +200,7 @@ impl Scan {
         }
         let why =
             format!("the seal says the segment ends at {} with frame {}", seal.end, seal.last.sequence.0);
-        let damage = Damage { segment: seal.segment.0, offset: self.end, group: None, index: None, why };
+        let damage = Damage::at(seal.segment, self.end, why);
         Some(BadSpan { damage, until: seal.end })
     }
 
@@ -201,9 +223,8 @@ impl Scan {
             .is_some_and(|last| last.sequence.0 + 1 != found.link.sequence.0 || last.crc != found.before_crc);
         if chained && broken {
             let why = format!("frame {} does not follow the one before it", found.link.sequence.0);
-            let (segment, offset) = (key.segment.0, at as u64);
-            let damage = Damage { segment, offset, group: None, index: None, why };
-            self.damage.push(BadSpan { damage, until: offset });
+            let damage = Damage::at(key.segment, at as u64, why);
+            self.damage.push(BadSpan { damage, until: at as u64 });
         }
         if self.frames == 0 && chained {
             let sequence = Sequence(found.link.sequence.0.saturating_sub(1));
@@ -268,11 +289,10 @@ fn find(bytes: &[u8], wanted: &[u8; 4]) -> Option<usize> {
 }
 
 fn describe(bad: &BadFrame<'_>, key: SegmentKey, at: usize, tail: &str) -> Damage {
-    let segment = key.segment.0;
     let Some((offset, record)) = bad.record else {
         let part = if bad.header.is_some() { "frame's crc" } else { "frame's header" };
         let why = format!("the {part} does not hold; {tail}");
-        return Damage { segment, offset: at as u64, group: None, index: None, why };
+        return Damage::at(key.segment, at as u64, why);
     };
     // The record is damaged, so its own words are a hint and no more.
     let group = record.map(|record| record.group());
@@ -281,5 +301,5 @@ fn describe(bad: &BadFrame<'_>, key: SegmentKey, at: usize, tail: &str) -> Damag
         _ => None,
     });
     let why = format!("a record's crc does not hold; {tail}");
-    Damage { segment, offset: offset as u64, group, index, why }
+    Damage { group, index, ..Damage::at(key.segment, offset as u64, why) }
 }

@@ -35,15 +35,7 @@ impl Scrub {
                 let short = seal.as_ref().and_then(|seal| found.short_of(seal));
                 found.damage.into_iter().chain(short).map(|span| span.named_by(seal.as_ref())).collect()
             }
-            Err(error) => {
-                vec![Damage {
-                    segment: number.0,
-                    offset: 0,
-                    group: None,
-                    index: None,
-                    why: error.to_string(),
-                }]
-            }
+            Err(error) => vec![Damage::at(number, 0, error.to_string())],
         };
         if !found.is_empty() {
             for damage in &found {

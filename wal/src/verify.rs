@@ -122,7 +122,7 @@ struct Walk<'a, F> {
 
 impl<F: FnMut(DumpedRecord<'_>)> Walk<'_, F> {
     fn damaged(&mut self, segment: SegmentNo, offset: u64, why: String) {
-        self.report.damage.push(Damage { segment: segment.0, offset, group: None, index: None, why });
+        self.report.damage.push(Damage::at(segment, offset, why));
     }
 
     fn segment(&mut self, number: SegmentNo) -> Result<(), Error> {
@@ -144,15 +144,7 @@ impl<F: FnMut(DumpedRecord<'_>)> Walk<'_, F> {
             report.record_bytes += u64::from(found.spot.bytes);
             let entry = matches!(found.event, Event::Entry(_) | Event::Again(_));
             report.entries += u64::from(entry);
-            let folded = fold.as_mut().map_or(Ok(()), |fold| {
-                fold.apply(found.group, &found.event, number, found.spot).map_err(|wrong| Damage {
-                    segment: number.0,
-                    offset: u64::from(found.spot.offset),
-                    group: Some(found.group),
-                    index: Some(wrong.got.index),
-                    why: format!("the entry does not follow {:?}", wrong.last),
-                })
-            });
+            let folded = fold.as_mut().map_or(Ok(()), |fold| found.fold_into(fold, number));
             on(DumpedRecord {
                 segment: number.0,
                 sequence: found.sequence.0,
@@ -184,10 +176,8 @@ impl<F: FnMut(DumpedRecord<'_>)> Walk<'_, F> {
         let (last, end) = (found.last, found.end);
         let spans = found.damage.into_iter().chain(short);
         self.report.damage.extend(spans.map(|span| span.named_by(seal.as_ref())));
-        let envelope = |offset| {
-            let why = "the bytes around the frame are not as they were written".to_string();
-            Damage { segment: number.0, offset, group: None, index: None, why }
-        };
+        let envelope =
+            |offset| Damage::at(number, offset, "the bytes around the frame are not as they were written");
         self.report.envelopes.extend(found.envelopes.into_iter().map(envelope));
         if stored.is_some() && seal.is_none() {
             self.damaged(number, 0, "the seal's crc does not hold".into());

@@ -145,7 +145,7 @@ on_both!(flushed_never_counts_what_was_truncated, |place: Place| async move {
     group.truncate_after(Some(LogIndex(14))).await.unwrap();
     assert_eq!((group.state().flushed, group.state().submitted), (Some(LogIndex(14)), Some(LogIndex(14))));
     let seen = group.clone();
-    let state = move |_| drop(told.send(seen.state().flushed));
+    let state = move |_| told.send(seen.state().flushed).unwrap();
     group.append(entries(2, 15..18, 10), state).await.unwrap();
     assert!(group.state().flushed == Some(LogIndex(14)) || group.state().flushed == Some(LogIndex(17)));
     assert_eq!(flushed.await.unwrap(), Some(LogIndex(17)), "told after it is on the disk");
