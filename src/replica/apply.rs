@@ -39,7 +39,26 @@ pub(super) struct Applier<M> {
 }
 
 /// Held by whatever may call the machine on openraft's behalf; once all are dropped, nobody does any more.
-pub(super) type InUse = Arc<DropGuard>;
+#[derive(Clone)]
+pub(super) struct InUse {
+    progress: Arc<Progress>,
+    _released: Arc<DropGuard>,
+}
+
+impl InUse {
+    pub(super) fn new(progress: Arc<Progress>, released: DropGuard) -> Self {
+        InUse { progress, _released: Arc::new(released) }
+    }
+}
+
+impl Drop for InUse {
+    /// openraft would go on without its state machine; a panic here must stop the replica like any other failure.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.progress.stop("a bug: the state machine's keeper panicked", true);
+        }
+    }
+}
 
 impl<M: StateMachine> Applier<M> {
     pub(super) fn new(machine: Arc<M>, progress: Arc<Progress>, mark: Mark, in_use: InUse) -> Self {

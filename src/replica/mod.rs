@@ -54,7 +54,7 @@ use crate::{
     model::{Position, ReplicaId},
 };
 use annal_wal::{GroupLog, Log};
-use apply::Applier;
+use apply::{Applier, InUse};
 use bytes::Bytes;
 use checkpoint::Checkpoints;
 use entry::{Mark, RaftLogId, Types};
@@ -230,7 +230,7 @@ impl<M: StateMachine> Replica<M> {
 
         let progress = Arc::new(Progress::new(group.clone(), mark.clone(), position));
         let machine_released = CancellationToken::new();
-        let in_use = Arc::new(machine_released.clone().drop_guard());
+        let in_use = InUse::new(progress.clone(), machine_released.clone().drop_guard());
         let raft = Raft::new(
             options.replica.0,
             config,

@@ -150,7 +150,11 @@ impl Inner {
     fn flushed(&self) -> Option<LogIndex> {
         let Some(first) = self.hot_first() else { return self.hard.last.map(|id| id.index) };
         // The disk's view may still hold entries that were truncated since; ids tell them apart.
-        let on_disk = |entry: &Entry| self.index.id_at(entry.id.index) == Some(entry.id);
+        // Retention makes the disk's view forget purged entries that are still in memory; they were flushed.
+        let purged = self.purged_flushed.map(|id| id.index);
+        let on_disk = |entry: &Entry| {
+            Some(entry.id.index) <= purged || self.index.id_at(entry.id.index) == Some(entry.id)
+        };
         let count = self.hot.partition_point(on_disk) as u64;
         let last = LogIndex((first.0 + count).checked_sub(1)?);
         (count > 0 || self.id_at(last).is_some()).then_some(last)

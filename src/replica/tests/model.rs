@@ -92,7 +92,9 @@ struct Life {
 
 fn small() -> annal_wal::Options {
     let (segment_bytes, retention_bytes, hot_bytes_max) = (8 << 10, 32 << 10, 8 << 10);
-    annal_wal::Options { segment_bytes, retention_bytes, hot_bytes_max, ..log_options() }
+    // A disk that is gone for good is noticed at the latest by the watchdog, well before any caller's deadline.
+    let watchdog = Duration::from_secs(2);
+    annal_wal::Options { segment_bytes, retention_bytes, hot_bytes_max, watchdog, ..log_options() }
 }
 
 impl Life {

@@ -15,7 +15,7 @@ async fn parts(log: &Log) -> (LogStore, Applier<Journal>) {
     let group = log.create_group(GROUP).await.unwrap();
     let progress = Arc::new(Progress::apart());
     let machine = Arc::new(Journal::default());
-    let in_use = Arc::new(CancellationToken::new().drop_guard());
+    let in_use = InUse::new(progress.clone(), CancellationToken::new().drop_guard());
     (LogStore::new(group, progress.clone()), Applier::new(machine, progress, Mark::default(), in_use))
 }
 
