@@ -69,15 +69,35 @@ fn disk_bytes(folder: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(folder) else { return 0 };
     entries
         .map(|entry| entry.unwrap().path())
-        .map(|path| if path.is_dir() { disk_bytes(&path) } else { path.metadata().map_or(0, |m| m.blocks() * 512) })
+        .map(
+            |path| {
+                if path.is_dir() {
+                    disk_bytes(&path)
+                } else {
+                    path.metadata().map_or(0, |m| m.blocks() * 512)
+                }
+            },
+        )
         .sum()
 }
 
-fn annal(data: &Path, folder: &Path, rows: usize, queries: &[f32], dim: usize, truth: &[HashSet<u64>]) -> Node {
+fn annal(
+    data: &Path,
+    folder: &Path,
+    rows: usize,
+    queries: &[f32],
+    dim: usize,
+    truth: &[HashSet<u64>],
+) -> Node {
     let node = Node::ready(folder);
     let began = Instant::now();
     let mut import = Command::new(env!("CARGO_BIN_EXE_annal"));
-    import.arg("import").arg(data.join("vectors.f16.npy")).args(["--collection", "glosses", "--url", &node.url]);
+    import.arg("import").arg(data.join("vectors.f16.npy")).args([
+        "--collection",
+        "glosses",
+        "--url",
+        &node.url,
+    ]);
     if data.join("payload.jsonl").exists() {
         import.arg("--payload").arg(data.join("payload.jsonl"));
     }

@@ -35,7 +35,10 @@ fn main() {
     let node = Node::ready(&folder.path().join("node"));
     node.client().put("/collections/c", &json!({"vectors": {"size": DIM, "distance": "Dot"}})).ok();
     let raw = RawFile::start(&folder.path().join("raw"));
-    println!("{:>8} {:>12} {:>12} {:>8}   median of {TURNS} interleaved turns of {TURN:?}", "clients", "annal /s", "raw /s", "ratio");
+    println!(
+        "{:>8} {:>12} {:>12} {:>8}   median of {TURNS} interleaved turns of {TURN:?}",
+        "clients", "annal /s", "raw /s", "ratio"
+    );
     for clients in [1, 8, 64] {
         let mut turns: Vec<(f64, f64)> = (0..TURNS)
             .map(|_| {

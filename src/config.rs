@@ -87,7 +87,7 @@ pub struct Index {
 }
 
 /// Searches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Search {
     /// Threads that search; 0 for one a core.
@@ -146,12 +146,6 @@ impl Default for Store {
 impl Default for Index {
     fn default() -> Self {
         Index { seal_bytes: 32 << 20 }
-    }
-}
-
-impl Default for Search {
-    fn default() -> Self {
-        Search { threads: 0 }
     }
 }
 

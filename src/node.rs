@@ -91,10 +91,7 @@ impl Node {
             .map_err(|source| NodeError::Listen { addr: config.http, source })?;
         let (log, _) = annal_wal::Log::open(&dir.join("wal"), log_options(&config))?;
         let identity = Identity::read_or_found(&dir.join("node.json"), &config.node.name)?;
-        let store = Store::open(
-            &dir.join("store"),
-            StoreOptions { cache_bytes: config.store.cache_bytes, ..StoreOptions::default() },
-        )?;
+        let store = Store::open(&dir.join("store"), StoreOptions { cache_bytes: config.store.cache_bytes })?;
         let cluster =
             Cluster::open(cluster_options(&config, identity, &listener), log.clone(), store.clone()).await?;
         Ok(Node { listener, config, log, store, cluster })

@@ -23,7 +23,7 @@ fn vector(value: u64) -> Vec<f32> {
 
 fn points(value: u64) -> Value {
     let points: Vec<Value> = (0..POINTS)
-        .map(|id| json!({"id": id, "vector": vector(value), "payload": {"v": value, "even": value % 2 == 0}}))
+        .map(|id| json!({"id": id, "vector": vector(value), "payload": {"v": value, "even": value.is_multiple_of(2)}}))
         .collect();
     json!({ "points": points })
 }
@@ -52,7 +52,7 @@ fn no_answer_mixes_two_writes() {
         let client = Client::new(&node.url);
         while !stop.load(Ordering::Relaxed) {
             let before = acknowledged.load(Ordering::SeqCst);
-            let even = before % 2 == 0;
+            let even = before.is_multiple_of(2);
             let filter = json!({"must": [{"key": "even", "match": {"value": even}}]});
             let (path, body) = match reader % 4 {
                 0 => (
@@ -74,7 +74,10 @@ fn no_answer_mixes_two_writes() {
             assert!(values.iter().all(|v| *v >= before), "{path} is older than {before}: {values:?}");
             let all_match = reader % 4 != 1;
             assert!(!all_match || values.len() as u64 == POINTS, "{path} lacks points: {}", values.len());
-            assert!(values.iter().all(|v| all_match || (v % 2 == 0) == even), "{path} breaks its filter");
+            assert!(
+                values.iter().all(|v| all_match || v.is_multiple_of(2) == even),
+                "{path} breaks its filter"
+            );
             answers.fetch_add(1, Ordering::Relaxed);
         }
     };

@@ -89,6 +89,9 @@ impl ClusterError {
 
 impl From<MachineError> for ClusterError {
     fn from(e: MachineError) -> Self {
+        if let MachineError::Invalid(invalid) = e {
+            return invalid.into();
+        }
         let corrupt = e.kind() == Kind::Corrupt;
         ClusterError::Internal { message: e.to_string(), corrupt, effect: Effect::Unknown }
     }

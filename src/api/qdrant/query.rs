@@ -96,7 +96,7 @@ fn points(answer: &mut Answer, found: &[ScoredPoint]) {
     answer.text("}");
 }
 
-fn one(found: &Vec<ScoredPoint>, write: WriteFound) -> Vec<u8> {
+fn one(found: &[ScoredPoint], write: WriteFound) -> Vec<u8> {
     let mut answer = Answer::default();
     write(&mut answer, found);
     answer.0
@@ -516,8 +516,8 @@ mod tests {
     #[test]
     fn answers_have_two_shapes() {
         let found = vec![vec![], vec![]];
-        assert_eq!(one(&found, points), br#"{"points":[]}"#);
-        assert_eq!(one(&found, list), b"[]");
+        assert_eq!(one(&found[0], points), br#"{"points":[]}"#);
+        assert_eq!(one(&found[0], list), b"[]");
         assert_eq!(many(&found, points), br#"[{"points":[]},{"points":[]}]"#);
         assert_eq!(many(&found, list), b"[[],[]]");
     }
