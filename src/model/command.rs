@@ -369,3 +369,95 @@ mod wire {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Condition, Distance, FieldType, HnswParams, VectorParams};
+    use std::{fmt::Write, fs, path::Path};
+
+    fn command(request: Option<RequestId>, body: Body) -> Command {
+        Command {
+            collection: CollectionId(3),
+            schema_version: 2,
+            epoch: Epoch(1),
+            request,
+            born: Position(40),
+            body,
+        }
+    }
+
+    /// One of each kind, with one of each thing in it.
+    fn one_of_each() -> Vec<(&'static str, Command)> {
+        let vectors = VectorParams { dim: 2, distance: Distance::Cosine, hnsw: HnswParams::default() };
+        let schema = Schema {
+            version: 2,
+            vectors: [(String::new(), vectors)].into(),
+            sparse: [("words".to_owned(), Default::default())].into(),
+            fields: [("a.b[].c".parse().expect("a path"), FieldType::Keyword)].into(),
+        };
+        let sparse = SparseVector { indices: vec![1, 70_000], values: vec![0.5, -2.0] };
+        let whole = PointWrite {
+            id: PointId::Num(7),
+            vectors: [
+                (String::new(), Vector::Dense(vec![0.6, -0.8])),
+                ("words".to_owned(), Vector::Sparse(sparse)),
+            ]
+            .into(),
+            payload: Bytes::from_static(br#"{"pos":"n"}"#),
+        };
+        let bare = PointWrite {
+            id: PointId::Uuid(0x1234 << 96 | 5),
+            vectors: Vectors::new(),
+            payload: Bytes::new(),
+        };
+        let client = RequestId { client: "loader".to_owned(), seq: 9 };
+        let filter = Filter { must: vec![Condition::HasId([PointId::Num(1)].into())], ..Filter::default() };
+        vec![
+            ("configure", command(None, Body::Configure(schema))),
+            ("upsert", command(Some(client), Body::Upsert(vec![whole, bare]))),
+            ("delete", command(None, Body::Delete(vec![PointId::Num(0), PointId::Uuid(u128::MAX)]))),
+            ("delete matching", command(None, Body::DeleteMatching(filter))),
+        ]
+    }
+
+    #[test]
+    fn the_bytes_are_golden_and_read_back() {
+        let mut text = String::new();
+        for (name, command) in one_of_each() {
+            let bytes = command.encode();
+            assert_eq!(Command::decode(&bytes).expect("its own bytes"), command);
+            let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+            writeln!(text, "{name}: {hex}").expect("a String grows");
+        }
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/commands.txt");
+        if std::env::var_os("REWRITE").is_some() {
+            fs::write(&golden, &text).expect("rewritten");
+        }
+        assert_eq!(fs::read_to_string(&golden).expect("the golden file"), text);
+    }
+
+    #[test]
+    fn what_is_not_a_command_is_refused() {
+        let good = one_of_each()[1].1.encode();
+        let changed = |at: usize, byte: u8| {
+            let mut bytes = good.to_vec();
+            bytes[at] = byte;
+            Command::decode(&bytes.into())
+        };
+        assert!(matches!(changed(0, 2), Err(DecodeError::Unknown { format: 2, .. })));
+        assert!(matches!(changed(1, 99), Err(DecodeError::Unknown { kind: 99, .. })));
+        assert!(matches!(changed(3, 1), Err(DecodeError::Damaged(_))));
+        for length in 0..good.len() {
+            assert!(Command::decode(&good.slice(..length)).is_err(), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn a_retry_has_the_hash_of_the_first_try_and_another_intent_has_not() {
+        let [(_, first), (_, other)] = [&one_of_each()[2], &one_of_each()[3]].map(Clone::clone);
+        let retry = Command { born: Position(99), epoch: Epoch(2), ..first.clone() };
+        assert_eq!(first.body_hash(), retry.body_hash());
+        assert_ne!(first.body_hash(), other.body_hash());
+    }
+}

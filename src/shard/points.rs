@@ -2,7 +2,7 @@
 //!
 //! All of a shard lies in **one** keyspace, a first byte telling the tables apart, because a crash leaves a
 //! prefix of one keyspace's batches (see `store`): points, vectors, indexes, dedup and bookmark can never
-//! disagree. Records are protobuf messages whose fields are only ever added. Tables: `docs/FORMATS-store.md`.
+//! disagree. Records are protobuf messages whose fields are only ever added. Tables: `docs/FORMATS.md`.
 //!
 //! Not here: what the bytes mean to each other (`apply`), the index files (`vector_index`).
 

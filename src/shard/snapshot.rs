@@ -7,7 +7,7 @@
 //! Invariants: a damaged, cut or foreign stream changes nothing; a crash while installing leaves the old state
 //! (the half-filled keyspace is dropped when the shard is opened).
 //! Not here: the index files; they are built again from the store.
-//! Layout: `docs/FORMATS-store.md`.
+//! Layout: `docs/FORMATS.md`.
 
 use super::points::damaged;
 use crate::{

@@ -3,7 +3,7 @@
 //! A line `crc32 of the rest, 8 hex digits | space | JSON`. Invariants: it names only files that were durable
 //! before it was written; a file it does not name is garbage. A manifest that is damaged, or that does not fit
 //! the store, costs the graphs and never an answer.
-//! Layout: `docs/FORMATS-store.md`, pinned by `tests/golden/manifest.txt`.
+//! Layout: `docs/FORMATS.md`, pinned by `tests/golden/manifest.txt`.
 
 use super::segment::Segment;
 use serde::{Deserialize, Serialize};
