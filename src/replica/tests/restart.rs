@@ -137,15 +137,43 @@ async fn a_group_that_pins_the_log_is_checkpointed_and_purged() {
 }
 
 #[tokio::test]
-async fn a_machine_behind_the_log_is_refused() {
+async fn a_machine_that_was_lost_is_folded_again_from_history() {
     let disk = memory();
     let (log, replica) = open(&disk, Arc::default()).await;
-    put(&replica, command(1)).await;
-    replica.checkpoint(soon()).await.unwrap();
+    for n in 1..=20 {
+        put(&replica, command(n)).await;
+        if n == 10 || n == 15 {
+            replica.checkpoint(soon()).await.unwrap();
+        }
+    }
+    assert!(replica.status().ladder.purged > Some(LogIndex(10)));
+    crash(&disk, log, replica).await;
+    // The machine's disk was lost; the log's was not.
+    let (log, replica) = open(&disk, Arc::default()).await;
+    assert_eq!(replica.machine().commands(), (1..=20).map(command).collect::<Vec<_>>());
+    assert_eq!(put(&replica, command(21)).await, 21);
+    // And from the middle of the history.
+    let machine = crash(&disk, log, replica).await;
+    let (_log, replica) = open(&disk, machine).await;
+    assert_eq!(replica.machine().commands(), (1..=21).map(command).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_machine_behind_all_history_is_refused() {
+    let small = || annal_wal::Options { retention_bytes: 2 << 20, ..log_options() };
+    let disk = memory();
+    let (log, group) = open_log(&disk, small()).await;
+    let replica = Replica::open(options(), &log, group, Arc::new(Journal::default())).await.unwrap();
+    let deadline = soon();
+    while replica.status().ladder.oldest.is_none_or(|oldest| oldest.0 == 0) {
+        put(&replica, Bytes::from(vec![7; 200_000])).await;
+        replica.checkpoint(soon()).await.unwrap();
+        assert!(Instant::now() < deadline, "{:?}", replica.status().ladder);
+    }
     let purged = replica.status().ladder.purged.unwrap();
     crash(&disk, log, replica).await;
-    // The machine's disk was lost.
-    let (log, group) = open_log(&disk, log_options()).await;
+    // The machine's disk was lost, and the log no longer reaches back.
+    let (log, group) = open_log(&disk, small()).await;
     let error = Replica::open(options(), &log, group, Arc::new(Journal::default())).await.err().unwrap();
     assert!(
         matches!(error, ReplicaError::Gap { applied: None, oldest } if oldest.0 == purged.0 + 1),
