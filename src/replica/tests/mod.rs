@@ -29,7 +29,7 @@ use std::{
 #[derive(Default)]
 pub(super) struct Journal {
     state: Mutex<State>,
-    saved: Arc<Mutex<State>>,
+    saved: Mutex<State>,
     /// Fails to apply the command at this position.
     pub(super) fail_at: AtomicU64,
     /// Takes this long for a batch.
@@ -48,7 +48,8 @@ impl Journal {
     /// The machine that the process finds when it starts again after a crash.
     pub(super) fn after_crash(&self) -> Arc<Journal> {
         let state = self.saved.lock().unwrap().clone();
-        Arc::new(Journal { state: Mutex::new(state), saved: self.saved.clone(), ..Journal::default() })
+        let saved = Mutex::new(state.clone());
+        Arc::new(Journal { state: Mutex::new(state), saved, ..Journal::default() })
     }
 
     pub(super) fn commands(&self) -> Vec<Bytes> {
@@ -180,8 +181,9 @@ pub(super) async fn put(replica: &Replica<Journal>, command: Bytes) -> u64 {
 
 /// The process dies: nothing is shut down, and what was not on disk is gone.
 pub(super) async fn crash(disk: &MemoryDisk, log: Log, replica: Replica<Journal>) -> Arc<Journal> {
-    let machine = replica.machine().after_crash();
+    // The log first: a purge that reached it came after what it relies on had been saved.
     disk.crash();
+    let machine = replica.machine().after_crash();
     drop((log, replica));
     machine
 }
