@@ -88,7 +88,7 @@ impl GroupCell {
         let mut inner = self.lock();
         let mut bytes = 0;
         while let Some(entry) = inner.hot.front().filter(|entry| entry.id.index <= upto) {
-            if inner.index.id_at(entry.id.index) != Some(entry.id) {
+            if !inner.on_disk(entry) {
                 break;
             }
             bytes += hot_bytes(entry);
@@ -146,16 +146,19 @@ impl Inner {
         self.index.first().filter(|_| reaches).map(|first| first.min(joined)).or(self.hot_first())
     }
 
+    /// Whether a hot entry was flushed.
+    ///
+    /// The disk's view may still hold entries that were truncated since; ids tell them apart. And retention makes
+    /// it forget purged entries that are still hot; those were flushed.
+    fn on_disk(&self, entry: &Entry) -> bool {
+        let purged = self.purged_flushed.map(|id| id.index);
+        Some(entry.id.index) <= purged || self.index.id_at(entry.id.index) == Some(entry.id)
+    }
+
     /// The last submitted entry that is on the disk, and every one before it.
     fn flushed(&self) -> Option<LogIndex> {
         let Some(first) = self.hot_first() else { return self.hard.last.map(|id| id.index) };
-        // The disk's view may still hold entries that were truncated since; ids tell them apart.
-        // Retention makes the disk's view forget purged entries that are still in memory; they were flushed.
-        let purged = self.purged_flushed.map(|id| id.index);
-        let on_disk = |entry: &Entry| {
-            Some(entry.id.index) <= purged || self.index.id_at(entry.id.index) == Some(entry.id)
-        };
-        let count = self.hot.partition_point(on_disk) as u64;
+        let count = self.hot.partition_point(|entry| self.on_disk(entry)) as u64;
         let last = LogIndex((first.0 + count).checked_sub(1)?);
         (count > 0 || self.id_at(last).is_some()).then_some(last)
     }

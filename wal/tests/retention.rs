@@ -169,3 +169,30 @@ async fn old_segments_go_by_age() {
     until(|| log.status().oldest_segment >= 4, "everything but the last used ones goes").await;
     assert_eq!(group.state().purged, Some(id(1, last)));
 }
+
+/// Once, entries that retention had taken while they were still hot stayed in memory for ever, and so did all after
+/// them.
+#[tokio::test]
+async fn hot_entries_that_retention_took_cool_like_others() {
+    let segment = 64 << 10;
+    let hot = 512 << 10;
+    let options = Options {
+        segment_bytes: segment,
+        batch_bytes_max: 32 << 10,
+        retention_bytes: 2 * segment,
+        hot_bytes_max: hot,
+        ..small()
+    };
+    let (log, _) = Log::open_in_memory(MemoryDisk::new(64 << 20), options).unwrap();
+    let group = log.create_group(GroupId(0)).await.unwrap();
+    let mut next = 1;
+    while log.status().newest_segment < 60 {
+        append(&group, entries(7, next..next + 20, 1000)).await.unwrap();
+        next += 20;
+        group.purge(id(7, next - 5)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let status = log.status();
+    assert!(status.hot_bytes <= hot as u64 + 32 * 1024, "{} hot bytes, at most {hot}", status.hot_bytes);
+    assert!(group.state().oldest > Some(LogIndex(1)), "{:?}", group.state());
+}

@@ -160,7 +160,7 @@ async fn a_machine_that_was_lost_is_folded_again_from_history() {
 
 #[tokio::test]
 async fn a_machine_behind_all_history_is_refused() {
-    let small = || annal_wal::Options { retention_bytes: 2 << 20, hot_bytes_max: 1 << 20, ..log_options() };
+    let small = || annal_wal::Options { retention_bytes: 2 << 20, hot_bytes_max: 8 << 20, ..log_options() };
     let disk = memory();
     let (log, group) = open_log(&disk, small()).await;
     let replica = Replica::open(options(), &log, group, Arc::new(Journal::default())).await.unwrap();
