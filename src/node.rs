@@ -140,6 +140,7 @@ fn cluster_options(config: &Config, identity: Identity, listener: &TcpListener) 
     ClusterOptions {
         cluster_id: identity.cluster_id,
         node: identity.node,
+        incarnation: "1".to_owned(),
         region: config.node.region.clone(),
         zone: config.node.zone.clone(),
         http: listener.local_addr().unwrap_or(config.http).to_string(),

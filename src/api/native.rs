@@ -53,7 +53,7 @@ async fn info(State(cluster): State<Cluster>) -> Json<NodeInfo> {
 }
 
 async fn topology(State(cluster): State<Cluster>) -> Json<serde_json::Value> {
-    Json(cluster.topology())
+    Json(cluster.topology().await)
 }
 
 /// How long a shard may take to hash itself: a scrub reads every record.
@@ -77,6 +77,6 @@ async fn state_hash(
     if parameters.at.is_some() {
         return Err(ApiError::unbuilt("at", "the hash at an earlier position"));
     }
-    let options = ReadOptions { deadline: Instant::now() + AUDIT_WITHIN, at_least: None };
+    let options = ReadOptions::linearizable(Instant::now() + AUDIT_WITHIN);
     Ok(Json(cluster.state_hash(&collection, parameters.scrub, &options).await?))
 }

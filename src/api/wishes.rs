@@ -59,7 +59,7 @@ impl Wishes {
 
     /// For a read.
     pub(super) fn read(self) -> ReadOptions {
-        ReadOptions { deadline: self.deadline, at_least: self.at_least }
+        ReadOptions { at_least: self.at_least, ..ReadOptions::linearizable(self.deadline) }
     }
 
     /// Reads and checks everything a request says about how it wants to be carried out.

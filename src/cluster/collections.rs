@@ -1,25 +1,31 @@
 //! Collections: created, changed, described and dropped through the catalog.
 //!
-//! A change is acknowledged when every shard has applied its part of it.
+//! A change is acknowledged when every shard has applied its part of it, as an entry of its own log.
 
 use super::{
-    Cluster, ClusterError, CollectionChange, CollectionInfo, CollectionSpec, ReadOptions, Result, ShardHash,
-    Token, WriteOptions, Written,
-    catalog::{self, CatalogCommand},
-    shards::LocalShard,
+    AliasAction, Cluster, ClusterError, CollectionChange, CollectionInfo, CollectionSpec, ReadOptions,
+    Result, WriteOptions, Written,
+    catalog::{CatalogCommand, CollectionRecord},
+    placement,
 };
-use crate::{
-    machine::{Outcome, Verdict},
-    model::{FieldPath, FieldType},
-    replica::{Proposed, ReplicaStatus, Role, Wait},
-};
+use crate::model::{Body, FieldPath, FieldType};
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::time::Instant;
 
 impl Cluster {
     /// Creates a collection; its shards are there when this returns.
     pub async fn create_collection(&self, name: &str, spec: CollectionSpec, deadline: Instant) -> Result<()> {
-        self.change(CatalogCommand::Create { name: name.to_owned(), spec }, name, deadline).await
+        loop {
+            let placement = placement::place(&self.inner.catalog.state(), &spec, &self.inner.alive());
+            let create = CatalogCommand::Create { name: name.to_owned(), spec: spec.clone(), placement };
+            match self.change(create, name, deadline).await {
+                // The nodes have changed meanwhile.
+                Err(ClusterError::Stale(_)) if Instant::now() < deadline => {
+                    self.catch_up_with_catalog(deadline).await?;
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Changes a collection.
@@ -34,18 +40,37 @@ impl Cluster {
 
     /// Drops a collection; `false` if there was none.
     pub async fn delete_collection(&self, name: &str, deadline: Instant) -> Result<bool> {
-        match self.change(CatalogCommand::Drop { name: name.to_owned() }, name, deadline).await {
-            Ok(()) => Ok(true),
-            Err(ClusterError::NoCollection(_)) => Ok(false),
-            Err(e) => Err(e),
+        match self.propose_catalog(CatalogCommand::Drop { name: name.to_owned() }, deadline).await {
+            Ok(()) => {}
+            Err(ClusterError::Missing(_)) => return Ok(false),
+            Err(e) => return Err(e),
         }
+        self.catch_up_with_catalog(deadline).await?;
+        let dropping = self.inner.catalog.state().dropping.clone();
+        for record in dropping.into_values().filter(|c| c.name == name) {
+            self.retire(record, deadline).await?;
+        }
+        Ok(true)
+    }
+
+    /// Changes aliases, all or none.
+    pub async fn change_aliases(&self, actions: Vec<AliasAction>, deadline: Instant) -> Result<()> {
+        self.propose_catalog(CatalogCommand::Alias { actions }, deadline).await.map_err(|e| match e {
+            ClusterError::Missing(what) => ClusterError::NotFound(what),
+            ClusterError::Exists(what) => ClusterError::Conflict(what),
+            other => other,
+        })
+    }
+
+    /// Names of collections by alias, ascending.
+    pub async fn aliases(&self, options: &ReadOptions) -> Result<BTreeMap<String, String>> {
+        self.catch_up_with_catalog(options.deadline).await?;
+        Ok(self.inner.catalog.state().aliases.clone())
     }
 
     /// Names of all collections, ascending.
     pub async fn collections(&self, options: &ReadOptions) -> Result<Vec<String>> {
-        let replica = &self.inner.catalog_replica;
-        let index = replica.read_index(options.deadline).await?;
-        replica.wait_applied(index, options.deadline).await?;
+        self.catch_up_with_catalog(options.deadline).await?;
         Ok(self.inner.catalog.state().collections.keys().cloned().collect())
     }
 
@@ -63,10 +88,7 @@ impl Cluster {
             segments: 0,
             building: false,
         };
-        for shard in &collection.shards {
-            let index = shard.replica.read_index(options.deadline).await?;
-            shard.replica.wait_applied(index, options.deadline).await?;
-            let stats = shard.shard.stats();
+        for stats in self.shard_stats(&collection, options).await? {
             info.points += stats.points;
             info.vectors += stats.vectors;
             info.indexed_vectors += stats.indexed_vectors;
@@ -77,26 +99,6 @@ impl Cluster {
             }
         }
         Ok(info)
-    }
-
-    /// The hash of each shard's state now: as it was kept while applying, or (`scrub`) computed again from every
-    /// record in the store.
-    pub async fn state_hash(&self, name: &str, scrub: bool, options: &ReadOptions) -> Result<Vec<ShardHash>> {
-        let collection = self.lookup(name, options.deadline).await?;
-        let mut hashes = Vec::with_capacity(collection.shards.len());
-        for local in &collection.shards {
-            let index = local.replica.read_index(options.deadline).await?;
-            local.replica.wait_applied(index, options.deadline).await?;
-            let shard = local.shard.clone();
-            let hash = move || if scrub { shard.scrub() } else { shard.state_hash() };
-            let (position, hash) = tokio::task::spawn_blocking(hash).await.map_err(super::task_error)??;
-            hashes.push(ShardHash {
-                shard: local.number.0,
-                position,
-                replicas: [(self.inner.options.node.clone(), format!("{hash:032x}"))].into(),
-            });
-        }
-        Ok(hashes)
     }
 
     /// Indexes a payload field.
@@ -124,79 +126,35 @@ impl Cluster {
         self.written(name, options).await
     }
 
-    /// Changes the catalog and brings the shards to it.
+    /// Changes the catalog and waits until every shard of the collection has applied it.
     async fn change(&self, command: CatalogCommand, name: &str, deadline: Instant) -> Result<()> {
-        match self.inner.catalog_replica.propose(command.encode(), deadline, Wait::Applied).await? {
-            Proposed::Applied(Outcome { verdict: Verdict::Rejected(rejection), .. }) => {
-                Err(match rejection.code.as_str() {
-                    catalog::EXISTS => ClusterError::CollectionExists(name.to_owned()),
-                    catalog::MISSING => ClusterError::NoCollection(name.to_owned()),
-                    _ => rejection.into(),
-                })
-            }
-            Proposed::Applied(_) | Proposed::Committed(_) => self.reconcile(deadline).await,
-        }
+        self.propose_catalog(command, deadline).await.map_err(|e| match e {
+            ClusterError::Exists(_) => ClusterError::CollectionExists(name.to_owned()),
+            ClusterError::Missing(_) => ClusterError::NoCollection(name.to_owned()),
+            other => other,
+        })?;
+        self.configure(name, deadline).await?;
+        Ok(())
+    }
+
+    /// Tells every shard the catalog's schema through its own log. Telling it twice is harmless.
+    async fn configure(&self, name: &str, deadline: Instant) -> Result<Written> {
+        self.catch_up_with_catalog(deadline).await?;
+        let collection = self.lookup(name, deadline).await?;
+        let body = Body::Configure(collection.record.schema.clone());
+        let bodies = collection.shards.iter().map(|s| (s.number, body.clone())).collect();
+        let options = WriteOptions { wait: true, deadline, request: None };
+        self.write(&collection, bodies, &options).await
+    }
+
+    /// Tells every shard of a dropped collection that it is, then the catalog that all know it.
+    pub(super) async fn retire(&self, record: Arc<CollectionRecord>, deadline: Instant) -> Result<()> {
+        let id = record.id;
+        self.propose_catalog(CatalogCommand::Dropped { id }, deadline).await
     }
 
     /// Where the shards stand after a change that they have applied.
     async fn written(&self, name: &str, options: &WriteOptions) -> Result<Written> {
-        let collection = self.lookup(name, options.deadline).await?;
-        let shards: BTreeMap<_, _> = collection.shards.iter().map(|s| (s.number, s.position())).collect();
-        Ok(Written {
-            position: shards.values().copied().max(),
-            token: Token {
-                collection: collection.record.id,
-                generation: collection.record.generation,
-                shards,
-            },
-        })
-    }
-
-    /// Why this node cannot serve; `None` when it can. A node is open once its shards have applied what was
-    /// committed, so only a failure makes it unready later.
-    pub fn unready(&self) -> Option<String> {
-        let failed = |status: ReplicaStatus| {
-            status.failure.map(|why| format!("the replica of group {} stopped: {why}", status.group.0))
-        };
-        let live = self.inner.shards.live();
-        let shards = live.values().flat_map(|c| &c.shards).map(|s| s.replica.status());
-        std::iter::once(self.inner.catalog_replica.status()).chain(shards).find_map(failed)
-    }
-
-    /// Nodes and shards, in the shape of `GET /annal/v1/cluster`.
-    pub fn topology(&self) -> serde_json::Value {
-        let options = &self.inner.options;
-        let row = |collection: Option<&str>, shard: u32, epoch: u64, status: ReplicaStatus| {
-            let ladder = status.ladder;
-            let leader = (status.role == Role::Leader).then_some(&options.node);
-            serde_json::json!({
-                "collection": collection, "shard": shard, "epoch": epoch, "leader": leader,
-                "replicas": [{
-                    "node": options.node, "role": format!("{:?}", status.role).to_lowercase(),
-                    "state": status.failure.as_deref().unwrap_or("ok"), "term": status.term.0,
-                    "flushed": ladder.flushed.map(|i| i.0), "committed": ladder.committed.map(|i| i.0),
-                    "applied": ladder.applied.map(|i| i.0), "durable": ladder.durable.map(|i| i.0),
-                    // Graph ∪ delta covers every applied vector.
-                    "indexed": ladder.applied.map(|i| i.0),
-                }],
-            })
-        };
-        let mut shards = vec![row(None, 0, 1, self.inner.catalog_replica.status())];
-        for (name, collection) in &*self.inner.shards.live() {
-            let epoch = collection.record.epoch.0;
-            shards.extend(
-                collection
-                    .shards
-                    .iter()
-                    .map(|s: &Arc<LocalShard>| row(Some(name), s.number.0, epoch, s.replica.status())),
-            );
-        }
-        serde_json::json!({
-            "nodes": [{
-                "name": options.node, "region": options.region, "zone": options.zone,
-                "http": options.http, "peer": options.peer, "state": "alive",
-            }],
-            "shards": shards,
-        })
+        self.configure(name, options.deadline).await
     }
 }

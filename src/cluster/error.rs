@@ -1,8 +1,9 @@
 //! Why a request could not be served, sorted by what the caller can do next.
 
+use super::catalog;
 use crate::{
     machine::{MachineError, Rejection},
-    model::{Effect, Invalid, Kind, PointId},
+    model::{Effect, Invalid, Kind, PointId, Position},
     replica::ReplicaError,
     store::StoreError,
 };
@@ -22,6 +23,26 @@ pub enum ClusterError {
     /// The collection is there already.
     #[error("Wrong input: Collection `{0}` already exists!")]
     CollectionExists(String),
+    /// No such alias, node, or shard.
+    #[error("Not found: {0}")]
+    NotFound(String),
+    /// The catalog has no such thing; the caller says what was looked for.
+    #[error("Not found: {0}")]
+    Missing(String),
+    /// The catalog has such a thing already; the caller says what was to be made.
+    #[error("Wrong input: {0}")]
+    Exists(String),
+    /// The catalog has changed since the request was planned; it may be planned again.
+    #[error("{0}")]
+    Stale(String),
+    /// The point is at another version than the request names.
+    #[error("{message}")]
+    Precondition {
+        /// What was expected and what is there.
+        message: String,
+        /// The version it is at; `None` if it does not exist.
+        version: Option<Position>,
+    },
     /// A request was applied with other content under the same id, or a stale view was used.
     #[error("{0}")]
     Conflict(String),
@@ -65,8 +86,15 @@ impl ClusterError {
     pub fn kind(&self) -> Kind {
         match self {
             ClusterError::Invalid(_) => Kind::Invalid,
-            ClusterError::NoCollection(_) | ClusterError::NoPoint(_) => Kind::NotFound,
-            ClusterError::CollectionExists(_) | ClusterError::Conflict(_) => Kind::Conflict,
+            ClusterError::NoCollection(_)
+            | ClusterError::NoPoint(_)
+            | ClusterError::NotFound(_)
+            | ClusterError::Missing(_) => Kind::NotFound,
+            ClusterError::CollectionExists(_)
+            | ClusterError::Conflict(_)
+            | ClusterError::Exists(_)
+            | ClusterError::Stale(_) => Kind::Conflict,
+            ClusterError::Precondition { .. } => Kind::Precondition,
             ClusterError::Expired(_) => Kind::Expired,
             ClusterError::Unavailable(_) => Kind::Unavailable,
             ClusterError::Limited(_) => Kind::Limited,
@@ -123,6 +151,9 @@ impl From<Rejection> for ClusterError {
     fn from(rejection: Rejection) -> Self {
         match rejection.code.as_str() {
             "expired" => ClusterError::Expired(rejection.message),
+            catalog::EXISTS => ClusterError::Exists(rejection.message),
+            catalog::MISSING => ClusterError::Missing(rejection.message),
+            catalog::STALE => ClusterError::Stale(rejection.message),
             "wrong_collection" => ClusterError::Unavailable(rejection.message),
             _ => ClusterError::Conflict(rejection.message),
         }

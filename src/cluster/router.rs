@@ -5,7 +5,7 @@
 use super::{
     Cluster, ClusterError, PointSelector, Result, Token, WriteOptions, Written,
     placement::shard_of,
-    shards::{LiveCollection, LocalShard},
+    shards::{LiveCollection, LiveShard},
 };
 use crate::{
     machine::{Outcome, Verdict},
@@ -28,7 +28,22 @@ impl Cluster {
             by_shard.entry(collection.shard_of(point.id)).or_default().push(to_write(point));
         }
         let bodies = by_shard.into_iter().map(|(shard, points)| (shard, Body::Upsert(points))).collect();
-        collection.write(bodies, options).await
+        self.write(&collection, bodies, options).await
+    }
+
+    /// Writes a point (or, without one, deletes it) only at the version named; `None` if it must not exist.
+    ///
+    /// Errors: `Precondition` with the version it is at (no effect).
+    pub async fn cas(
+        &self,
+        name: &str,
+        id: PointId,
+        if_version: Option<Position>,
+        point: Option<Point>,
+        options: &WriteOptions,
+    ) -> Result<Written> {
+        let _ = (name, if_version, point, options);
+        Err(ClusterError::Unimplemented(format!("writing point {id} by version")))
     }
 
     /// Deletes points; those that are not there are passed over.
@@ -52,7 +67,7 @@ impl Cluster {
                 collection.shards.iter().map(|s| (s.number, body.clone())).collect()
             }
         };
-        collection.write(bodies, options).await
+        self.write(&collection, bodies, options).await
     }
 }
 
@@ -68,11 +83,18 @@ impl LiveCollection {
     pub(super) fn shard_of(&self, id: PointId) -> ShardNumber {
         shard_of(id, self.shards.len() as u32)
     }
+}
 
+impl Cluster {
     /// Proposes a command to each shard that has one; all at once.
-    async fn write(&self, bodies: BTreeMap<ShardNumber, Body>, options: &WriteOptions) -> Result<Written> {
+    pub(super) async fn write(
+        &self,
+        collection: &LiveCollection,
+        bodies: BTreeMap<ShardNumber, Body>,
+        options: &WriteOptions,
+    ) -> Result<Written> {
         let parts = bodies.into_iter().map(|(number, body)| {
-            let shard = &self.shards[number.0 as usize];
+            let shard = &collection.shards[number.0 as usize];
             async move { (number, self.write_shard(shard, body, options).await) }
         });
         let parts = join_all(parts).await;
@@ -86,29 +108,32 @@ impl LiveCollection {
                 Err(e) => return Err(e.in_part()),
             }
         }
+        let record = &collection.record;
         Ok(Written {
             position: shards.values().copied().max(),
-            token: Token { collection: self.record.id, generation: self.record.generation, shards },
+            token: Token { collection: record.id, generation: record.generation, shards },
         })
     }
 
     /// The command's position; `None` if it is committed and nobody waits until it is applied.
     async fn write_shard(
         &self,
-        shard: &LocalShard,
+        shard: &LiveShard,
         body: Body,
         options: &WriteOptions,
     ) -> Result<Option<Position>> {
+        let local = self.inner.shards.opened(shard, options.deadline).await?;
+        let record = &shard.collection;
         let command = Command {
-            collection: self.record.id,
-            schema_version: self.record.schema.version,
-            epoch: self.record.epoch,
+            collection: record.id,
+            schema_version: record.schema.version,
+            epoch: record.epoch,
             request: options.request.clone(),
-            born: shard.position(),
+            born: local.position(),
             body,
         };
         let wait = if options.wait { Wait::Applied } else { Wait::Committed };
-        match shard.replica.propose(command.encode(), options.deadline, wait).await? {
+        match local.replica.propose(command.encode(), options.deadline, wait).await? {
             Proposed::Applied(outcome) => accepted(outcome).map(Some),
             Proposed::Committed(_) => Ok(None),
         }

@@ -6,7 +6,7 @@
 
 use super::{
     Cluster, ClusterError, ReadOptions, Result, Seen, Token,
-    shards::{LiveCollection, LocalShard},
+    shards::{LiveCollection, LiveShard},
 };
 use crate::{
     machine::MachineError,
@@ -14,7 +14,7 @@ use crate::{
         Distance, Effect, Filter, Invalid, PointId, Projection, Record, Schema, ScoredPoint, ScrollPage,
         ScrollRequest, SearchRequest, ShardNumber, Target, Vector,
     },
-    shard::ReadView,
+    shard::{ReadView, ShardStats},
 };
 use futures::future::try_join_all;
 use std::{collections::BTreeMap, sync::Arc};
@@ -147,8 +147,7 @@ impl Cluster {
     /// One view of each shard of a collection, each at least as new as every write acknowledged before.
     async fn read(&self, name: &str, options: &ReadOptions) -> Result<Read> {
         let collection = self.lookup(name, options.deadline).await?;
-        let views =
-            try_join_all(collection.shards.iter().map(|s| s.linearizable_view(&collection, options))).await?;
+        let views = try_join_all(collection.shards.iter().map(|s| self.view(s, options))).await?;
         Ok(Read { collection, views })
     }
 
@@ -217,7 +216,7 @@ fn sort(hits: &mut [ScoredPoint], order: Option<Distance>) {
 
 /// What one request reads from.
 struct Read {
-    collection: Arc<LiveCollection>,
+    collection: LiveCollection,
     /// By shard number.
     views: Vec<Arc<ReadView>>,
 }
@@ -227,28 +226,42 @@ impl Read {
         let shards =
             self.collection.shards.iter().zip(&self.views).map(|(s, v)| (s.number, v.position())).collect();
         let record = &self.collection.record;
-        Seen { value, token: Token { collection: record.id, generation: record.generation, shards } }
+        Seen {
+            value,
+            token: Token { collection: record.id, generation: record.generation, shards },
+            age: None,
+        }
     }
 }
 
-impl LocalShard {
-    async fn linearizable_view(
-        &self,
-        collection: &LiveCollection,
-        options: &ReadOptions,
-    ) -> Result<Arc<ReadView>> {
-        let index = self.replica.read_index(options.deadline).await?;
-        self.replica.wait_applied(index, options.deadline).await?;
-        let view = self.shard.view();
-        let wanted = options.at_least.as_ref().filter(|t| t.collection == collection.record.id);
-        match wanted.and_then(|t| t.shards.get(&self.number)) {
+impl Cluster {
+    async fn view(&self, live: &LiveShard, options: &ReadOptions) -> Result<Arc<ReadView>> {
+        let local = self.inner.shards.opened(live, options.deadline).await?;
+        let index = local.replica.read_index(options.deadline).await?;
+        local.replica.wait_applied(index, options.deadline).await?;
+        let view = local.shard.view();
+        let wanted = options.at_least.as_ref().filter(|t| t.collection == live.collection.id);
+        match wanted.and_then(|t| t.shards.get(&live.number)) {
             // A linearizable view has everything that was ever acknowledged: what is not in it is lost.
             Some(wanted) if *wanted > view.position() => Err(ClusterError::Expired(format!(
                 "the token names position {wanted} of shard {}, which ends at {}",
-                self.number,
+                live.number,
                 view.position()
             ))),
             _ => Ok(view),
         }
+    }
+
+    /// Figures of every shard, each at least as new as this call.
+    pub(super) async fn shard_stats(
+        &self,
+        collection: &LiveCollection,
+        options: &ReadOptions,
+    ) -> Result<Vec<ShardStats>> {
+        let stats = collection.shards.iter().map(async |live| {
+            self.view(live, options).await?;
+            Ok::<_, ClusterError>(live.local()?.shard.stats())
+        });
+        try_join_all(stats).await
     }
 }

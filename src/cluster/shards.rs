@@ -1,22 +1,26 @@
 //! The shards this node holds: opened and closed until they are what the catalog says.
 //!
-//! Invariants: a collection is in the live map only when every one of its shards is open and has applied the
-//! catalog's schema; what the catalog no longer names is closed, then deleted. [`Shards::reconcile`] is
-//! idempotent and may be cut off anywhere.
+//! Everything kept of a replica is named by its id, which is never used again: the group of the node's log, the
+//! keyspaces, the index folder. Invariants: a replica whose log group should be there and is not is never opened
+//! again, it is reported lost; what the catalog no longer names is deleted only by a catalog that is known to be
+//! current. [`Shards::reconcile`] is idempotent and may be cut off anywhere.
+//! Not here: membership (`transfer`), who leads (`router`).
 
 use super::{
-    Result,
-    catalog::{CatalogState, CollectionRecord, ShardRecord},
+    ClusterError, Result,
+    catalog::{CatalogCommand, CatalogState, CollectionRecord, GroupRecord, Phase, ReplicaRecord},
+    log_group,
 };
 use crate::{
-    machine::{Outcome, StateMachine, Verdict},
-    model::{Body, Command, Position, ReplicaId, ShardNumber},
-    replica::{Proposed, Replica, ReplicaOptions, Wait},
+    machine::{MachineError, StateMachine},
+    model::{CollectionId, Kind, Position, ReplicaId, ShardNumber},
+    replica::{Replica, ReplicaError, ReplicaOptions},
     shard::{Shard, ShardOptions},
     store::Store,
 };
-use annal_wal::{GroupId, Log};
+use annal_wal::Log;
 use arc_swap::ArcSwap;
+use futures::StreamExt;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
@@ -25,119 +29,205 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// A shard held by this node.
+/// A replica of a shard, held by this node.
 pub(super) struct LocalShard {
-    pub(super) number: ShardNumber,
-    pub(super) group: GroupId,
+    pub(super) id: ReplicaId,
     pub(super) replica: Replica<Shard>,
     pub(super) shard: Arc<Shard>,
 }
 
-/// A collection whose shards are open.
+/// A collection at one version of the catalog.
+#[derive(Clone)]
 pub(super) struct LiveCollection {
     pub(super) record: Arc<CollectionRecord>,
-    pub(super) shards: Vec<Arc<LocalShard>>,
+    /// By number.
+    pub(super) shards: Vec<LiveShard>,
 }
 
-/// All live collections by name.
-pub(super) type Live = BTreeMap<String, Arc<LiveCollection>>;
+/// A shard of a collection at one version of the catalog.
+#[derive(Clone)]
+pub(super) struct LiveShard {
+    pub(super) number: ShardNumber,
+    pub(super) collection: Arc<CollectionRecord>,
+    /// The replica this node holds, if it is open.
+    pub(super) local: Option<Arc<LocalShard>>,
+}
 
-/// Opens and closes this node's shards.
+impl LiveShard {
+    /// Its group in the catalog.
+    pub(super) fn group(&self) -> &GroupRecord {
+        &self.collection.shards[self.number.0 as usize]
+    }
+
+    /// The replica this node holds.
+    pub(super) fn local(&self) -> Result<&Arc<LocalShard>> {
+        self.local.as_ref().ok_or_else(|| {
+            let (number, name) = (self.number, &self.collection.name);
+            ClusterError::Unavailable(format!("shard {number} of {name} is not held by this node"))
+        })
+    }
+}
+
+type Open = BTreeMap<ReplicaId, Arc<LocalShard>>;
+
+/// The shards this node holds.
 pub(super) struct Shards {
-    pub(super) log: Log,
-    pub(super) store: Store,
-    pub(super) index_dir: PathBuf,
-    pub(super) options: ShardOptions,
-    live: ArcSwap<Live>,
+    /// This node's name and incarnation.
+    me: (String, String),
+    log: Log,
+    store: Store,
+    index_dir: PathBuf,
+    options: ShardOptions,
+    open: ArcSwap<Open>,
     /// One reconciliation at a time.
     turn: tokio::sync::Mutex<()>,
 }
 
-/// How long a shard may take to apply its own schema before the reconciliation is given up (and tried again
-/// by the next one).
-const CONFIGURE_WITHIN: Duration = Duration::from_secs(30);
+impl Shards {
+    pub(super) fn new(
+        me: (String, String),
+        log: Log,
+        store: Store,
+        index_dir: PathBuf,
+        options: ShardOptions,
+    ) -> Self {
+        Shards { me, log, store, index_dir, options, open: ArcSwap::default(), turn: Default::default() }
+    }
+
+    /// The replicas that are open.
+    pub(super) fn open(&self) -> Arc<Open> {
+        self.open.load_full()
+    }
+
+    /// The replica of a shard that this node is to hold, once it is open.
+    pub(super) async fn opened(&self, shard: &LiveShard, deadline: Instant) -> Result<Arc<LocalShard>> {
+        let mut shard = shard.clone();
+        while shard.local.is_none() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            shard = self.live(shard.collection.clone()).shards.swap_remove(shard.number.0 as usize);
+        }
+        shard.local().cloned()
+    }
+
+    /// A collection with those of its shards that are open here.
+    pub(super) fn live(&self, record: Arc<CollectionRecord>) -> LiveCollection {
+        let open = self.open.load();
+        let local = |group: &GroupRecord| group.replicas.iter().find_map(|r| open.get(&r.replica).cloned());
+        let shards = record.shards.iter().enumerate().map(|(number, group)| LiveShard {
+            number: ShardNumber(number as u32),
+            collection: record.clone(),
+            local: local(group),
+        });
+        LiveCollection { shards: shards.collect(), record: record.clone() }
+    }
+}
+
+/// Replicas that are opened at the same time: each reads files.
+const OPENING: usize = 4;
 
 impl Shards {
-    pub(super) fn new(log: Log, store: Store, index_dir: PathBuf, options: ShardOptions) -> Self {
-        Shards { log, store, index_dir, options, live: ArcSwap::default(), turn: Default::default() }
-    }
-
-    pub(super) fn live(&self) -> Arc<Live> {
-        self.live.load_full()
-    }
-
-    /// Opens, configures and closes until the live map is what `catalog` gives.
-    pub(super) async fn reconcile(&self, catalog: impl Fn() -> Arc<CatalogState>) -> Result<()> {
+    /// Opens and closes until what is open is what `catalog` names; gives what the catalog is to be told.
+    ///
+    /// `current`: the catalog has all that was acknowledged before this call, so that what it does not name can
+    /// be deleted. A replica that cannot be opened does not keep the others from it.
+    pub(super) async fn reconcile(
+        &self,
+        catalog: &CatalogState,
+        current: bool,
+    ) -> Result<Vec<CatalogCommand>> {
         let _turn = self.turn.lock().await;
-        let wanted = catalog();
-        let before = self.live();
-        let mut live = Live::new();
-        for (name, record) in &wanted.collections {
-            let open = before.get(name).filter(|c| c.record.id == record.id);
-            let collection = match open {
-                Some(open) if open.record == *record => open.clone(),
-                open => Arc::new(self.bring_up(record, open).await?),
-            };
-            live.insert(name.clone(), collection);
+        let wanted = self.wanted(catalog);
+        let before = self.open();
+        let opening = wanted.values().cloned().map(|wish| {
+            let open = before.get(&wish.of.replica).cloned();
+            async move {
+                match open {
+                    Some(open) => Ok(open),
+                    None => self.open_replica(&wish).await.map_err(|e| (wish, e)),
+                }
+            }
+        });
+        let opened: Vec<_> = futures::stream::iter(opening).buffer_unordered(OPENING).collect().await;
+        let (mut open, mut to_say) = (Open::new(), Vec::new());
+        for opened in opened {
+            match opened {
+                Ok(local) => {
+                    to_say.extend(wanted[&local.id].news_of(&local));
+                    open.insert(local.id, local);
+                }
+                Err((wish, OpenError::Lost(why))) => {
+                    tracing::error!(
+                        replica = wish.of.replica.0,
+                        group = wish.group.group,
+                        why,
+                        "replica lost"
+                    );
+                    to_say.push(CatalogCommand::Lost { replica: wish.of.replica });
+                }
+                Err((_, OpenError::NotNow)) => {}
+                Err((wish, OpenError::Failed(error))) => {
+                    tracing::error!(replica = wish.of.replica.0, %error, "a replica cannot be opened");
+                }
+            }
         }
-        let kept: BTreeSet<GroupId> = live.values().flat_map(|c| &c.shards).map(|s| s.group).collect();
-        self.live.store(Arc::new(live));
-        for dropped in before.values().flat_map(|c| &c.shards).filter(|s| !kept.contains(&s.group)) {
+        let closing: Vec<_> = before.iter().filter(|(id, _)| !open.contains_key(*id)).collect();
+        self.open.store(Arc::new(open));
+        for (_, dropped) in closing {
             dropped.close().await;
         }
-        self.delete_others(&kept).await
-    }
-
-    /// A collection with all its shards open and configured; those of `open` are kept.
-    async fn bring_up(
-        &self,
-        record: &Arc<CollectionRecord>,
-        open: Option<&Arc<LiveCollection>>,
-    ) -> Result<LiveCollection> {
-        let mut shards = Vec::with_capacity(record.shards.len());
-        for (number, shard) in record.shards.iter().enumerate() {
-            let shard = match open.and_then(|c| c.shards.get(number)) {
-                Some(open) => open.clone(),
-                None => Arc::new(self.open_shard(record, ShardNumber(number as u32), shard).await?),
-            };
-            shard.configure(record).await?;
-            shards.push(shard);
+        if current {
+            self.delete_others(&wanted.keys().copied().collect(), catalog).await?;
         }
-        Ok(LiveCollection { record: record.clone(), shards })
+        Ok(to_say)
     }
 
-    async fn open_shard(
-        &self,
-        record: &CollectionRecord,
-        number: ShardNumber,
-        of: &ShardRecord,
-    ) -> Result<LocalShard> {
-        let group = GroupId(of.group);
-        let log = match self.log.group(group) {
-            Some(log) => log,
-            None => self.log.create_group(group).await.map_err(super::log_error)?,
+    /// What the catalog names of this node's data folder.
+    fn wanted(&self, catalog: &CatalogState) -> BTreeMap<ReplicaId, Wish> {
+        let mut wanted = BTreeMap::new();
+        for record in catalog.collections.values().chain(catalog.dropping.values()) {
+            for group in &record.shards {
+                let mine = |r: &&ReplicaRecord| (&r.node, &r.incarnation) == (&self.me.0, &self.me.1);
+                for of in group.replicas.iter().filter(mine) {
+                    let wish = Wish { collection: record.id, group: group.clone(), of: of.clone() };
+                    wanted.insert(of.replica, wish);
+                }
+            }
+        }
+        wanted
+    }
+
+    async fn open_replica(&self, wish: &Wish) -> std::result::Result<Arc<LocalShard>, OpenError> {
+        let id = wish.of.replica;
+        let log = match (self.log.group(log_group(id)), wish.of.phase) {
+            (Some(log), _) => log,
+            (None, Phase::Planned) => self.log.create_group(log_group(id)).await.map_err(failed)?,
+            (None, Phase::Leaving) => return Err(OpenError::NotNow),
+            (None, _) => return Err(OpenError::Lost("its log is not there".to_owned())),
         };
-        let (store, dir, options) = (self.store.clone(), self.index_dir(group), self.options.clone());
-        let (name, collection) = (keyspaces_of(group), record.id);
-        let shard = tokio::task::spawn_blocking(move || Shard::open(store, &name, &dir, collection, options))
-            .await
-            .map_err(super::task_error)??;
-        let replica_id = of.replicas.first().copied().unwrap_or(ReplicaId(0));
-        let replica = Replica::open(ReplicaOptions::sole(replica_id), &self.log, log, shard.clone()).await?;
-        Ok(LocalShard { number, group, replica, shard })
+        let (store, dir, options) = (self.store.clone(), self.index_dir(id), self.options.clone());
+        let collection = wish.collection;
+        let open = move || Shard::open(store, &keyspaces_of(id), &dir, collection, options);
+        let shard = tokio::task::spawn_blocking(open).await.map_err(failed)?.map_err(lost_if_corrupt)?;
+        let opened = Replica::open(ReplicaOptions::sole(id), &self.log, log, shard.clone()).await;
+        let replica = opened.map_err(lost_if_corrupt_replica)?;
+        Ok(Arc::new(LocalShard { id, replica, shard }))
     }
 
-    fn index_dir(&self, group: GroupId) -> PathBuf {
-        self.index_dir.join(group.0.to_string())
+    fn index_dir(&self, replica: ReplicaId) -> PathBuf {
+        self.index_dir.join(replica.0.to_string())
     }
 
-    /// Deletes what groups hold that the catalog does not name: in the index folder, the store, the log.
-    async fn delete_others(&self, kept: &BTreeSet<GroupId>) -> Result<()> {
-        let stale: Vec<GroupId> =
-            self.log.groups().into_iter().filter(|g| g.0 != 0 && !kept.contains(g)).collect();
-        for group in stale {
-            let (store, dir) = (self.store.clone(), self.index_dir(group));
-            tokio::task::spawn_blocking(move || Shard::drop_files(&store, &keyspaces_of(group), &dir))
+    /// Deletes what replicas hold that the catalog does not name: in the index folder, the store, the log.
+    async fn delete_others(&self, kept: &BTreeSet<ReplicaId>, catalog: &CatalogState) -> Result<()> {
+        let kept: BTreeSet<_> =
+            kept.iter().chain(catalog.catalog.replicas.iter().map(|r| &r.replica)).collect();
+        for group in self.log.groups() {
+            let id = ReplicaId(u64::from(group.0));
+            if kept.contains(&id) {
+                continue;
+            }
+            let (store, dir) = (self.store.clone(), self.index_dir(id));
+            tokio::task::spawn_blocking(move || Shard::drop_files(&store, &keyspaces_of(id), &dir))
                 .await
                 .map_err(super::task_error)??;
             // Last, so that a crash before it leaves a name by which the rest is found again.
@@ -149,44 +239,69 @@ impl Shards {
     /// Closes every shard.
     pub(super) async fn close(&self) {
         let _turn = self.turn.lock().await;
-        let live = self.live.swap(Arc::default());
-        for shard in live.values().flat_map(|c| &c.shards) {
-            shard.close().await;
+        let open = self.open.swap(Arc::default());
+        futures::future::join_all(open.values().map(|shard| shard.close())).await;
+    }
+}
+
+/// A replica the catalog names of this node.
+#[derive(Clone)]
+struct Wish {
+    collection: CollectionId,
+    group: GroupRecord,
+    of: ReplicaRecord,
+}
+
+impl Wish {
+    /// What the catalog is to hear of a replica that is open.
+    fn news_of(&self, local: &LocalShard) -> Option<CatalogCommand> {
+        let replica = local.id;
+        match self.of.phase {
+            Phase::Planned => Some(CatalogCommand::Opened { replica }),
+            Phase::Leaving => None,
+            _ if local.replica.status().failure.is_some() => Some(CatalogCommand::Lost { replica }),
+            _ => None,
         }
     }
 }
 
-fn keyspaces_of(group: GroupId) -> String {
-    format!("shard{}", group.0)
+/// Why a replica is not open.
+enum OpenError {
+    /// It must not come back under its id.
+    Lost(String),
+    /// It is on its way out.
+    NotNow,
+    /// It may work later.
+    Failed(String),
+}
+
+fn failed(error: impl std::fmt::Display) -> OpenError {
+    OpenError::Failed(error.to_string())
+}
+
+fn lost_if_corrupt(error: MachineError) -> OpenError {
+    match error.kind() {
+        Kind::Corrupt => OpenError::Lost(error.to_string()),
+        _ => OpenError::Failed(error.to_string()),
+    }
+}
+
+fn lost_if_corrupt_replica(error: ReplicaError) -> OpenError {
+    match error.kind() {
+        Kind::Corrupt => OpenError::Lost(error.to_string()),
+        _ => OpenError::Failed(error.to_string()),
+    }
+}
+
+fn keyspaces_of(replica: ReplicaId) -> String {
+    format!("shard{replica}")
 }
 
 impl LocalShard {
-    /// Tells the shard the catalog's schema through its own log, unless it has it already.
-    async fn configure(&self, record: &CollectionRecord) -> Result<()> {
-        let deadline = Instant::now() + CONFIGURE_WITHIN;
-        let index = self.replica.read_index(deadline).await?;
-        self.replica.wait_applied(index, deadline).await?;
-        if self.shard.view().schema().version >= record.schema.version {
-            return Ok(());
-        }
-        let command = Command {
-            collection: record.id,
-            schema_version: record.schema.version,
-            epoch: record.epoch,
-            request: None,
-            born: self.position(),
-            body: Body::Configure(record.schema.clone()),
-        };
-        match self.replica.propose(command.encode(), deadline, Wait::Applied).await? {
-            Proposed::Applied(Outcome { verdict: Verdict::Rejected(rejection), .. }) => Err(rejection.into()),
-            Proposed::Applied(_) | Proposed::Committed(_) => Ok(()),
-        }
-    }
-
     /// Closes the replica, then the shard. What fails is logged: nothing is lost by it, the log has it all.
     async fn close(&self) {
         if let Err(error) = self.replica.shutdown().await {
-            tracing::warn!(group = self.group.0, %error, "a replica did not close in order");
+            tracing::warn!(replica = self.id.0, %error, "a replica did not close in order");
         }
         self.shard.close();
     }

@@ -1,0 +1,150 @@
+//! Changes of the catalog, and their bytes in group 0's log.
+
+use super::record::NodeRecord;
+use crate::{
+    cluster::{AliasAction, CollectionChange, CollectionSpec, NodeName},
+    model::{
+        CollectionId, FieldPath, FieldType, ReplicaId,
+        command::{self, DecodeError},
+    },
+};
+use bytes::Bytes;
+use prost::Message;
+use serde::{Deserialize, Serialize};
+
+/// A change of the catalog. Those that a node says of itself or of a group it leads may come twice or late: then
+/// they change nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(in crate::cluster) enum CatalogCommand {
+    /// A node comes, comes back with an empty data folder, or has moved to other addresses. The first one founds.
+    Join {
+        /// The node.
+        node: NodeRecord,
+    },
+    /// A node's replicas are to go elsewhere, or may stay.
+    Drain {
+        /// The node.
+        node: NodeName,
+        /// Whether they are to go.
+        drain: bool,
+    },
+    /// A node is to go.
+    Remove {
+        /// The node.
+        node: NodeName,
+    },
+    /// A node that holds nothing any more is forgotten.
+    Forget {
+        /// The node.
+        node: NodeName,
+    },
+    /// Creates a collection.
+    Create {
+        /// Its name.
+        name: String,
+        /// What its creator said.
+        spec: CollectionSpec,
+        /// For each shard, the nodes of its replicas.
+        placement: Vec<Vec<NodeName>>,
+    },
+    /// Changes a collection.
+    Update {
+        /// Its name.
+        name: String,
+        /// What changes.
+        change: CollectionChange,
+    },
+    /// Drops a collection: its name is free at once, its shards are retired.
+    Drop {
+        /// Its name.
+        name: String,
+    },
+    /// Every shard of a dropped collection is retired.
+    Dropped {
+        /// Its id.
+        id: CollectionId,
+    },
+    /// Indexes a payload field.
+    CreateField {
+        /// The collection's name.
+        name: String,
+        /// The field.
+        path: FieldPath,
+        /// How.
+        of: FieldType,
+    },
+    /// Drops the index of a payload field.
+    DropField {
+        /// The collection's name.
+        name: String,
+        /// The field.
+        path: FieldPath,
+    },
+    /// Changes aliases, all or none.
+    Alias {
+        /// In this order.
+        actions: Vec<AliasAction>,
+    },
+    /// A group gets one more replica, perhaps in the place of another.
+    Plan {
+        /// The group.
+        group: u32,
+        /// The node of the new replica; none only takes `instead_of` out.
+        to: Option<NodeName>,
+        /// The replica that goes once the new one is a member.
+        instead_of: Option<ReplicaId>,
+    },
+    /// A node made the log group of a replica of its own.
+    Opened {
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// A group is founded by those of its replicas that are there.
+    Found {
+        /// The group.
+        group: u32,
+    },
+    /// A group's leader made a replica a member.
+    Joined {
+        /// The replica.
+        replica: ReplicaId,
+        /// Whether it votes.
+        voter: bool,
+    },
+    /// A group's leader took a replica out.
+    Left {
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// A node no longer has what a replica of its own must not forget.
+    Lost {
+        /// The replica.
+        replica: ReplicaId,
+    },
+}
+
+const KIND: u16 = 100;
+
+/// The body of every catalog command: `docs/FORMATS.md`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Wire {
+    #[prost(bytes = "vec", tag = "1")]
+    json: Vec<u8>,
+}
+
+impl CatalogCommand {
+    /// The command's bytes.
+    pub(in crate::cluster) fn encode(&self) -> Bytes {
+        let json = serde_json::to_vec(self).expect("string keys, finite numbers");
+        command::envelope(KIND, &Wire { json })
+    }
+
+    /// Reads bytes written by [`CatalogCommand::encode`].
+    pub(in crate::cluster) fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
+        let (kind, body) = command::open(bytes)?;
+        if kind != KIND {
+            return Err(DecodeError::Unknown { format: bytes[0], kind });
+        }
+        serde_json::from_slice(&Wire::decode(body)?.json).map_err(|e| DecodeError::Damaged(e.to_string()))
+    }
+}
