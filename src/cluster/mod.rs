@@ -4,11 +4,13 @@
 //! hold; `transfer` lets the leader of each group bring its membership to what the catalog says; `steward`, on the
 //! catalog's leader alone, plans what is missing. `router` takes a write to the leader of its shard, `scatter` and
 //! `read` take a read to a replica of each.
+//! `follow` gives a shard's commands and what they did from wherever a replica reaches back.
 //! Not here: what a shard does with a command (`shard/`), following the log from outside (`changefeed/`).
 
 mod catalog;
 mod collections;
 mod error;
+mod follow;
 mod placement;
 mod report;
 mod router;
@@ -40,6 +42,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use error::ClusterError;
+pub use follow::{FollowError, Followed, Parts, ShardEvents, ShardStream};
 pub use token::Token;
 
 /// The live view of the cluster; cheap to clone.
