@@ -149,7 +149,7 @@ impl CatalogCommand {
 }
 
 fn rejection(code: &str, message: String) -> Rejection {
-    Rejection { code: code.to_owned(), message }
+    Rejection::new(code, message)
 }
 
 impl CatalogState {
