@@ -104,10 +104,12 @@ fn write_vectors(line: &mut Vec<u8>, vectors: &Vectors) -> serde_json::Result<()
         Dense(&'a [f32]),
         Sparse { indices: &'a [u32], values: &'a [f32] },
     }
-    let written = |vector: &'_ Vector| match vector {
-        Vector::Dense(values) => Written::Dense(values),
-        Vector::Sparse(sparse) => Written::Sparse { indices: &sparse.indices, values: &sparse.values },
-    };
+    fn written(vector: &Vector) -> Written<'_> {
+        match vector {
+            Vector::Dense(values) => Written::Dense(values),
+            Vector::Sparse(sparse) => Written::Sparse { indices: &sparse.indices, values: &sparse.values },
+        }
+    }
     match vectors.get("") {
         Some(vector @ Vector::Dense(_)) if vectors.len() == 1 => serde_json::to_writer(line, &written(vector)),
         _ => {

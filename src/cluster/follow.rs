@@ -377,7 +377,7 @@ impl Follow {
 
     /// Asks every replica for a source, until one gives it.
     async fn round(
-        &self,
+        &mut self,
         deadline: Option<Instant>,
     ) -> std::result::Result<(ReplicaId, Source), Vec<(Candidate, Refusal)>> {
         let mut candidates = self.group.candidates();
