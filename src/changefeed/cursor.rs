@@ -50,7 +50,16 @@ impl Cursor {
         let numbered =
             shards.into_iter().map(|(shard, events)| events.map(move |events| (shard, events)).boxed());
         let shards = stream::select_all(numbered);
-        Cursor { collection, token, shards, under_way: None, parts, heartbeat, due: Instant::now(), over: false }
+        Cursor {
+            collection,
+            token,
+            shards,
+            under_way: None,
+            parts,
+            heartbeat,
+            due: Instant::now(),
+            over: false,
+        }
     }
 
     pub(super) fn into_stream(self) -> impl Stream<Item = Result<FeedEvent>> + Send {
@@ -70,10 +79,14 @@ impl Cursor {
             if let Some(change) = self.step() {
                 return Some(Ok(FeedEvent::Change(change)));
             }
+            let heartbeat = || Some(Ok(FeedEvent::Heartbeat(self.token.clone())));
+            // Looked at by the clock too: a timer comes late, and not at all to who never waits.
+            if self.due <= Instant::now() {
+                return heartbeat();
+            }
             let next = tokio::select! {
-                biased;
-                () = sleep_until(self.due) => return Some(Ok(FeedEvent::Heartbeat(self.token.clone()))),
                 next = self.shards.next() => next,
+                () = sleep_until(self.due) => return heartbeat(),
             };
             let begun = match next {
                 // The others may still have something to say.
@@ -95,7 +108,8 @@ impl Cursor {
         let place = self.token.shards[&shard];
         assert_eq!(place.position, position, "a shard's commands come without a hole");
         if place.delivered > of {
-            let why = format!("the token names event {} of position {position}, which has {of}", place.delivered);
+            let why =
+                format!("the token names event {} of position {position}, which has {of}", place.delivered);
             return Err(Invalid::new("from", why).into());
         }
         if place.delivered == of {
