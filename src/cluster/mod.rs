@@ -6,6 +6,7 @@
 //! `read` take a read to a replica of each.
 //! Not here: what a shard does with a command (`shard/`), following the log from outside (`changefeed/`).
 
+mod balancer;
 mod catalog;
 mod collections;
 mod error;
