@@ -17,7 +17,7 @@ use crate::{
         CollectionId, FieldPath, Filter, HnswParams, PointId, Position, ReplicaId, RequestId, Schema,
         SparseParams, VectorParams,
     },
-    replica::{Replica, ReplicaOptions},
+    replica::{Nobody, Replica, ReplicaOptions},
     shard::ShardOptions,
     store::Store,
 };
@@ -213,8 +213,10 @@ impl Cluster {
             None => log.create_group(GroupId(0)).await.map_err(log_error)?,
         };
         let catalog = Arc::new(Catalog::open(store.clone())?);
+        let options_of_catalog = ReplicaOptions::new(ReplicaId(1));
         let catalog_replica =
-            Replica::open(ReplicaOptions::sole(ReplicaId(1)), &log, catalog_log, catalog.clone()).await?;
+            Replica::open(options_of_catalog, &log, catalog_log, catalog.clone(), Arc::new(Nobody)).await?;
+        catalog_replica.found([ReplicaId(1)].into()).await?;
         let shards = Shards::new(log, store, options.index_dir.clone(), options.shard.clone());
         let cluster = Cluster { inner: Arc::new(Inner { options, catalog, catalog_replica, shards, pool }) };
         cluster.catch_up_with_catalog(Instant::now() + CATALOG_WITHIN).await?;

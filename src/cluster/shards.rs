@@ -11,7 +11,7 @@ use super::{
 use crate::{
     machine::{Outcome, StateMachine, Verdict},
     model::{Body, Command, Position, ReplicaId, ShardNumber},
-    replica::{Proposed, Replica, ReplicaOptions, Wait},
+    replica::{Nobody, Proposed, Replica, ReplicaOptions, Wait},
     shard::{Shard, ShardOptions},
     store::Store,
 };
@@ -123,7 +123,9 @@ impl Shards {
             .await
             .map_err(super::task_error)??;
         let replica_id = of.replicas.first().copied().unwrap_or(ReplicaId(0));
-        let replica = Replica::open(ReplicaOptions::sole(replica_id), &self.log, log, shard.clone()).await?;
+        let options = ReplicaOptions::new(replica_id);
+        let replica = Replica::open(options, &self.log, log, shard.clone(), Arc::new(Nobody)).await?;
+        replica.found([replica_id].into()).await?;
         Ok(LocalShard { number, group, replica, shard })
     }
 
