@@ -6,6 +6,7 @@
 mod catalog;
 mod collections;
 mod error;
+pub mod found;
 mod placement;
 mod router;
 mod scatter;
@@ -220,6 +221,9 @@ impl Cluster {
         cluster.catch_up_with_catalog(Instant::now() + CATALOG_WITHIN).await?;
         Ok(cluster)
     }
+
+    /// Hands leadership over before this node stops. One node has nobody to hand it to.
+    pub async fn drain(&self) {}
 
     /// Closes every shard, then the catalog. What fails is logged: nothing is lost by it, the log has it all.
     pub async fn close(&self) {
