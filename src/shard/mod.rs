@@ -94,7 +94,7 @@ struct Writer {
 }
 
 /// Figures of a shard.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct ShardStats {
     /// Points in it.
     pub points: u64,
