@@ -9,6 +9,7 @@
 mod catalog;
 mod collections;
 mod error;
+pub mod found;
 mod placement;
 mod report;
 mod router;
@@ -352,6 +353,9 @@ impl Cluster {
             state: NodeState::Active,
         }
     }
+
+    /// Hands leadership over before this node stops. One node has nobody to hand it to.
+    pub async fn drain(&self) {}
 
     /// Closes every shard, then the catalog. What fails is logged: nothing is lost by it, the log has it all.
     pub async fn close(&self) {
