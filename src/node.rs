@@ -189,7 +189,7 @@ async fn start(
     let store = tokio::task::spawn_blocking(move || opening.open_store(cache_bytes)).await??;
     let standing = Standing { identity: settled, door, lost };
     let options = cluster_options(config, &standing);
-    let opening = Cluster::open(options, log.clone(), store.clone());
+    let opening = Cluster::open(options, log.clone(), store.clone(), standing.door.peers().clone());
     let cluster = tokio::select! {
         opened = opening => opened?,
         () = stopping.cancelled() => {

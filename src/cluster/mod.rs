@@ -9,14 +9,18 @@
 mod catalog;
 mod collections;
 mod error;
+mod forward;
 pub mod found;
+mod peers;
 mod placement;
+mod read;
 mod report;
 mod router;
 mod scatter;
 mod shards;
 mod token;
 mod transfer;
+mod write;
 
 use crate::{
     machine::{Outcome, Verdict},
@@ -24,12 +28,16 @@ use crate::{
         CollectionId, FieldPath, Filter, HnswParams, PointId, Position, ReplicaId, RequestId, Schema,
         SparseParams, VectorParams,
     },
-    replica::{Proposed, Replica, ReplicaOptions, Wait},
+    net::Peers,
+    replica::{Network, Proposed, Replica, ReplicaOptions, Wait},
     shard::ShardOptions,
     store::Store,
 };
 use annal_wal::{GroupId, Log};
 use catalog::{Catalog, CatalogCommand, FOUNDER, NodeRecord, NodeState};
+use peers::PeerCalls;
+use read::Reads;
+use router::{Router, Way};
 use shards::{LiveCollection, Shards};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -54,6 +62,8 @@ struct Inner {
     catalog: Arc<Catalog>,
     catalog_replica: Replica<Catalog>,
     shards: Shards,
+    router: Router,
+    reads: Arc<Reads>,
     pool: rayon::ThreadPool,
     /// Ends what runs in the background.
     closing: CancellationToken,
@@ -155,6 +165,8 @@ pub struct WriteOptions {
     pub deadline: Instant,
     /// The intent, if the client named one.
     pub request: Option<RequestId>,
+    /// What the client's session had seen.
+    pub token: Option<Token>,
 }
 
 /// How a read is carried out.
@@ -239,7 +251,7 @@ pub struct Seen<T> {
     pub value: T,
     /// The positions it was read at.
     pub token: Token,
-    /// How old it may be; `None` if the read was linearizable.
+    /// How old it may be; `None` if the read was linearizable, or nothing is known of its age.
     pub age: Option<Duration>,
 }
 
@@ -284,7 +296,7 @@ impl Cluster {
     /// Opens the catalog, then every shard it names; returns once all have applied what was committed.
     ///
     /// Errors: see [`ClusterError`]; nothing that was acknowledged is changed by a failed start.
-    pub async fn open(options: ClusterOptions, log: Log, store: Store) -> Result<Cluster> {
+    pub async fn open(options: ClusterOptions, log: Log, store: Store, peers: Peers) -> Result<Cluster> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.search_threads)
             .thread_name(|i| format!("search-{i}"))
@@ -295,16 +307,23 @@ impl Cluster {
             None => log.create_group(log_group(FOUNDER)).await.map_err(log_error)?,
         };
         let catalog = Arc::new(Catalog::open(store.clone())?);
+        let calls = PeerCalls::new(options.node.clone(), peers, catalog.watch());
+        let network: Arc<dyn Network> = Arc::new(calls.clone());
+        let options_of_catalog = ReplicaOptions::new(FOUNDER);
         let catalog_replica =
-            Replica::open(ReplicaOptions::sole(FOUNDER), &log, catalog_log, catalog.clone()).await?;
+            Replica::open(options_of_catalog, &log, catalog_log, catalog.clone(), network.clone()).await?;
+        catalog_replica.found(BTreeSet::from([FOUNDER])).await?;
+        let router = Router::new(calls, &options.incarnation);
         let me = (options.node.clone(), options.incarnation.clone());
-        let shards = Shards::new(me, log, store, options.index_dir.clone(), options.shard.clone());
+        let shards = Shards::new(me, log, store, options.index_dir.clone(), options.shard.clone(), network);
         let cluster = Cluster {
             inner: Arc::new(Inner {
                 options,
                 catalog,
                 catalog_replica,
                 shards,
+                router,
+                reads: Arc::default(),
                 pool,
                 closing: CancellationToken::new(),
             }),
@@ -408,7 +427,11 @@ impl Cluster {
 
     /// Proposes a change of the catalog, wherever its leader is, and waits until it is applied.
     async fn propose_catalog(&self, command: CatalogCommand, deadline: Instant) -> Result<()> {
-        match self.inner.catalog_replica.propose(command.encode(), deadline, Wait::Applied).await? {
+        let replica = &self.inner.catalog_replica;
+        let here = || Some((FOUNDER, replica.clone()));
+        let way = Way { deadline, wait: Wait::Applied, safe_twice: false };
+        let carried = self.inner.router.propose(0, here, command.encode(), way).await?;
+        match carried.proposed {
             Proposed::Applied(Outcome { verdict: Verdict::Rejected(rejection), .. }) => Err(rejection.into()),
             Proposed::Applied(_) | Proposed::Committed(_) => Ok(()),
         }

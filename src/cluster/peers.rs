@@ -331,18 +331,13 @@ fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     rmp_serde::from_slice(bytes).map_err(|e| e.to_string())
 }
 
-/// What a node answers its peers. Paths that are not the cluster's (joining, probing, feeds) go to `others`.
-pub(super) struct PeerService {
-    pub(super) cluster: Cluster,
-    pub(super) others: Arc<dyn net::Service>,
+/// What a node answers its peers, behind its [`super::found::Door`].
+struct PeerService {
+    cluster: Cluster,
 }
 
 impl net::Service for PeerService {
-    fn is_open(&self, path: &str) -> bool {
-        self.others.is_open(path)
-    }
-
-    fn answer(&self, from: &str, path: &str, body: Bytes) -> BoxFuture<'static, Result<Bytes, Failure>> {
+    fn answer(&self, _from: &str, path: &str, body: Bytes) -> BoxFuture<'static, Result<Bytes, Failure>> {
         let cluster = self.cluster.clone();
         match path {
             RAFT => Box::pin(async move { cluster.answer_raft(body).await }),
@@ -355,13 +350,13 @@ impl net::Service for PeerService {
                 let ask = unpack(&body).map_err(unreadable)?;
                 Ok(pack(&cluster.answer_ask(ask)))
             }),
-            _ => self.others.answer(from, path, body),
+            path => refuse(path),
         }
     }
 
     fn receive(
         &self,
-        from: &str,
+        _from: &str,
         path: &str,
         head: Bytes,
         body: ByteStream,
@@ -369,13 +364,14 @@ impl net::Service for PeerService {
         let cluster = self.cluster.clone();
         match path {
             SNAPSHOT => Box::pin(async move { cluster.receive_snapshot(head, body).await }),
-            _ => self.others.receive(from, path, head, body),
+            path => refuse(path),
         }
     }
+}
 
-    fn stream(&self, from: &str, path: &str, body: Bytes) -> BoxFuture<'static, Result<ByteStream, Failure>> {
-        self.others.stream(from, path, body)
-    }
+fn refuse(path: &str) -> BoxFuture<'static, Result<Bytes, Failure>> {
+    let failure = Failure::no_path(path);
+    Box::pin(async { Err(failure) })
 }
 
 fn unreadable(why: String) -> Failure {
@@ -391,9 +387,9 @@ fn of_replica(error: ReplicaError) -> Failure {
 }
 
 impl Cluster {
-    /// What this node answers its peers; `others` answers on the paths that are not the cluster's.
-    pub(crate) fn peer_service(&self, others: Arc<dyn net::Service>) -> Arc<dyn net::Service> {
-        Arc::new(PeerService { cluster: self.clone(), others })
+    /// What this node answers its peers.
+    pub fn peer_service(&self) -> Arc<dyn net::Service> {
+        Arc::new(PeerService { cluster: self.clone() })
     }
 
     /// The replica of a shard that is open here.

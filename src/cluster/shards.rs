@@ -14,7 +14,7 @@ use super::{
 use crate::{
     machine::{MachineError, StateMachine},
     model::{CollectionId, Kind, Position, ReplicaId, ShardNumber},
-    replica::{Replica, ReplicaError, ReplicaOptions},
+    replica::{Network, Replica, ReplicaError, ReplicaOptions},
     shard::{Shard, ShardOptions},
     store::Store,
 };
@@ -78,6 +78,8 @@ pub(super) struct Shards {
     store: Store,
     index_dir: PathBuf,
     options: ShardOptions,
+    /// How replicas reach those of other nodes.
+    network: Arc<dyn Network>,
     open: ArcSwap<Open>,
     /// One reconciliation at a time.
     turn: tokio::sync::Mutex<()>,
@@ -90,8 +92,10 @@ impl Shards {
         store: Store,
         index_dir: PathBuf,
         options: ShardOptions,
+        network: Arc<dyn Network>,
     ) -> Self {
-        Shards { me, log, store, index_dir, options, open: ArcSwap::default(), turn: Default::default() }
+        let (open, turn) = Default::default();
+        Shards { me, log, store, index_dir, options, network, open, turn }
     }
 
     /// The replicas that are open.
@@ -208,8 +212,12 @@ impl Shards {
         let collection = wish.collection;
         let open = move || Shard::open(store, &keyspaces_of(id), &dir, collection, options);
         let shard = tokio::task::spawn_blocking(open).await.map_err(failed)?.map_err(lost_if_corrupt)?;
-        let opened = Replica::open(ReplicaOptions::sole(id), &self.log, log, shard.clone()).await;
+        let (options, network) = (ReplicaOptions::new(id), self.network.clone());
+        let opened = Replica::open(options, &self.log, log, shard.clone(), network).await;
         let replica = opened.map_err(lost_if_corrupt_replica)?;
+        if wish.group.replicas.len() == 1 {
+            replica.found(BTreeSet::from([id])).await.map_err(lost_if_corrupt_replica)?;
+        }
         Ok(Arc::new(LocalShard { id, replica, shard }))
     }
 
