@@ -125,6 +125,9 @@ impl From<MachineError> for ClusterError {
         if let MachineError::Invalid(invalid) = e {
             return invalid.into();
         }
+        if e.kind() == Kind::Expired {
+            return ClusterError::Expired(e.to_string());
+        }
         let corrupt = e.kind() == Kind::Corrupt;
         ClusterError::Internal { message: e.to_string(), corrupt, effect: Effect::Unknown }
     }
