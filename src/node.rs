@@ -189,7 +189,7 @@ async fn start(
     let store = tokio::task::spawn_blocking(move || opening.open_store(cache_bytes)).await??;
     let standing = Standing { identity: settled, door, lost };
     let options = cluster_options(config, &standing);
-    let opening = Cluster::open(options, log.clone(), store.clone());
+    let opening = Cluster::open(options, log.clone(), store.clone(), standing.door.peers().clone());
     let cluster = tokio::select! {
         opened = opening => opened?,
         () = stopping.cancelled() => {
@@ -264,6 +264,7 @@ fn cluster_options(config: &Config, standing: &Standing) -> ClusterOptions {
     ClusterOptions {
         cluster_id: standing.identity.get().cluster_id,
         node: me.node.clone(),
+        incarnation: standing.identity.get().incarnation.to_string(),
         region: me.region.clone(),
         zone: me.zone.clone(),
         http: me.http.clone(),

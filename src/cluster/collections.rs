@@ -143,7 +143,7 @@ impl Cluster {
         let collection = self.lookup(name, deadline).await?;
         let body = Body::Configure(collection.record.schema.clone());
         let bodies = collection.shards.iter().map(|s| (s.number, body.clone())).collect();
-        let options = WriteOptions { wait: true, deadline, request: None };
+        let options = WriteOptions { wait: true, deadline, request: None, token: None };
         self.write(&collection, bodies, &options).await
     }
 

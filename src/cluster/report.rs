@@ -4,7 +4,7 @@
 //! not answer.
 
 use super::{
-    Cluster, NodeName, ReadOptions, Result, ShardHash,
+    Cluster, NodeName,
     catalog::{CatalogState, GroupRecord},
 };
 use crate::{
@@ -126,26 +126,5 @@ impl Cluster {
             status.failure.map(|why| format!("the replica of group {} stopped: {why}", status.group.0))
         };
         failed(self.inner.catalog_replica.status())
-    }
-
-    /// The hash of each shard's state now: as it was kept while applying, or (`scrub`) computed again from every
-    /// record in the store.
-    pub async fn state_hash(&self, name: &str, scrub: bool, options: &ReadOptions) -> Result<Vec<ShardHash>> {
-        let collection = self.lookup(name, options.deadline).await?;
-        let mut hashes = Vec::with_capacity(collection.shards.len());
-        for live in &collection.shards {
-            let local = live.local()?;
-            let index = local.replica.read_index(options.deadline).await?;
-            local.replica.wait_applied(index, options.deadline).await?;
-            let shard = local.shard.clone();
-            let hash = move || if scrub { shard.scrub() } else { shard.state_hash() };
-            let (position, hash) = tokio::task::spawn_blocking(hash).await.map_err(super::task_error)??;
-            hashes.push(ShardHash {
-                shard: live.number.0,
-                position,
-                replicas: [(self.inner.options.node.clone(), format!("{hash:032x}"))].into(),
-            });
-        }
-        Ok(hashes)
     }
 }

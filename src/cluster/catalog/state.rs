@@ -65,7 +65,7 @@ pub(in crate::cluster) const STALE: &str = "stale";
 pub(in crate::cluster) const NEEDED: &str = "needed";
 
 fn rejection(code: &str, message: String) -> Rejection {
-    Rejection { code: code.to_owned(), message }
+    Rejection::new(code, message)
 }
 
 fn missing(what: &str, name: &dyn std::fmt::Display) -> Rejection {
