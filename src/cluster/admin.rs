@@ -4,8 +4,7 @@
 //! done is not done twice, and what a deadline cut off goes on by itself.
 
 use super::{
-    Cluster, ClusterError, NodeName, Result,
-    balancer,
+    Cluster, ClusterError, NodeName, Result, balancer,
     catalog::{CatalogCommand, CatalogState, GroupRecord, NodeState, Phase},
 };
 use crate::model::{Effect, ReplicaId, ShardNumber};
@@ -82,7 +81,9 @@ impl Cluster {
                 return Err(ClusterError::Conflict(format!("{from} and {to} both hold shard {shard}")));
             }
             (None, None) => {
-                return Err(ClusterError::Conflict(format!("{from} does not hold shard {shard} of {collection}")));
+                return Err(ClusterError::Conflict(format!(
+                    "{from} does not hold shard {shard} of {collection}"
+                )));
             }
             (None, Some(_)) => {}
             (Some(old), None) => {
@@ -122,20 +123,14 @@ impl Cluster {
     }
 
     /// Waits until the catalog is as wanted.
-    async fn until(
-        &self,
-        what: &str,
-        deadline: Instant,
-        done: impl Fn(&CatalogState) -> bool,
-    ) -> Result<()> {
+    async fn until(&self, what: &str, deadline: Instant, done: impl Fn(&CatalogState) -> bool) -> Result<()> {
         let mut watch = self.inner.catalog.watch();
         let waited = tokio::time::timeout_at(deadline, watch.wait_for(|state| done(state))).await;
         match waited {
             Ok(_) => Ok(()),
-            Err(_) => Err(ClusterError::Timeout {
-                what: format!("{what} (it goes on)"),
-                effect: Effect::Unknown,
-            }),
+            Err(_) => {
+                Err(ClusterError::Timeout { what: format!("{what} (it goes on)"), effect: Effect::Unknown })
+            }
         }
     }
 
@@ -158,7 +153,8 @@ fn balancer_cannot(state: &CatalogState, node: &str) -> bool {
 }
 
 fn group_of(state: &CatalogState, collection: &str, shard: ShardNumber) -> Result<GroupRecord> {
-    let record = state.collection(collection).ok_or_else(|| ClusterError::NoCollection(collection.to_owned()))?;
+    let record =
+        state.collection(collection).ok_or_else(|| ClusterError::NoCollection(collection.to_owned()))?;
     let group = record.shards.get(shard.0 as usize).cloned();
     group.ok_or_else(|| ClusterError::NotFound(format!("shard {shard} of {collection}")))
 }

@@ -7,8 +7,9 @@
 //! Not here: the hash (`shard/`), seeding another replica in its place (`transfer`).
 
 use super::{
-    Cluster, LocalShard, Result,
+    Cluster, Result,
     catalog::{CatalogCommand, CatalogState, GroupRecord, Phase},
+    shards::LocalShard,
 };
 use crate::{
     model::{Kind, Position, ReplicaId},

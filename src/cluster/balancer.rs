@@ -44,7 +44,8 @@ pub(super) fn stuck_on<'a>(
         let here = group.staying().any(|r| r.node == node);
         !here || ground.target(group, &[node]).is_some()
     };
-    let shards = state.collections.values().flat_map(|c| c.shards.iter().enumerate().map(move |(n, g)| (c, n, g)));
+    let shards =
+        state.collections.values().flat_map(|c| c.shards.iter().enumerate().map(move |(n, g)| (c, n, g)));
     shards.into_iter().find(|(_, _, group)| !leaves(group)).map(|(c, n, _)| (c.name.as_str(), n))
 }
 

@@ -112,7 +112,9 @@ impl From<ReplicaError> for Refusal {
     fn from(error: ReplicaError) -> Self {
         let remedy = match &error {
             ReplicaError::NotLeader { leader } => Remedy::Leader(*leader),
-            ReplicaError::TooLarge { .. } | ReplicaError::Limited { .. } | ReplicaError::Full(_) => Remedy::Never,
+            ReplicaError::TooLarge { .. } | ReplicaError::Limited { .. } | ReplicaError::Full(_) => {
+                Remedy::Never
+            }
             _ => Remedy::Again,
         };
         Refusal { error: error.into(), remedy }
@@ -238,7 +240,9 @@ impl PeerCalls {
 
     fn address_of(&self, replica: ReplicaId) -> Result<String, CallError> {
         let node = self.node_of(replica);
-        self.address(&node.ok_or_else(|| unreached(&format!("replica {replica}"), "no node is known to keep it"))?)
+        self.address(
+            &node.ok_or_else(|| unreached(&format!("replica {replica}"), "no node is known to keep it"))?,
+        )
     }
 
     /// Asks a node; no error is known to be without effect but those of [`CallError::never_handled`].
@@ -594,9 +598,9 @@ mod wire {
                 None => Verdict::Applied,
             };
             let verdict = match self.first {
-                Some(first) => {
-                    Verdict::Duplicate { first: Box::new(Outcome { position: Position(first), verdict: own }) }
-                }
+                Some(first) => Verdict::Duplicate {
+                    first: Box::new(Outcome { position: Position(first), verdict: own }),
+                },
                 None => own,
             };
             Ok(Ok(Proposed::Applied(Outcome { position: Position(position), verdict })))

@@ -124,7 +124,8 @@ impl Router {
                 leadership.mark_unchanged();
                 leadership
             });
-            let Some(leader) = self.leader(group, &known, leadership.as_ref(), &mut tries, way.deadline).await
+            let Some(leader) =
+                self.leader(group, &known, leadership.as_ref(), &mut tries, way.deadline).await
             else {
                 tries.pause(leadership, way.deadline).await;
                 continue;
@@ -275,7 +276,8 @@ impl Router {
         let seats = self.calls.seats(group);
         let deadline = deadline.min(Instant::now() + LOOK_WITHIN);
         let others = seats.iter().filter(|seat| seat.node != *self.calls.me());
-        let ask = async |seat: &Seat| self.calls.ask(&seat.node, &Ask::Position(seat.replica), deadline).await;
+        let ask =
+            async |seat: &Seat| self.calls.ask(&seat.node, &Ask::Position(seat.replica), deadline).await;
         for answer in join_all(others.map(ask)).await {
             if let Ok(Answer::Position(position)) = answer {
                 self.hear(group, position);
@@ -328,7 +330,11 @@ impl Tries {
         let Refusal { error, remedy } = refusal;
         self.doubt |= error.effect() == Effect::Unknown;
         if remedy == Remedy::Never || self.doubt && !way.safe_twice {
-            return Err(if self.doubt { error.in_doubt("an earlier copy may have been taken") } else { error });
+            return Err(if self.doubt {
+                error.in_doubt("an earlier copy may have been taken")
+            } else {
+                error
+            });
         }
         if let Remedy::Leader(next) = remedy {
             self.hint = next;

@@ -236,7 +236,10 @@ impl Reading {
     ///
     /// The vectors of points that are searched for are read first, and the views they came from are kept and
     /// searched.
-    async fn search(&self, requests: &[SearchRequest]) -> std::result::Result<Vec<Vec<ScoredPoint>>, InBatch> {
+    async fn search(
+        &self,
+        requests: &[SearchRequest],
+    ) -> std::result::Result<Vec<Vec<ScoredPoint>>, InBatch> {
         if requests.is_empty() {
             return Ok(Vec::new());
         }
@@ -245,7 +248,8 @@ impl Reading {
             let held = self.resolve(requests, &mut searches).await?;
             match self.search_every(requests, &searches, held).await {
                 // A view that was kept is gone, with its replica: all anew.
-                Err(ClusterError::Unavailable(why)) if why == LOST_VIEW && Instant::now() < self.options.deadline => {}
+                Err(ClusterError::Unavailable(why))
+                    if why == LOST_VIEW && Instant::now() < self.options.deadline => {}
                 done => return done.map_err(|error| (None, error)),
             }
         }
@@ -258,9 +262,9 @@ impl Reading {
             let checked = match &mut request.target {
                 Target::All => Ok(()),
                 Target::NearestTo(_) => self.params(&request.using).map(|_| ()),
-                Target::Nearest(vector) => self.params(&request.using).and_then(|params| {
-                    params.admit(vector).map_err(|e| Invalid::new("query", e.why).into())
-                }),
+                Target::Nearest(vector) => self
+                    .params(&request.using)
+                    .and_then(|params| params.admit(vector).map_err(|e| Invalid::new("query", e.why).into())),
             };
             // A shard cannot know which of its hits the others push out: each gives its first offset + limit.
             request.limit = request.offset.saturating_add(request.limit);
@@ -393,7 +397,8 @@ impl Reading {
         let wish = Wish { fresh, deadline, ..self.wish(shard.number, Arc::new(read), false) };
         let seats = self.cluster.inner.router.calls.seats(shard.group().group);
         let asks = seats.iter().map(async |seat| {
-            let part = tokio::time::timeout_at(deadline, self.cluster.read_replica(seat.replica, &wish)).await;
+            let part =
+                tokio::time::timeout_at(deadline, self.cluster.read_replica(seat.replica, &wish)).await;
             match part.ok()? {
                 Ok(Part { found: Found::Hash(Some((position, hash))), .. }) => {
                     Some((seat.node.clone(), position, hash))

@@ -5,8 +5,7 @@
 //! Not here: what to plan (`balancer`, pure), carrying it out (`transfer`, `shards`).
 
 use super::{
-    Cluster, NodeName,
-    balancer,
+    Cluster, NodeName, balancer,
     catalog::{CatalogCommand, CatalogState, Phase},
 };
 use crate::replica::Role;

@@ -13,8 +13,9 @@
 //! Not here: what should be where (`balancer`), copying data (Raft's snapshots and log).
 
 use super::{
-    Cluster, LocalShard, Result,
+    Cluster, Result,
     catalog::{CatalogCommand, CatalogState, CollectionRecord, GroupRecord, Phase},
+    shards::LocalShard,
 };
 use crate::{
     machine::StateMachine,
@@ -93,7 +94,7 @@ fn next_step(
 
 /// How many of a group's replicas vote: all of a shard's; of the catalog's an odd number, at most five.
 fn voters_wanted(group: &GroupRecord) -> usize {
-    let staying = group.staying().filter(|r| group.group != 0 || r.phase != Phase::Planned).count();
+    let staying = group.staying().count();
     match (group.group, staying) {
         (0, ..3) => 1,
         (0, 3..5) => 3,
@@ -192,7 +193,9 @@ impl Cluster {
             match step {
                 Some(Step::AddLearner(id)) => replica.add_learner(id, deadline).await?,
                 Some(Step::SetVoters(voters)) => replica.set_voters(voters, deadline).await?,
-                Some(Step::HandOver(to)) => return Ok(replica.transfer_leadership(Some(to), deadline).await?),
+                Some(Step::HandOver(to)) => {
+                    return Ok(replica.transfer_leadership(Some(to), deadline).await?);
+                }
                 Some(Step::Remove(ids)) => replica.remove(ids, deadline).await?,
                 None => {
                     for news in news(group, &status.members) {
