@@ -150,6 +150,14 @@ impl Cluster {
     /// Tells every shard of a dropped collection that it is, then the catalog that all know it.
     pub(super) async fn retire(&self, record: Arc<CollectionRecord>, deadline: Instant) -> Result<()> {
         let id = record.id;
+        let collection = self.inner.shards.live(record);
+        let bodies = collection.shards.iter().map(|s| (s.number, Body::Retire)).collect();
+        let options = WriteOptions { wait: true, deadline, request: None, token: None };
+        match self.write(&collection, bodies, &options).await {
+            // Told before.
+            Ok(_) | Err(ClusterError::Gone(_)) => {}
+            Err(e) => return Err(e),
+        }
         self.propose_catalog(CatalogCommand::Dropped { id }, deadline).await
     }
 

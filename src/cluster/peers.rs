@@ -271,7 +271,7 @@ impl PeerCalls {
     }
 
     /// Asks a replica for a read of its shard.
-    pub(super) async fn read(&self, ask: &ReadAsk, deadline: Instant) -> Result<ReadAnswer, ClusterError> {
+    pub(super) async fn read(&self, ask: &ReadAsk, deadline: Instant) -> ReadAnswer {
         let unreached = |e: CallError| ClusterError::Unavailable(e.to_string());
         let to = self.address_of(ask.replica).map_err(unreached)?;
         let answer = self.inner.peers.call(&to, READ, pack(ask), deadline).await.map_err(unreached)?;
@@ -392,7 +392,7 @@ fn of_replica(error: ReplicaError) -> Failure {
 
 impl Cluster {
     /// What this node answers its peers.
-    pub fn peer_service(&self) -> Arc<dyn net::Service> {
+    pub(super) fn peer_service(&self) -> Arc<dyn net::Service> {
         Arc::new(PeerService { cluster: self.clone() })
     }
 

@@ -349,8 +349,12 @@ impl Tries {
         self.last.get_or_insert_with(|| ClusterError::Unavailable("nobody is known to lead".to_owned()));
         let news = async {
             match leadership {
-                Some(mut leadership) if leadership.changed().await.is_ok() => {}
-                _ => std::future::pending().await,
+                Some(mut leadership) => {
+                    if leadership.changed().await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                }
+                None => std::future::pending().await,
             }
         };
         let wait = jittered((PAUSE[0] * 2u32.saturating_pow(self.pauses)).min(PAUSE[1]));
