@@ -201,8 +201,7 @@ impl ClusterError {
 
     /// Whether the same may succeed at another replica, or later.
     pub(super) fn may_pass(&self) -> bool {
-        let kinds =
-            [Kind::Unavailable, Kind::Timeout, Kind::Limited, Kind::Internal, Kind::Corrupt];
+        let kinds = [Kind::Unavailable, Kind::Timeout, Kind::Limited, Kind::Internal, Kind::Corrupt];
         kinds.contains(&self.kind())
     }
 }

@@ -67,8 +67,11 @@ impl Sent {
 
     /// Gives it up: what is certain about it now.
     pub(super) fn give_up(self, why: &str, remedy: Remedy) -> Refusal {
-        let refusal =
-            if self.settled.swap(true, Ordering::AcqRel) { Refusal::in_doubt(why) } else { Refusal::unreached(why) };
+        let refusal = if self.settled.swap(true, Ordering::AcqRel) {
+            Refusal::in_doubt(why)
+        } else {
+            Refusal::unreached(why)
+        };
         Refusal { remedy, ..refusal }
     }
 }

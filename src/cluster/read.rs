@@ -25,8 +25,8 @@ use super::{
 use crate::{
     machine::MachineError,
     model::{
-        CollectionId, Filter, PointId, Position, Projection, Record, ReplicaId, ScoredPoint, ScrollPage, ScrollRequest,
-        SearchRequest, Vector,
+        CollectionId, Filter, PointId, Position, Projection, Record, ReplicaId, ScoredPoint, ScrollPage,
+        ScrollRequest, SearchRequest, Vector,
     },
     replica::ReadIndex,
     shard::{ReadView, Shard, ShardStats},
@@ -259,7 +259,8 @@ impl Reads {
     }
 
     fn suspect(&self, replicas: &BTreeSet<ReplicaId>) {
-        let (now, mut suspects) = (Instant::now(), self.suspects.lock().unwrap_or_else(PoisonError::into_inner));
+        let (now, mut suspects) =
+            (Instant::now(), self.suspects.lock().unwrap_or_else(PoisonError::into_inner));
         suspects.retain(|_, until| *until > now);
         suspects.extend(replicas.iter().map(|replica| (*replica, now + SUSPECT_FOR)));
     }
@@ -272,7 +273,8 @@ impl Reads {
     /// Earns a part of a hedge.
     fn earn(&self) {
         let limit = HEDGES_MAX * READS_PER_HEDGE;
-        let _ = self.spare.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |s| (s < limit).then_some(s + 1));
+        let _ =
+            self.spare.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |s| (s < limit).then_some(s + 1));
     }
 
     /// Spends a hedge, if there is one.
@@ -331,7 +333,8 @@ impl Cluster {
         loop {
             let now = Instant::now();
             if now >= next {
-                let working = here.is_some_and(|here| under_way.contains(&here)) && viewed.load(Ordering::Relaxed);
+                let working =
+                    here.is_some_and(|here| under_way.contains(&here)) && viewed.load(Ordering::Relaxed);
                 let waits_here = under_way.iter().all(|replica| Some(*replica) == here);
                 let stuck = owed == 0 && !working && (waits_here || now - since >= SLOW_AFTER);
                 let hedge = || !working && !round.is_empty() && (stuck || reads.hedge());
@@ -409,7 +412,9 @@ impl Cluster {
         };
         let mut others: Vec<ReplicaId> = seats
             .iter()
-            .filter(|seat| matches!(seat.phase, Phase::Voter | Phase::Leaving) && seat.node != *router.calls.me())
+            .filter(|seat| {
+                matches!(seat.phase, Phase::Voter | Phase::Leaving) && seat.node != *router.calls.me()
+            })
             .map(|seat| seat.replica)
             .collect();
         let turn = self.inner.reads.names.fetch_add(1, Ordering::Relaxed) as usize;
@@ -617,7 +622,9 @@ impl Failures {
                 ClusterError::Internal { message: format!("{what}: {message}"), corrupt, effect }
             }
             Some(error) => ClusterError::Unavailable(format!("{what} cannot be read: {error}")),
-            None => ClusterError::Timeout { what: format!("reading {what}"), effect: crate::model::Effect::None },
+            None => {
+                ClusterError::Timeout { what: format!("reading {what}"), effect: crate::model::Effect::None }
+            }
         }
     }
 }

@@ -124,7 +124,8 @@ impl Router {
                 leadership.mark_unchanged();
                 leadership
             });
-            let Some(leader) = self.leader(group, &known, leadership.as_ref(), &mut tries, way.deadline).await
+            let Some(leader) =
+                self.leader(group, &known, leadership.as_ref(), &mut tries, way.deadline).await
             else {
                 tries.pause(leadership, way.deadline).await;
                 continue;
@@ -177,7 +178,11 @@ impl Router {
         if let Some(found) = known.leader().filter(|leader| !but.contains(leader)) {
             return Some(found);
         }
-        let seats = self.calls.seats(group);
+        let mut seats = self.calls.seats(group);
+        if seats.is_empty() && group == 0 {
+            self.calls.find_catalog().await;
+            seats = self.calls.seats(group);
+        }
         let deadline = Instant::now() + LOOK_WITHIN;
         let asks = seats.iter().filter(|seat| seat.node != *self.calls.me());
         let mut asks: FuturesUnordered<_> = asks
@@ -275,7 +280,8 @@ impl Router {
         let seats = self.calls.seats(group);
         let deadline = deadline.min(Instant::now() + LOOK_WITHIN);
         let others = seats.iter().filter(|seat| seat.node != *self.calls.me());
-        let ask = async |seat: &Seat| self.calls.ask(&seat.node, &Ask::Position(seat.replica), deadline).await;
+        let ask =
+            async |seat: &Seat| self.calls.ask(&seat.node, &Ask::Position(seat.replica), deadline).await;
         for answer in join_all(others.map(ask)).await {
             if let Ok(Answer::Position(position)) = answer {
                 self.hear(group, position);
@@ -328,7 +334,11 @@ impl Tries {
         let Refusal { error, remedy } = refusal;
         self.doubt |= error.effect() == Effect::Unknown;
         if remedy == Remedy::Never || self.doubt && !way.safe_twice {
-            return Err(if self.doubt { error.in_doubt("an earlier copy may have been taken") } else { error });
+            return Err(if self.doubt {
+                error.in_doubt("an earlier copy may have been taken")
+            } else {
+                error
+            });
         }
         if let Remedy::Leader(next) = remedy {
             self.hint = next;
@@ -342,10 +352,12 @@ impl Tries {
         self.asked.clear();
         self.last.get_or_insert_with(|| ClusterError::Unavailable("nobody is known to lead".to_owned()));
         let news = async {
-            match leadership {
-                Some(mut leadership) if leadership.changed().await.is_ok() => {}
-                _ => std::future::pending().await,
+            if let Some(mut leadership) = leadership
+                && leadership.changed().await.is_ok()
+            {
+                return;
             }
+            std::future::pending().await
         };
         let wait = jittered((PAUSE[0] * 2u32.saturating_pow(self.pauses)).min(PAUSE[1]));
         self.pauses = (self.pauses + 1).min(8);

@@ -156,8 +156,12 @@ mod tests {
     #[test]
     fn bodies_that_no_token_has_are_refused() {
         // An empty run, two runs that are one, a number longer than it need be, a shard beyond the last.
-        let bodies: [&[u8]; 4] =
-            [&[7, 1, 0, 0], &[7, 1, 0, 1, 9, 0, 1, 9], &[0x87, 0, 1], &[7, 1, 0xff, 0xff, 0xff, 0xff, 0x1f, 1, 1]];
+        let bodies: [&[u8]; 4] = [
+            &[7, 1, 0, 0],
+            &[7, 1, 0, 1, 9, 0, 1, 9],
+            &[0x87, 0, 1],
+            &[7, 1, 0xff, 0xff, 0xff, 0xff, 0x1f, 1, 1],
+        ];
         for body in bodies {
             let bytes = [&[VERSION][..], &crc32fast::hash(body).to_le_bytes(), body].concat();
             assert!(URL_SAFE_NO_PAD.encode(bytes).parse::<Token>().is_err(), "{body:?} passed");

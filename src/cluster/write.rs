@@ -14,8 +14,8 @@ use super::{
 use crate::{
     machine::{Outcome, Rejection, Verdict},
     model::{
-        Body, CollectionId, Command, Effect, Invalid, Payload, Point, PointId, Position, RequestId, Schema, ShardNumber,
-        command::PointWrite,
+        Body, CollectionId, Command, Effect, Invalid, Payload, Point, PointId, Position, RequestId, Schema,
+        ShardNumber, command::PointWrite,
     },
     replica::{Proposed, Wait},
 };
