@@ -16,7 +16,7 @@ impl Cluster {
     /// Creates a collection; its shards are there when this returns.
     pub async fn create_collection(&self, name: &str, spec: CollectionSpec, deadline: Instant) -> Result<()> {
         loop {
-            let placement = placement::place(&self.inner.catalog.state(), &spec, &self.inner.alive());
+            let placement = placement::place(&self.inner.catalog.state(), &spec, &self.alive().await);
             let create = CatalogCommand::Create { name: name.to_owned(), spec: spec.clone(), placement };
             match self.change(create, name, deadline).await {
                 // The nodes have changed meanwhile.
