@@ -23,7 +23,7 @@ mod wishes;
 
 pub use auth::Keys;
 pub use metrics::exporter;
-pub use server::serve;
+pub use server::{Front, serve};
 
 use crate::{
     cluster::Cluster,
@@ -104,6 +104,14 @@ fn router(cluster: Cluster, options: &ApiOptions) -> io::Result<Router> {
     let built = qdrant::built().merge(native::built());
     let open = qdrant::probes().merge(qdrant::unbuilt()).merge(native::audits()).merge(native::unbuilt());
     Ok(layered(built, open, options).with_state(api))
+}
+
+/// The door of a node that has no cluster to ask yet.
+fn starting() -> Router {
+    let unready = async || ApiError::new(Kind::Unavailable, "", "the node is starting");
+    qdrant::vital_signs()
+        .fallback(unready)
+        .layer(ServiceBuilder::new().layer(from_fn(observe)).layer(from_fn(envelope::wrap)))
 }
 
 /// Puts the stack around the routes; `open` ones are neither turned away by load nor bound to a deadline.

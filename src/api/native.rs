@@ -78,5 +78,5 @@ async fn state_hash(
         return Err(ApiError::unbuilt("at", "the hash at an earlier position"));
     }
     let options = ReadOptions::linearizable(Instant::now() + AUDIT_WITHIN);
-    Ok(Json(cluster.state_hash(&collection, parameters.scrub, &options).await?))
+    Ok(Json(cluster.state_hash(&collection, None, parameters.scrub, &options).await?))
 }

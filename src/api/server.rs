@@ -1,31 +1,54 @@
-//! Serves the router on a listener until asked to stop, then lets requests in flight finish.
+//! Serves the front on a listener until asked to stop, then lets requests in flight finish.
 
-use super::{ApiOptions, metrics, router};
+use super::{ApiOptions, metrics, router, starting};
 use crate::cluster::Cluster;
+use arc_swap::ArcSwap;
+use axum::Router;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
     service::TowerToHyperService,
 };
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
+use tower::ServiceExt;
 
 /// How long a client may take to send the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Serves `cluster` over HTTP/1.1 and HTTP/2 until `shutdown` is ready; then accepts nothing new, and gives
+/// What answers requests: a node that is starting, then its cluster. Cheap to clone.
+#[derive(Clone)]
+pub struct Front {
+    router: Arc<ArcSwap<Router>>,
+    options: Arc<ApiOptions>,
+}
+
+impl Front {
+    /// The front of a node that is starting: alive, and everything else is unavailable without effect.
+    pub fn starting(options: ApiOptions) -> Front {
+        Front { router: Arc::new(ArcSwap::from_pointee(starting())), options: Arc::new(options) }
+    }
+
+    /// From now on `cluster` answers.
+    ///
+    /// Errors: another metrics recorder is installed in this process.
+    pub fn open(&self, cluster: Cluster) -> io::Result<()> {
+        self.router.store(Arc::new(router(cluster, &self.options)?));
+        Ok(())
+    }
+}
+
+/// Serves `front` over HTTP/1.1 and HTTP/2 until `shutdown` is ready; then accepts nothing new, and gives
 /// what is in flight [`ApiOptions::drain`] to finish.
 ///
 /// Errors: another metrics recorder is installed in this process. A failing connection ends alone.
-pub async fn serve(
-    listener: TcpListener,
-    cluster: Cluster,
-    options: ApiOptions,
-    shutdown: impl Future,
-) -> io::Result<()> {
-    let drain = options.drain;
+pub async fn serve(listener: TcpListener, front: Front, shutdown: impl Future) -> io::Result<()> {
+    let drain = front.options.drain;
     let exporter = metrics::exporter()?;
-    let service = TowerToHyperService::new(router(cluster, &options)?);
+    let service = TowerToHyperService::new(tower::service_fn(move |request| {
+        let router = Router::clone(&front.router.load());
+        router.oneshot(request)
+    }));
     let mut server = auto::Builder::new(TokioExecutor::new());
     server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     server.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD_TIMEOUT);

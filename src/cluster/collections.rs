@@ -16,7 +16,7 @@ impl Cluster {
     /// Creates a collection; its shards are there when this returns.
     pub async fn create_collection(&self, name: &str, spec: CollectionSpec, deadline: Instant) -> Result<()> {
         loop {
-            let placement = placement::place(&self.inner.catalog.state(), &spec, &self.inner.alive());
+            let placement = placement::place(&self.inner.catalog.state(), &spec, &self.alive().await);
             let create = CatalogCommand::Create { name: name.to_owned(), spec: spec.clone(), placement };
             match self.change(create, name, deadline).await {
                 // The nodes have changed meanwhile.
@@ -143,13 +143,21 @@ impl Cluster {
         let collection = self.lookup(name, deadline).await?;
         let body = Body::Configure(collection.record.schema.clone());
         let bodies = collection.shards.iter().map(|s| (s.number, body.clone())).collect();
-        let options = WriteOptions { wait: true, deadline, request: None };
+        let options = WriteOptions { wait: true, deadline, request: None, token: None };
         self.write(&collection, bodies, &options).await
     }
 
     /// Tells every shard of a dropped collection that it is, then the catalog that all know it.
     pub(super) async fn retire(&self, record: Arc<CollectionRecord>, deadline: Instant) -> Result<()> {
         let id = record.id;
+        let collection = self.inner.shards.live(record);
+        let bodies = collection.shards.iter().map(|s| (s.number, Body::Retire)).collect();
+        let options = WriteOptions { wait: true, deadline, request: None, token: None };
+        match self.write(&collection, bodies, &options).await {
+            // Told before.
+            Ok(_) | Err(ClusterError::Gone(_)) => {}
+            Err(e) => return Err(e),
+        }
         self.propose_catalog(CatalogCommand::Dropped { id }, deadline).await
     }
 

@@ -4,15 +4,24 @@
 //! not answer.
 
 use super::{
-    Cluster, NodeName, ReadOptions, Result, ShardHash,
+    Cluster, NodeName,
     catalog::{CatalogState, GroupRecord},
+    peers::{Answer, Ask},
 };
 use crate::{
     model::ReplicaId,
     replica::{ReplicaStatus, Role},
 };
+use futures::future::join_all;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// How long a node may take to tell what it holds.
+const REPORT_WITHIN: Duration = Duration::from_millis(500);
 
 /// A replica, as its own node sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,9 +70,22 @@ impl Cluster {
         NodeReport { replicas: shards.chain([(catalog.replica, catalog.into())]).collect() }
     }
 
-    /// What every node that answers holds, by node.
-    async fn reports(&self, _catalog: &CatalogState) -> BTreeMap<NodeName, NodeReport> {
-        BTreeMap::from([(self.inner.options.node.clone(), self.report())])
+    /// What every node that answers soon holds, by node.
+    pub(super) async fn reports(&self, catalog: &CatalogState) -> BTreeMap<NodeName, NodeReport> {
+        let calls = &self.inner.router.calls;
+        let deadline = Instant::now() + REPORT_WITHIN;
+        let others = catalog.nodes.keys().filter(|name| *name != calls.me());
+        let asked = others.map(async |name| (name.clone(), calls.ask(name, &Ask::Report, deadline).await));
+        let answers = join_all(asked).await.into_iter().filter_map(|(name, answer)| match answer {
+            Ok(Answer::Report(report)) => Some((name, report)),
+            _ => None,
+        });
+        answers.chain([(calls.me().clone(), self.report())]).collect()
+    }
+
+    /// Nodes that answer.
+    pub(super) async fn alive(&self) -> BTreeSet<NodeName> {
+        self.reports(&self.inner.catalog.state()).await.into_keys().collect()
     }
 
     /// Nodes and shards, in the shape of `GET /annal/v1/cluster`.
@@ -118,34 +140,5 @@ impl Cluster {
             })
         });
         serde_json::json!({ "nodes": nodes.collect::<Vec<_>>(), "shards": shards })
-    }
-
-    /// Why this node cannot serve; `None` when it can.
-    pub fn unready(&self) -> Option<String> {
-        let failed = |status: ReplicaStatus| {
-            status.failure.map(|why| format!("the replica of group {} stopped: {why}", status.group.0))
-        };
-        failed(self.inner.catalog_replica.status())
-    }
-
-    /// The hash of each shard's state now: as it was kept while applying, or (`scrub`) computed again from every
-    /// record in the store.
-    pub async fn state_hash(&self, name: &str, scrub: bool, options: &ReadOptions) -> Result<Vec<ShardHash>> {
-        let collection = self.lookup(name, options.deadline).await?;
-        let mut hashes = Vec::with_capacity(collection.shards.len());
-        for live in &collection.shards {
-            let local = live.local()?;
-            let index = local.replica.read_index(options.deadline).await?;
-            local.replica.wait_applied(index, options.deadline).await?;
-            let shard = local.shard.clone();
-            let hash = move || if scrub { shard.scrub() } else { shard.state_hash() };
-            let (position, hash) = tokio::task::spawn_blocking(hash).await.map_err(super::task_error)??;
-            hashes.push(ShardHash {
-                shard: live.number.0,
-                position,
-                replicas: [(self.inner.options.node.clone(), format!("{hash:032x}"))].into(),
-            });
-        }
-        Ok(hashes)
     }
 }

@@ -106,7 +106,7 @@ struct Writer {
 }
 
 /// Figures of a shard.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct ShardStats {
     /// Points in it.
     pub points: u64,

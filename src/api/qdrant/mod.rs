@@ -12,7 +12,7 @@ mod service;
 mod settings;
 mod vector;
 
-pub(super) use service::probes;
+pub(super) use service::{probes, vital_signs};
 
 use super::{
     Api,

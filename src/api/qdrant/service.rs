@@ -16,12 +16,14 @@ const QDRANT_VERSION: &str = "1.20.0";
 
 /// The routes.
 pub(in crate::api) fn probes() -> Router<Api> {
+    vital_signs().route("/", get(version)).route("/readyz", get(ready)).route("/metrics", get(figures))
+}
+
+/// Those that a node answers as soon as it listens.
+pub(in crate::api) fn vital_signs<S: Clone + Send + Sync + 'static>() -> Router<S> {
     Router::new()
-        .route("/", get(version))
         .route("/healthz", get(async || "healthz check passed"))
         .route("/livez", get(async || "livez check passed"))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(figures))
 }
 
 async fn version() -> impl IntoResponse {
