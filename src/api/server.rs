@@ -9,6 +9,7 @@ use hyper_util::{
 };
 use std::{io, time::Duration};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 /// How long a client may take to send the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -25,7 +26,8 @@ pub async fn serve(
 ) -> io::Result<()> {
     let drain = options.drain;
     let exporter = metrics::exporter()?;
-    let service = TowerToHyperService::new(router(cluster, &options)?);
+    let closing = CancellationToken::new();
+    let service = TowerToHyperService::new(router(cluster, &options, closing.clone())?);
     let mut server = auto::Builder::new(TokioExecutor::new());
     server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     server.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD_TIMEOUT);
@@ -60,6 +62,7 @@ pub async fn serve(
         }
     }
     drop(listener);
+    closing.cancel();
     if tokio::time::timeout(drain, connections.shutdown()).await.is_err() {
         tracing::warn!(?drain, "requests were still in flight");
     }

@@ -9,6 +9,7 @@
 mod catalog;
 mod collections;
 mod error;
+mod figures;
 mod placement;
 mod report;
 mod router;
@@ -40,6 +41,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use error::ClusterError;
+pub use figures::{Figures, ReplicaFigures};
 pub use token::Token;
 
 /// The live view of the cluster; cheap to clone.

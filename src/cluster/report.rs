@@ -4,12 +4,14 @@
 //! not answer.
 
 use super::{
-    Cluster, NodeName, ReadOptions, Result, ShardHash,
+    Cluster, NodeName, ReadOptions, Result, ShardHash, Token,
     catalog::{CatalogState, GroupRecord},
 };
 use crate::{
-    model::ReplicaId,
+    machine::MachineError,
+    model::{Invalid, Position, ReplicaId},
     replica::{ReplicaStatus, Role},
+    shard::Shard,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -128,24 +130,67 @@ impl Cluster {
         failed(self.inner.catalog_replica.status())
     }
 
-    /// The hash of each shard's state now: as it was kept while applying, or (`scrub`) computed again from every
-    /// record in the store.
-    pub async fn state_hash(&self, name: &str, scrub: bool, options: &ReadOptions) -> Result<Vec<ShardHash>> {
+    /// The hash of each shard's state: as it was kept while applying, or (`scrub`) computed again from every record
+    /// in the store. With `at`, as it was recorded at the mark nearest to the shard's position in the token (at or
+    /// below it if there is one; [`ShardHash::position`] names it; none recorded: position 0 and no replicas).
+    ///
+    /// Errors: `at` is of another collection, or `scrub` is wanted of a state that is past (no effect).
+    pub async fn state_hash(
+        &self,
+        name: &str,
+        at: Option<&Token>,
+        scrub: bool,
+        options: &ReadOptions,
+    ) -> Result<Vec<ShardHash>> {
         let collection = self.lookup(name, options.deadline).await?;
+        if let Some(at) = at {
+            if at.collection != collection.record.id {
+                return Err(
+                    Invalid::new("at", format!("is a token of another collection than {name}")).into()
+                );
+            }
+            if scrub {
+                return Err(Invalid::new(
+                    "scrub",
+                    "reads the store, which has only the state now: give no at",
+                )
+                .into());
+            }
+        }
         let mut hashes = Vec::with_capacity(collection.shards.len());
         for live in &collection.shards {
-            let local = live.local()?;
+            let local = self.inner.shards.opened(live, options.deadline).await?;
             let index = local.replica.read_index(options.deadline).await?;
             local.replica.wait_applied(index, options.deadline).await?;
             let shard = local.shard.clone();
-            let hash = move || if scrub { shard.scrub() } else { shard.state_hash() };
-            let (position, hash) = tokio::task::spawn_blocking(hash).await.map_err(super::task_error)??;
+            let at = at.map(|at| at.shards.get(&live.number).copied().unwrap_or_default());
+            let hash = move || match at {
+                Some(at) => marked_hash(&shard, at),
+                None if scrub => shard.scrub().map(Some),
+                None => shard.state_hash().map(Some),
+            };
+            let hash = tokio::task::spawn_blocking(hash).await.map_err(super::task_error)??;
+            let node = || self.inner.options.node.clone();
             hashes.push(ShardHash {
                 shard: live.number.0,
-                position,
-                replicas: [(self.inner.options.node.clone(), format!("{hash:032x}"))].into(),
+                position: hash.map(|(position, _)| position).unwrap_or_default(),
+                replicas: hash.map(|(_, hash)| (node(), format!("{hash:032x}"))).into_iter().collect(),
             });
         }
         Ok(hashes)
     }
+}
+
+/// Every so many positions a shard records its hash.
+const HASH_EVERY: u64 = 4_096;
+
+/// The recorded hash nearest to a position: at or below it, else the first one above.
+fn marked_hash(shard: &Shard, at: Position) -> std::result::Result<Option<(Position, u128)>, MachineError> {
+    let below = at.0 - at.0 % HASH_EVERY;
+    for mark in [below, below + HASH_EVERY].map(Position) {
+        if let Some(hash) = shard.state_hash_at(mark)? {
+            return Ok(Some((mark, hash)));
+        }
+    }
+    Ok(None)
 }

@@ -11,8 +11,8 @@ use super::{
 use crate::{
     machine::MachineError,
     model::{
-        Distance, Effect, Filter, Invalid, PointId, Projection, Record, Schema, ScoredPoint, ScrollPage,
-        ScrollRequest, SearchRequest, ShardNumber, Target, Vector,
+        Distance, Effect, Filter, Invalid, PointId, Position, Projection, Record, Schema, ScoredPoint,
+        ScrollPage, ScrollRequest, SearchRequest, ShardNumber, Target, Vector,
     },
     shard::{ReadView, ShardStats},
 };
@@ -223,14 +223,16 @@ struct Read {
 
 impl Read {
     fn seen<T>(&self, value: T) -> Seen<T> {
-        let shards =
-            self.collection.shards.iter().zip(&self.views).map(|(s, v)| (s.number, v.position())).collect();
-        let record = &self.collection.record;
-        Seen {
-            value,
-            token: Token { collection: record.id, generation: record.generation, shards },
-            age: None,
-        }
+        self.collection.seen(value, self.views.iter().map(|view| view.position()))
+    }
+}
+
+impl LiveCollection {
+    /// An answer that was read at these positions, by shard.
+    fn seen<T>(&self, value: T, positions: impl Iterator<Item = Position>) -> Seen<T> {
+        let shards = self.shards.iter().map(|s| s.number).zip(positions).collect();
+        let token = Token { collection: self.record.id, generation: self.record.generation, shards };
+        Seen { value, token, age: None }
     }
 }
 
@@ -257,11 +259,13 @@ impl Cluster {
         &self,
         collection: &LiveCollection,
         options: &ReadOptions,
-    ) -> Result<Vec<ShardStats>> {
+    ) -> Result<Seen<Vec<ShardStats>>> {
         let stats = collection.shards.iter().map(async |live| {
-            self.view(live, options).await?;
-            Ok::<_, ClusterError>(live.local()?.shard.stats())
+            let position = self.view(live, options).await?.position();
+            let local = self.inner.shards.opened(live, options.deadline).await?;
+            Ok::<_, ClusterError>((local.shard.stats(), position))
         });
-        try_join_all(stats).await
+        let (stats, positions): (Vec<_>, Vec<_>) = try_join_all(stats).await?.into_iter().unzip();
+        Ok(collection.seen(stats, positions.into_iter()))
     }
 }

@@ -94,6 +94,11 @@ impl Shards {
         Shards { me, log, store, index_dir, options, open: ArcSwap::default(), turn: Default::default() }
     }
 
+    /// The log all of them share.
+    pub(super) fn log_status(&self) -> annal_wal::LogStatus {
+        self.log.status()
+    }
+
     /// The replicas that are open.
     pub(super) fn open(&self) -> Arc<Open> {
         self.open.load_full()

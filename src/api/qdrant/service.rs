@@ -4,6 +4,7 @@ use crate::{
     api::{
         Api,
         error::{ApiError, Result},
+        scrape,
     },
     cluster::Cluster,
     model::Kind,
@@ -36,5 +37,6 @@ async fn ready(State(cluster): State<Cluster>) -> Result<&'static str> {
 }
 
 async fn figures(State(api): State<Api>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], api.exporter.render())
+    let text = api.exporter.render() + &scrape::written(&api.cluster.figures());
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text)
 }
