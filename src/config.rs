@@ -18,12 +18,14 @@ pub struct Config {
     pub http: SocketAddr,
     /// Where gRPC will listen (not built yet), or `off`.
     pub grpc: String,
-    /// Where peers will reach this node (not built yet).
+    /// Where this node listens for its peers.
     pub peer: SocketAddr,
     /// Who this node is.
     pub node: Node,
     /// Who may ask.
     pub auth: Auth,
+    /// How it finds its peers and lives with them.
+    pub cluster: Cluster,
     /// The log.
     pub log: Log,
     /// The store.
@@ -46,6 +48,28 @@ pub struct Node {
     pub region: String,
     /// Its zone within the region.
     pub zone: String,
+    /// Where peers dial it (`host:port`), if that is not where it listens.
+    pub peer_advertise: Option<String>,
+    /// Where clients dial it (`host:port`), if that is not where it listens.
+    pub http_advertise: Option<String>,
+}
+
+/// How a node finds its peers and lives with them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cluster {
+    /// What all nodes of the cluster share; a peer without it is turned away.
+    pub secret: Option<String>,
+    /// Peer addresses to find a cluster at, if this node has no data; the first may found one.
+    pub join: Vec<String>,
+    /// How long a node may be gone before its replicas are made anew elsewhere.
+    pub replace_after_ms: u64,
+    /// How often a leader says that it lives.
+    pub heartbeat_ms: u64,
+    /// Without a leader's word for this long, at the least, others stand for election.
+    pub election_ms_min: u64,
+    /// The same, at the most.
+    pub election_ms_max: u64,
 }
 
 /// Who may ask.
@@ -115,6 +139,7 @@ impl Default for Config {
             peer: SocketAddr::from(([127, 0, 0, 1], 6335)),
             node: Node::default(),
             auth: Auth::default(),
+            cluster: Cluster::default(),
             log: Log::default(),
             store: Store::default(),
             index: Index::default(),
@@ -127,7 +152,26 @@ impl Default for Config {
 impl Default for Node {
     fn default() -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        Node { name: host, region: "default".to_owned(), zone: "default".to_owned() }
+        Node {
+            name: host,
+            region: "default".to_owned(),
+            zone: "default".to_owned(),
+            peer_advertise: None,
+            http_advertise: None,
+        }
+    }
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Cluster {
+            secret: None,
+            join: Vec::new(),
+            replace_after_ms: 600_000,
+            heartbeat_ms: 100,
+            election_ms_min: 500,
+            election_ms_max: 1_000,
+        }
     }
 }
 
@@ -178,11 +222,7 @@ impl Config {
         if let Some(file) = file {
             builder = builder.add_source(config::File::from(file).format(config::FileFormat::Yaml));
         }
-        let environment = config::Environment::with_prefix("ANNAL")
-            .prefix_separator("__")
-            .separator("__")
-            .try_parsing(true);
-        Ok(builder.add_source(environment).build()?.try_deserialize()?)
+        Ok(builder.add_source(environment()).build()?.try_deserialize()?)
     }
 
     /// Checks what a single value cannot tell.
@@ -190,6 +230,35 @@ impl Config {
         let wrong = |key, why: &str| Err(ConfigError::Value { key, why: why.to_owned() });
         if !self.http.ip().is_loopback() && self.auth.api_key.is_none() {
             return wrong("http", "an address that others can reach wants auth.api_key");
+        }
+        if !self.peer.ip().is_loopback() && self.cluster.secret.is_none() {
+            return wrong("peer", "an address that others can reach wants cluster.secret");
+        }
+        let visible = |s: &str| !s.is_empty() && !s.chars().any(char::is_control);
+        if self.cluster.secret.as_deref().is_some_and(|secret| !visible(secret)) {
+            return wrong("cluster.secret", "at least one visible character");
+        }
+        if let Some(strange) = self.cluster.join.iter().find(|to| !is_address(to)) {
+            return wrong("cluster.join", &format!("`{strange}` is not host:port"));
+        }
+        let advertised = [
+            ("node.peer_advertise", &self.node.peer_advertise),
+            ("node.http_advertise", &self.node.http_advertise),
+        ];
+        for (key, address) in advertised {
+            if let Some(strange) = address.as_deref().filter(|to| !is_address(to)) {
+                return wrong(key, &format!("`{strange}` is not host:port"));
+            }
+        }
+        let cluster = &self.cluster;
+        if cluster.heartbeat_ms == 0 || cluster.election_ms_min < 3 * cluster.heartbeat_ms {
+            return wrong("cluster.election_ms_min", "at least three heartbeats (cluster.heartbeat_ms)");
+        }
+        if cluster.election_ms_max <= cluster.election_ms_min {
+            return wrong("cluster.election_ms_max", "more than cluster.election_ms_min");
+        }
+        if cluster.replace_after_ms < cluster.election_ms_max {
+            return wrong("cluster.replace_after_ms", "at least an election (cluster.election_ms_max)");
         }
         let named = |s: &str| !s.is_empty() && s.len() <= 255 && !s.chars().any(char::is_control);
         if !named(&self.node.name) || !named(&self.node.region) || !named(&self.node.zone) {
@@ -210,6 +279,26 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// `ANNAL__SECTION__KEY`.
+fn environment() -> config::Environment {
+    config::Environment::with_prefix("ANNAL")
+        .prefix_separator("__")
+        .separator("__")
+        .list_separator(",")
+        .with_list_parse_key("cluster.join")
+        .try_parsing(true)
+}
+
+/// Whether a text is `host:port` with a port that can be dialled.
+fn is_address(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        !host.is_empty()
+            && !host.chars().any(|c| c.is_whitespace() || c.is_control() || c == '/')
+            && port.parse::<u16>().is_ok_and(|port| port > 0)
+    })
 }
 
 #[cfg(test)]
@@ -243,5 +332,49 @@ mod tests {
         refused("log:\n  segment_size: 3\n", "segment_size");
         refused("log:\n  segment_bytes: 3\n", "log.segment_bytes");
         refused("http: 0.0.0.0:6333\n", "auth.api_key");
+        refused("peer: 0.0.0.0:6335\n", "cluster.secret");
+        refused("cluster:\n  secret: ''\n", "cluster.secret");
+        refused("cluster:\n  join: [a:1, nonsense]\n", "nonsense");
+        refused("cluster:\n  join: ['a:0']\n", "a:0");
+        refused("cluster:\n  election_ms_min: 200\n", "cluster.election_ms_min");
+        refused("cluster:\n  election_ms_max: 500\n", "cluster.election_ms_max");
+        refused("cluster:\n  replace_after_ms: 5\n", "cluster.replace_after_ms");
+        refused("cluster:\n  quorum: 2\n", "quorum");
+        refused("node:\n  peer_advertise: here\n", "node.peer_advertise");
+    }
+
+    #[test]
+    fn peers_are_named_in_the_file() {
+        let config = read(concat!(
+            "peer: 10.0.0.1:6335\nnode:\n  peer_advertise: db1.example:6335\n",
+            "cluster:\n  secret: sesame\n  join: [db1.example:6335, '[::1]:6335']\n",
+        ))
+        .expect("fits");
+        assert_eq!(config.cluster.join, ["db1.example:6335", "[::1]:6335"]);
+        assert_eq!(config.node.peer_advertise.as_deref(), Some("db1.example:6335"));
+        let rest = Cluster {
+            secret: Some("sesame".into()),
+            join: config.cluster.join.clone(),
+            ..Cluster::default()
+        };
+        assert_eq!(config.cluster, rest);
+    }
+
+    #[test]
+    fn the_environment_lists_peers_with_commas() {
+        let set = |source: config::Environment, key: &str, value: &str| {
+            source.source(Some(config::Map::from([(key.to_owned(), value.to_owned())])))
+        };
+        let read = |key: &str, value: &str| {
+            let builder = config::Config::builder()
+                .add_source(config::Config::try_from(&Config::default()).expect("plain"))
+                .add_source(set(environment(), key, value));
+            builder.build().and_then(config::Config::try_deserialize::<Config>).expect("fits")
+        };
+        assert_eq!(read("ANNAL__CLUSTER__JOIN", "a:1,b:2").cluster.join, ["a:1", "b:2"]);
+        assert_eq!(read("ANNAL__CLUSTER__JOIN", "a:1").cluster.join, ["a:1"]);
+        assert_eq!(read("ANNAL__CLUSTER__HEARTBEAT_MS", "50").cluster.heartbeat_ms, 50);
+        assert_eq!(read("ANNAL__CLUSTER__SECRET", "sesame").cluster.secret.as_deref(), Some("sesame"));
+        assert_eq!(read("ANNAL__NODE__NAME", "n,1").node.name, "n,1");
     }
 }

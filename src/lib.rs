@@ -8,7 +8,7 @@
 //!   4    cluster/                  who holds what, and how a request gets there
 //!   3    replica/                  log + state under Raft; the only floor that names openraft
 //!   2    annal-wal (crate) | shard/    okaywal in one file | usearch in one file
-//!   1    model/ machine.rs store.rs clock.rs config.rs    words and contracts; fjall in one file
+//!   1    model/ machine.rs store.rs net/ identity.rs config.rs    words and contracts; fjall in one file
 //! ```
 //!
 //! Floor 5 (`changefeed/`, `region/`: who follows the log from outside) is not built yet.
@@ -16,8 +16,10 @@
 pub mod api;
 pub mod cluster;
 pub mod config;
+pub mod identity;
 pub mod machine;
 pub mod model;
+pub mod net;
 pub mod node;
 pub mod replica;
 pub mod shard;

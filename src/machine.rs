@@ -16,7 +16,7 @@ use std::io;
 pub struct Bookmark(pub Bytes);
 
 /// What became of one command. The same on every replica, for ever.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Outcome {
     /// The command's position.
     pub position: Position,
@@ -25,7 +25,7 @@ pub struct Outcome {
 }
 
 /// What one command did.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Verdict {
     /// It took effect (perhaps on nothing: deleting what is not there takes effect).
     Applied,
@@ -41,10 +41,21 @@ pub enum Verdict {
 /// Why a command changed nothing.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Rejection {
-    /// Short stable name: `stale_epoch`, `stale_schema`, `wrong_collection`, `expired`, `other_body`, ….
+    /// Short stable name: `stale_epoch`, `stale_schema`, `wrong_collection`, `expired`, `other_body`,
+    /// `version_mismatch`, `retired`, ….
     pub code: String,
     /// For people.
     pub message: String,
+    /// With `version_mismatch`, the version the point has; `None`: there is no such point.
+    #[serde(default)]
+    pub version: Option<Position>,
+}
+
+impl Rejection {
+    /// A rejection that speaks of no version.
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        Rejection { code: code.to_owned(), message: message.into(), version: None }
+    }
 }
 
 /// Something is folded from a log, one batch at a time.
@@ -77,6 +88,12 @@ pub trait StateMachine: Send + Sync + 'static {
     /// Replaces the whole state by a stream that [`StateMachine::write_snapshot`] wrote; atomic and durable on
     /// return. A damaged stream changes nothing.
     fn install_snapshot(&self, input: &mut dyn io::Read) -> Result<(), MachineError>;
+
+    /// Says that no reader of the log can be given a command below `position` any more: what is kept only
+    /// beside such commands may go. Never goes back; cheap, the work is done while applying.
+    fn history_starts_at(&self, position: Position) {
+        let _ = position;
+    }
 }
 
 /// A state machine that cannot go on, or a read of it that cannot be answered.
@@ -89,6 +106,14 @@ pub enum MachineError {
         after: Position,
         /// Why.
         source: crate::model::command::DecodeError,
+    },
+    /// What is asked for lies below the oldest position that is kept.
+    #[error("nothing is kept of position {position}, the oldest is {oldest}")]
+    Forgotten {
+        /// What was asked for.
+        position: Position,
+        /// The oldest of which something is kept.
+        oldest: Position,
     },
     /// A request does not fit the state it is asked of.
     #[error(transparent)]
@@ -122,6 +147,7 @@ impl MachineError {
     pub fn kind(&self) -> Kind {
         match self {
             MachineError::Invalid(_) => Kind::Invalid,
+            MachineError::Forgotten { .. } => Kind::Expired,
             MachineError::Damaged { .. } | MachineError::Command { .. } => Kind::Corrupt,
             _ => Kind::Internal,
         }

@@ -1,34 +1,34 @@
 //! A node: opens every floor in order and closes them in reverse.
 //!
-//! Order: the data folder and `node.json`; the log (it locks its folder, so a second node on the same data
-//! stops here); the store; the cluster (catalog, then shards); the HTTP service. A failure of the log stops the
-//! whole process: what it could not write, nobody may be told of.
+//! Order: both listeners (HTTP answers from the first moment that the node is alive and starting); the data
+//! folder with the log (it locks its folder, so a second node on the same data stops here) and `node.json`; the
+//! peers' door, through which a node without data finds its cluster; the store; the cluster (catalog, then
+//! shards). A failure of the log stops the whole process: what it could not write, nobody may be told of.
+
+mod folder;
 
 use crate::{
     api,
-    cluster::{Cluster, ClusterError, ClusterOptions},
+    cluster::{
+        Cluster, ClusterError, ClusterOptions,
+        found::{self, Door, FoundError, Newcomer, Standing},
+    },
     config::{Config, ConfigError},
+    identity::Incarnation,
+    net::{self, Credentials, Peers},
     shard::ShardOptions,
-    store::{Store, StoreError, StoreOptions},
+    store::{Store, StoreError},
 };
-use serde::{Deserialize, Serialize};
-use std::{
-    fs,
-    future::Future,
-    io,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
-use tokio::net::TcpListener;
+use folder::Folder;
+use std::{future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
 
-/// A node that listens but may not be ready yet.
+/// A node that listens, and nothing more yet.
 pub struct Node {
-    listener: TcpListener,
+    http: TcpListener,
+    peer: net::socket::Listener,
     config: Config,
-    log: annal_wal::Log,
-    store: Store,
-    cluster: Cluster,
 }
 
 /// Why a node could not start or had to stop.
@@ -53,12 +53,21 @@ pub enum NodeError {
         /// Why.
         source: io::Error,
     },
+    /// The data folder holds a log, but nothing says whose it is.
+    #[error("{0} is missing beside a log that holds data: whose it is cannot be told")]
+    Ownerless(PathBuf),
+    /// The log is damaged or gone and there is nobody to be made whole by.
+    #[error("log: {0}; this node knows no peers that could make it whole")]
+    Damaged(String),
     /// The log cannot be opened or has failed.
     #[error("log: {0}")]
     Log(#[from] annal_wal::Error),
     /// The store cannot be opened.
     #[error("store: {0}")]
     Store(#[from] StoreError),
+    /// There is no cluster for this node.
+    #[error(transparent)]
+    Found(#[from] FoundError),
     /// A catalog or shard cannot be opened.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
@@ -68,44 +77,138 @@ pub enum NodeError {
     /// The HTTP service failed.
     #[error("http: {0}")]
     Http(io::Error),
+    /// A task of the start stopped half-way.
+    #[error("a bug: {0}")]
+    Task(#[from] tokio::task::JoinError),
 }
 
-/// `node.json`: who the owner of a data folder is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Identity {
-    /// Version of this file's form.
-    format: u32,
-    cluster_id: String,
-    node: String,
+/// A node that is up: what is closed again, in reverse.
+struct Up {
+    log: annal_wal::Log,
+    store: Store,
+    cluster: Cluster,
 }
 
 impl Node {
-    /// Opens everything a node has. Blocks the calling task while files are read.
+    /// Checks the settings and listens.
     pub async fn open(config: Config) -> Result<Node, NodeError> {
         config.check()?;
-        let dir = &config.data_dir;
-        create_dir(dir)?;
-        let listener = TcpListener::bind(config.http)
-            .await
-            .map_err(|source| NodeError::Listen { addr: config.http, source })?;
-        let (log, _) = annal_wal::Log::open(&dir.join("wal"), log_options(&config))?;
-        let identity = Identity::read_or_found(&dir.join("node.json"), &config.node.name)?;
-        let store = Store::open(&dir.join("store"), StoreOptions { cache_bytes: config.store.cache_bytes })?;
-        let cluster =
-            Cluster::open(cluster_options(&config, identity, &listener), log.clone(), store.clone()).await?;
-        Ok(Node { listener, config, log, store, cluster })
+        let taken = |addr| move |source| NodeError::Listen { addr, source };
+        let http = TcpListener::bind(config.http).await.map_err(taken(config.http))?;
+        let peer = net::socket::listen(&config.peer.to_string()).await.map_err(taken(config.peer))?;
+        Ok(Node { http, peer, config })
     }
 
     /// Where the HTTP service listens.
     pub fn http(&self) -> SocketAddr {
-        self.listener.local_addr().unwrap_or(self.config.http)
+        self.http.local_addr().unwrap_or(self.config.http)
     }
 
-    /// Serves until `stop` resolves (then drains and closes in order) or the log fails.
+    /// Where this node listens for its peers.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer.local_addr().unwrap_or(self.config.peer)
+    }
+
+    /// Starts, and serves until `stop` resolves (then hands over, drains and closes in order) or the log fails.
     pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), NodeError> {
-        let Node { listener, config, log, store, cluster } = self;
-        let mut failure = log.failure();
+        let stopping = CancellationToken::new();
+        let told = stopping.clone();
+        // Also while the node is starting.
+        let listening = tokio::spawn(async move {
+            stop.await;
+            told.cancel();
+        });
+        let front = api::Front::starting(api_options(&self.config));
+        let http_stop = CancellationToken::new();
+        let me = Addresses {
+            http: advertised(&self.config.node.http_advertise, self.http()),
+            peer: advertised(&self.config.node.peer_advertise, self.peer()),
+        };
+        let Node { http, peer, config } = self;
+        let mut serving = tokio::spawn(api::serve(http, front.clone(), http_stop.clone().cancelled_owned()));
+        let peer_stop = CancellationToken::new();
+        let ran = async {
+            let Some(up) = start(&config, me, peer, &stopping, &peer_stop).await? else { return Ok(()) };
+            front.open(up.cluster.clone()).map_err(NodeError::Http)?;
+            up.serve(&stopping, &mut serving).await?;
+            // What is asked from now on finds other leaders; then nothing new is accepted.
+            up.cluster.drain().await;
+            http_stop.cancel();
+            (&mut serving).await?.map_err(NodeError::Http)?;
+            up.close().await
+        };
+        let ran = ran.await;
+        http_stop.cancel();
+        peer_stop.cancel();
+        listening.abort();
+        ran
+    }
+}
+
+/// Where others dial this node.
+struct Addresses {
+    http: String,
+    peer: String,
+}
+
+/// Opens every floor. None: asked to stop before.
+async fn start(
+    config: &Config,
+    at: Addresses,
+    listener: net::socket::Listener,
+    stopping: &CancellationToken,
+    peer_stop: &CancellationToken,
+) -> Result<Option<Up>, NodeError> {
+    let folder = Folder::new(&config.data_dir)?;
+    let opening = folder.clone();
+    let (log_options, own) = (log_options(config), at.peer.clone());
+    let opened = tokio::task::spawn_blocking(move || opening.open_log(log_options, &own)).await??;
+    let (known, log, lost) = (opened.known, opened.log, opened.lost);
+    // The node keeps the name it has in its cluster: the others know it by that.
+    let named = known.as_ref().map(|file| file.get());
+    let me = Newcomer {
+        node: named.as_ref().map_or_else(|| config.node.name.clone(), |known| known.node.clone()),
+        incarnation: named.map_or_else(Incarnation::fresh, |known| known.incarnation),
+        region: config.node.region.clone(),
+        zone: config.node.zone.clone(),
+        http: at.http,
+        peer: at.peer,
+    };
+    let peers = Peers::new(Credentials { node: me.node.clone(), secret: config.cluster.secret.clone() });
+    let door = Door::new(me, peers.clone());
+    tokio::spawn(net::serve(listener, peers, Arc::new(door.clone()), peer_stop.clone()));
+    let path = folder.identity();
+    let settled = tokio::select! {
+        settled = found::settle(&door, known, &path, &config.cluster.join) => settled?,
+        () = stopping.cancelled() => {
+            log.shutdown().await?;
+            return Ok(None);
+        }
+    };
+    let (opening, cache_bytes) = (folder.clone(), config.store.cache_bytes);
+    let store = tokio::task::spawn_blocking(move || opening.open_store(cache_bytes)).await??;
+    let standing = Standing { identity: settled, door, lost };
+    let options = cluster_options(config, &standing);
+    let opening = Cluster::open(options, log.clone(), store.clone(), standing.door.peers().clone());
+    let cluster = tokio::select! {
+        opened = opening => opened?,
+        () = stopping.cancelled() => {
+            log.shutdown().await?;
+            return Ok(None);
+        }
+    };
+    standing.identity.set_founded().map_err(|source| NodeError::File { path, source })?;
+    Ok(Some(Up { log, store, cluster }))
+}
+
+impl Up {
+    /// Until asked to stop. Errors: the log or the HTTP service failed.
+    async fn serve(
+        &self,
+        stopping: &CancellationToken,
+        serving: &mut JoinHandle<io::Result<()>>,
+    ) -> Result<(), NodeError> {
+        let mut failure = self.log.failure();
         let poisoned = async move {
             match failure.wait_for(Option::is_some).await {
                 Ok(why) => why.clone().unwrap_or_else(|| "unknown".into()),
@@ -113,16 +216,36 @@ impl Node {
                 Err(_) => std::future::pending().await,
             }
         };
-        let serve = api::serve(listener, cluster.clone(), api_options(&config), stop);
         tokio::select! {
-            served = serve => served.map_err(NodeError::Http)?,
-            why = poisoned => return Err(NodeError::Poisoned(why)),
+            () = stopping.cancelled() => Ok(()),
+            served = serving => Err(NodeError::Http(match served? {
+                Ok(()) => io::Error::other("it ended by itself"),
+                Err(error) => error,
+            })),
+            why = poisoned => Err(NodeError::Poisoned(why)),
         }
+    }
+
+    async fn close(self) -> Result<(), NodeError> {
+        let Up { log, store, cluster } = self;
         cluster.close().await;
         drop(cluster);
         store.persist()?;
         log.shutdown().await?;
         Ok(())
+    }
+}
+
+/// Where others dial: what the settings say, else where it listens; for a listener on every address, the host's
+/// name.
+fn advertised(said: &Option<String>, listens: SocketAddr) -> String {
+    match said {
+        Some(said) => said.clone(),
+        None if listens.ip().is_unspecified() => {
+            let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+            format!("{host}:{}", listens.port())
+        }
+        None => listens.to_string(),
     }
 }
 
@@ -135,16 +258,17 @@ fn log_options(config: &Config) -> annal_wal::Options {
     }
 }
 
-fn cluster_options(config: &Config, identity: Identity, listener: &TcpListener) -> ClusterOptions {
+fn cluster_options(config: &Config, standing: &Standing) -> ClusterOptions {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let me = standing.door.me();
     ClusterOptions {
-        cluster_id: identity.cluster_id,
-        node: identity.node,
-        incarnation: "1".to_owned(),
-        region: config.node.region.clone(),
-        zone: config.node.zone.clone(),
-        http: listener.local_addr().unwrap_or(config.http).to_string(),
-        peer: config.peer.to_string(),
+        cluster_id: standing.identity.get().cluster_id,
+        node: me.node.clone(),
+        incarnation: standing.identity.get().incarnation.to_string(),
+        region: me.region.clone(),
+        zone: me.zone.clone(),
+        http: me.http.clone(),
+        peer: me.peer.clone(),
         search_threads: if config.search.threads == 0 { cores } else { config.search.threads },
         index_dir: config.data_dir.join("index"),
         shard: ShardOptions { seal_bytes: config.index.seal_bytes, ..ShardOptions::default() },
@@ -164,37 +288,16 @@ fn api_options(config: &Config) -> api::ApiOptions {
     }
 }
 
-fn create_dir(dir: &Path) -> Result<(), NodeError> {
-    fs::create_dir_all(dir).map_err(|source| NodeError::File { path: dir.to_owned(), source })
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Identity {
-    /// Reads the file, or founds a cluster of one node if there is none.
-    ///
-    /// The node keeps the name it was founded under: other nodes will know it by that.
-    fn read_or_found(path: &Path, name: &str) -> Result<Identity, NodeError> {
-        let wrong = |source: io::Error| NodeError::File { path: path.to_owned(), source };
-        match fs::read(path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| wrong(e.into())),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let cluster_id = uuid::Uuid::new_v4().to_string();
-                let identity = Identity { format: 1, cluster_id, node: name.to_owned() };
-                identity.write(path).map_err(wrong)?;
-                Ok(identity)
-            }
-            Err(e) => Err(wrong(e)),
-        }
-    }
-
-    /// Writes the file whole or not at all.
-    fn write(&self, path: &Path) -> io::Result<()> {
-        let new = path.with_extension("json.new");
-        fs::write(&new, serde_json::to_vec_pretty(self)?)?;
-        fs::File::open(&new)?.sync_all()?;
-        fs::rename(&new, path)?;
-        match path.parent() {
-            Some(dir) => fs::File::open(dir)?.sync_all(),
-            None => Ok(()),
-        }
+    #[test]
+    fn others_are_told_an_address_they_can_dial() {
+        let listens = |text: &str| text.parse::<SocketAddr>().unwrap();
+        assert_eq!(advertised(&None, listens("127.0.0.1:7001")), "127.0.0.1:7001");
+        assert_eq!(advertised(&Some("db:1".into()), listens("127.0.0.1:7001")), "db:1");
+        let host = advertised(&None, listens("0.0.0.0:7001"));
+        assert!(host.ends_with(":7001") && !host.starts_with("0.0.0.0"), "{host}");
     }
 }

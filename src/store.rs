@@ -17,12 +17,33 @@ use std::{ops::Bound, path::Path};
 
 /// The store failed: an I/O error or damage below it.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct StoreError(pub String);
+#[error("{what}")]
+pub struct StoreError {
+    what: String,
+    damaged: bool,
+}
+
+impl StoreError {
+    /// Whether stored bytes are not those that were written, rather than the disk refusing.
+    pub fn is_damage(&self) -> bool {
+        self.damaged
+    }
+}
 
 impl From<fjall::Error> for StoreError {
     fn from(e: fjall::Error) -> Self {
-        StoreError(e.to_string())
+        use fjall::Error as E;
+        use std::io::ErrorKind::{InvalidData, InvalidInput, NotFound, UnexpectedEof};
+        // What is missing or ends early inside of the store was cut off or deleted.
+        let damaged = match &e {
+            E::Io(io) | E::Storage(fjall::LsmError::Io(io)) => {
+                matches!(io.kind(), InvalidData | InvalidInput | NotFound | UnexpectedEof)
+            }
+            E::InvalidVersion(Some(_)) | E::Storage(fjall::LsmError::InvalidVersion(_)) => false,
+            E::Locked | E::Poisoned | E::KeyspaceDeleted => false,
+            _ => true,
+        };
+        StoreError { what: e.to_string(), damaged }
     }
 }
 

@@ -24,7 +24,7 @@ mod wishes;
 
 pub use auth::Keys;
 pub use metrics::exporter;
-pub use server::serve;
+pub use server::{Front, serve};
 
 use crate::{
     cluster::Cluster,
@@ -65,7 +65,9 @@ pub struct ApiOptions {
     pub timeout_default: Duration,
     /// Requests served at once; more are turned away with 429.
     pub in_flight_max: usize,
-    /// How long requests in flight may take to finish after a shutdown was asked for.
+    /// How long a node that leaves still answers new requests, so that clients find another one in between.
+    pub linger: Duration,
+    /// How long requests in flight may take to finish after that.
     pub drain: Duration,
 }
 
@@ -76,6 +78,7 @@ impl Default for ApiOptions {
             body_bytes_max: 32 * 1024 * 1024,
             timeout_default: Duration::from_secs(30),
             in_flight_max: 1_024,
+            linger: Duration::from_millis(300),
             drain: Duration::from_secs(10),
         }
     }
@@ -87,8 +90,8 @@ struct Api {
     cluster: Cluster,
     body_limit: BodyLimit,
     exporter: PrometheusHandle,
-    /// Done once the node accepts nothing new: answers without an end must end then.
-    closing: CancellationToken,
+    /// Cancelled once the node leaves: answers without an end end then.
+    leaving: CancellationToken,
 }
 
 impl FromRef<Api> for Cluster {
@@ -106,9 +109,9 @@ impl FromRef<Api> for BodyLimit {
 /// The whole door as one service.
 ///
 /// Errors: another metrics recorder is installed in this process.
-fn router(cluster: Cluster, options: &ApiOptions, closing: CancellationToken) -> io::Result<Router> {
+fn router(cluster: Cluster, options: &ApiOptions, leaving: CancellationToken) -> io::Result<Router> {
     let body_limit = BodyLimit(options.body_bytes_max);
-    let api = Api { cluster, body_limit, exporter: exporter()?, closing };
+    let api = Api { cluster, body_limit, exporter: exporter()?, leaving };
     Ok(layered(built(), open(), options).with_state(api))
 }
 
@@ -121,6 +124,14 @@ fn built() -> Router<Api> {
 fn open() -> Router<Api> {
     let unbuilt = qdrant::unbuilt().merge(native::unbuilt());
     qdrant::probes().merge(native::audits()).merge(native::feeds()).merge(unbuilt)
+}
+
+/// The door of a node that has no cluster to ask yet.
+fn starting() -> Router {
+    let unready = async || ApiError::new(Kind::Unavailable, "", "the node is starting");
+    qdrant::vital_signs()
+        .fallback(unready)
+        .layer(ServiceBuilder::new().layer(from_fn(observe)).layer(from_fn(envelope::wrap)))
 }
 
 /// Puts the stack around the routes; `open` ones are neither turned away by load nor bound to a deadline.

@@ -55,7 +55,7 @@ enum Ordering {
 impl Wishes {
     /// For a write.
     pub(super) fn write(self) -> WriteOptions {
-        WriteOptions { wait: self.wait, deadline: self.deadline, request: self.request }
+        WriteOptions { wait: self.wait, deadline: self.deadline, request: self.request, token: self.at_least }
     }
 
     /// For a read.

@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Examples:
 ///   annal serve
 ///   annal serve --data-dir /var/lib/annal --http 127.0.0.1:7333
+///   annal serve --node db1 --peer 10.0.0.1:6335 --join 10.0.0.1:6335,10.0.0.2:6335,10.0.0.3:6335
 ///   ANNAL__LOG__RETENTION_BYTES=10000000000 annal serve --config annal.yaml
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
@@ -31,7 +32,7 @@ pub(super) struct Serve {
     /// Where gRPC listens, or `off`; not built yet: nothing listens there.
     #[arg(long, value_name = "ADDR")]
     grpc: Option<String>,
-    /// Where peers reach this node; not built yet: nothing listens there.
+    /// Where this node listens for its peers [default: 127.0.0.1:6335].
     #[arg(long, value_name = "ADDR")]
     peer: Option<SocketAddr>,
     /// This node's name [default: the host's name].
@@ -43,17 +44,14 @@ pub(super) struct Serve {
     /// Its zone.
     #[arg(long, value_name = "NAME")]
     zone: Option<String>,
-    /// Peers to join; not built yet: refused.
+    /// Where to find a cluster, if this node has no data; may name the node itself. The first named may found
+    /// one. Without it the node founds a cluster of its own.
     #[arg(long, value_name = "PEER_ADDR", value_delimiter = ',')]
     join: Vec<String>,
 }
 
 impl Serve {
     pub(super) fn run(self) -> Done {
-        if !self.join.is_empty() {
-            eprintln!("annal: `--join` is not implemented yet: a node founds a cluster of its own");
-            std::process::exit(2);
-        }
         tracing_subscriber::fmt()
             .with_env_filter(
                 tracing_subscriber::EnvFilter::try_from_env("ANNAL_LOG")
@@ -72,7 +70,7 @@ impl Serve {
                 tracing::info!("stopping");
             };
             let node = Node::open(config).await?;
-            println!("listening http={}", node.http());
+            println!("listening http={} peer={}", node.http(), node.peer());
             std::io::stdout().flush()?;
             node.run(stop).await?;
             Ok(())
@@ -93,6 +91,9 @@ impl Serve {
         set(&mut config.node.name, &self.node);
         set(&mut config.node.region, &self.region);
         set(&mut config.node.zone, &self.zone);
+        if !self.join.is_empty() {
+            config.cluster.join.clone_from(&self.join);
+        }
         config
     }
 }

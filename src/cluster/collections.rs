@@ -21,7 +21,7 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<Written> {
         loop {
-            let placement = placement::place(&self.inner.catalog.state(), &spec, &self.inner.alive());
+            let placement = placement::place(&self.inner.catalog.state(), &spec, &self.alive().await);
             let create = CatalogCommand::Create { name: name.to_owned(), spec: spec.clone(), placement };
             match self.change(create, name, deadline).await {
                 // The nodes have changed meanwhile.
@@ -146,7 +146,7 @@ impl Cluster {
         let collection = self.lookup(name, deadline).await?;
         let body = Body::Configure(collection.record.schema.clone());
         let bodies = collection.shards.iter().map(|s| (s.number, body.clone())).collect();
-        let options = WriteOptions { wait: true, deadline, request: None };
+        let options = WriteOptions { wait: true, deadline, request: None, token: None };
         self.write(&collection, bodies, &options).await
     }
 

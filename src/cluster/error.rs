@@ -3,13 +3,14 @@
 use super::catalog;
 use crate::{
     machine::{MachineError, Rejection},
-    model::{Effect, Invalid, Kind, PointId, Position},
+    model::{CollectionId, Effect, Invalid, Kind, PointId, Position},
     replica::ReplicaError,
     store::StoreError,
 };
+use serde::{Deserialize, Serialize};
 
-/// Why a request could not be served.
-#[derive(Clone, Debug, thiserror::Error)]
+/// Why a request could not be served. It travels between nodes as it is.
+#[derive(Clone, Debug, PartialEq, thiserror::Error, Serialize, Deserialize)]
 pub enum ClusterError {
     /// The request does not fit.
     #[error(transparent)]
@@ -17,6 +18,9 @@ pub enum ClusterError {
     /// No such collection.
     #[error("Not found: Collection `{0}` doesn't exist!")]
     NoCollection(String),
+    /// The collection of this id was dropped while the request was on its way; its name may be another's by now.
+    #[error("Not found: collection {0} was dropped meanwhile")]
+    Gone(CollectionId),
     /// No such point.
     #[error("Not found: No point with id {0} found")]
     NoPoint(PointId),
@@ -87,6 +91,7 @@ impl ClusterError {
         match self {
             ClusterError::Invalid(_) => Kind::Invalid,
             ClusterError::NoCollection(_)
+            | ClusterError::Gone(_)
             | ClusterError::NoPoint(_)
             | ClusterError::NotFound(_)
             | ClusterError::Missing(_) => Kind::NotFound,
@@ -120,6 +125,9 @@ impl From<MachineError> for ClusterError {
         if let MachineError::Invalid(invalid) = e {
             return invalid.into();
         }
+        if e.kind() == Kind::Expired {
+            return ClusterError::Expired(e.to_string());
+        }
         let corrupt = e.kind() == Kind::Corrupt;
         ClusterError::Internal { message: e.to_string(), corrupt, effect: Effect::Unknown }
     }
@@ -149,13 +157,14 @@ impl From<ReplicaError> for ClusterError {
 impl From<Rejection> for ClusterError {
     /// A rejected command changed nothing, on every replica and for ever.
     fn from(rejection: Rejection) -> Self {
-        match rejection.code.as_str() {
-            "expired" => ClusterError::Expired(rejection.message),
-            catalog::EXISTS => ClusterError::Exists(rejection.message),
-            catalog::MISSING => ClusterError::Missing(rejection.message),
-            catalog::STALE => ClusterError::Stale(rejection.message),
-            "wrong_collection" => ClusterError::Unavailable(rejection.message),
-            _ => ClusterError::Conflict(rejection.message),
+        let Rejection { code, message, version } = rejection;
+        match code.as_str() {
+            "expired" => ClusterError::Expired(message),
+            "version_mismatch" => ClusterError::Precondition { message, version },
+            catalog::EXISTS => ClusterError::Exists(message),
+            catalog::MISSING => ClusterError::Missing(message),
+            catalog::STALE => ClusterError::Stale(message),
+            _ => ClusterError::Conflict(message),
         }
     }
 }
@@ -163,16 +172,36 @@ impl From<Rejection> for ClusterError {
 impl ClusterError {
     /// The same error, with the effect of a request of which other parts went through or may have.
     pub(super) fn in_part(self) -> Self {
+        self.in_doubt("some shards took the request, one did not")
+    }
+
+    /// The same error, with an effect that is unknown for a reason the error does not know.
+    pub(super) fn in_doubt(self, why: &str) -> Self {
+        let effect = Effect::Unknown;
         match self {
-            ClusterError::Timeout { what, .. } => ClusterError::Timeout { what, effect: Effect::Unknown },
+            ClusterError::Timeout { what, .. } => ClusterError::Timeout { what, effect },
             ClusterError::Internal { message, corrupt, .. } => {
-                ClusterError::Internal { message, corrupt, effect: Effect::Unknown }
+                ClusterError::Internal { message, corrupt, effect }
             }
-            other => ClusterError::Internal {
-                message: format!("some shards took the request, one did not: {other}"),
-                corrupt: false,
-                effect: Effect::Unknown,
-            },
+            other => ClusterError::Internal { message: format!("{why}: {other}"), corrupt: false, effect },
         }
+    }
+
+    /// The same error of a read, which never has an effect.
+    pub(super) fn of_read(self) -> Self {
+        let effect = Effect::None;
+        match self {
+            ClusterError::Timeout { what, .. } => ClusterError::Timeout { what, effect },
+            ClusterError::Internal { message, corrupt, .. } => {
+                ClusterError::Internal { message, corrupt, effect }
+            }
+            other => other,
+        }
+    }
+
+    /// Whether the same may succeed at another replica, or later.
+    pub(super) fn may_pass(&self) -> bool {
+        let kinds = [Kind::Unavailable, Kind::Timeout, Kind::Limited, Kind::Internal, Kind::Corrupt];
+        kinds.contains(&self.kind())
     }
 }

@@ -6,35 +6,47 @@
 //! `read` take a read to a replica of each.
 //! Not here: what a shard does with a command (`shard/`), following the log from outside (`changefeed/`).
 
+mod admin;
+mod audit;
+mod balancer;
 mod catalog;
 mod collections;
 mod error;
 mod figures;
+mod forward;
+pub mod found;
+mod peers;
 mod placement;
+mod presence;
+mod read;
 mod report;
 mod router;
 mod scatter;
 mod shards;
+mod steward;
 mod token;
 mod transfer;
+mod write;
 
 use crate::{
+    identity::IdentityFile,
     machine::{Outcome, Verdict},
     model::{
         CollectionId, FieldPath, Filter, HnswParams, PointId, Position, ReplicaId, RequestId, Schema,
         SparseParams, VectorParams,
     },
-    replica::{Proposed, Replica, ReplicaOptions, Wait},
+    replica::{Network, Proposed, Replica, ReplicaOptions, Wait},
     shard::ShardOptions,
-    store::Store,
 };
-use annal_wal::{GroupId, Log};
-use catalog::{Catalog, CatalogCommand, FOUNDER, NodeRecord, NodeState};
+use annal_wal::GroupId;
+use catalog::{Catalog, CatalogCommand, NodeState};
+use read::Reads;
+use router::{Router, Way};
 use shards::{LiveCollection, Shards};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -52,19 +64,17 @@ pub struct Cluster {
 
 struct Inner {
     options: ClusterOptions,
+    identity: IdentityFile,
     catalog: Arc<Catalog>,
     catalog_replica: Replica<Catalog>,
     shards: Shards,
+    router: Router,
+    reads: Arc<Reads>,
     pool: rayon::ThreadPool,
+    /// Set once all that was committed when the node started is applied here.
+    ready: AtomicBool,
     /// Ends what runs in the background.
     closing: CancellationToken,
-}
-
-impl Inner {
-    /// Nodes that answer.
-    fn alive(&self) -> BTreeSet<NodeName> {
-        BTreeSet::from([self.options.node.clone()])
-    }
 }
 
 /// A node's name, the same for as long as the cluster lives.
@@ -73,12 +83,6 @@ pub type NodeName = String;
 /// What a cluster node is opened with.
 #[derive(Clone, Debug)]
 pub struct ClusterOptions {
-    /// The cluster's id.
-    pub cluster_id: String,
-    /// This node's name.
-    pub node: NodeName,
-    /// Which data folder of that node this is.
-    pub incarnation: String,
     /// Its region.
     pub region: String,
     /// Its zone.
@@ -93,6 +97,12 @@ pub struct ClusterOptions {
     pub index_dir: PathBuf,
     /// How shards are opened.
     pub shard: ShardOptions,
+    /// How replicas are run; each under its own id.
+    pub replica: ReplicaOptions,
+    /// How long a node may be gone before its replicas are made anew elsewhere.
+    pub replace_after: Duration,
+    /// How often a replica reads all it has to see whether it still adds up.
+    pub scrub_every: Duration,
 }
 
 /// What a user says when creating a collection.
@@ -156,6 +166,8 @@ pub struct WriteOptions {
     pub deadline: Instant,
     /// The intent, if the client named one.
     pub request: Option<RequestId>,
+    /// What the client's session had seen.
+    pub token: Option<Token>,
 }
 
 /// How a read is carried out.
@@ -240,7 +252,7 @@ pub struct Seen<T> {
     pub value: T,
     /// The positions it was read at.
     pub token: Token,
-    /// How old it may be; `None` if the read was linearizable.
+    /// How old it may be; `None` if the read was linearizable, or nothing is known of its age.
     pub age: Option<Duration>,
 }
 
@@ -272,106 +284,15 @@ pub struct ShardHash {
 
 type Result<T> = std::result::Result<T, ClusterError>;
 
-/// How long the start waits for the catalog to have a leader and to have applied its log.
-const CATALOG_WITHIN: Duration = Duration::from_secs(60);
-/// How long the catalog may take to hear one piece of news; it is told again by the next look.
-const SAY_WITHIN: Duration = Duration::from_secs(2);
-/// How long a look at the catalog waits to be certain that it is the last one; if not, it deletes nothing.
-const CURRENT_WITHIN: Duration = Duration::from_millis(500);
-/// How often a node compares what it holds with the catalog, changes apart.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-
 impl Cluster {
-    /// Opens the catalog, then every shard it names; returns once all have applied what was committed.
-    ///
-    /// Errors: see [`ClusterError`]; nothing that was acknowledged is changed by a failed start.
-    pub async fn open(options: ClusterOptions, log: Log, store: Store) -> Result<Cluster> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.search_threads)
-            .thread_name(|i| format!("search-{i}"))
-            .build()
-            .map_err(|e| internal(format!("search threads: {e}")))?;
-        let catalog_log = match log.group(log_group(FOUNDER)) {
-            Some(group) => group,
-            None => log.create_group(log_group(FOUNDER)).await.map_err(log_error)?,
-        };
-        let catalog = Arc::new(Catalog::open(store.clone())?);
-        let catalog_replica =
-            Replica::open(ReplicaOptions::sole(FOUNDER), &log, catalog_log, catalog.clone()).await?;
-        let me = (options.node.clone(), options.incarnation.clone());
-        let shards = Shards::new(me, log, store, options.index_dir.clone(), options.shard.clone());
-        let cluster = Cluster {
-            inner: Arc::new(Inner {
-                options,
-                catalog,
-                catalog_replica,
-                shards,
-                pool,
-                closing: CancellationToken::new(),
-            }),
-        };
-        let deadline = Instant::now() + CATALOG_WITHIN;
-        cluster.propose_catalog(CatalogCommand::Join { node: cluster.own_record() }, deadline).await?;
-        cluster.catch_up_with_catalog(deadline).await?;
-        tokio::spawn(cluster.clone().follow_catalog());
-        Ok(cluster)
-    }
-
-    /// Keeps what this node holds at what the catalog says, until the node closes.
-    async fn follow_catalog(self) {
-        let mut catalog = self.inner.catalog.watch();
-        loop {
-            let current = self.catch_up_with_catalog(Instant::now() + CURRENT_WITHIN).await.is_ok();
-            let state = catalog.borrow_and_update().clone();
-            match self.inner.shards.reconcile(&state, current).await {
-                Ok(to_say) => {
-                    for news in to_say {
-                        if let Err(error) = self.propose_catalog(news, Instant::now() + SAY_WITHIN).await {
-                            tracing::debug!(%error, "the catalog could not be told");
-                        }
-                    }
-                }
-                Err(error) => tracing::warn!(%error, "the shards could not be brought to the catalog"),
-            }
-            tokio::select! {
-                changed = catalog.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(LOOK_EVERY) => {}
-                () = self.inner.closing.cancelled() => return,
-            }
-        }
-    }
-
-    /// This node, as the catalog is to know it.
-    fn own_record(&self) -> NodeRecord {
-        let options = &self.inner.options;
-        NodeRecord {
-            name: options.node.clone(),
-            incarnation: options.incarnation.clone(),
-            region: options.region.clone(),
-            zone: options.zone.clone(),
-            http: options.http.clone(),
-            peer: options.peer.clone(),
-            state: NodeState::Active,
-        }
-    }
-
-    /// Closes every shard, then the catalog. What fails is logged: nothing is lost by it, the log has it all.
-    pub async fn close(&self) {
-        self.inner.closing.cancel();
-        self.inner.shards.close().await;
-        if let Err(error) = self.inner.catalog_replica.shutdown().await {
-            tracing::warn!(%error, "the catalog did not close in order");
-        }
-    }
-
     /// What this node is.
     pub fn info(&self) -> NodeInfo {
-        let options = &self.inner.options;
+        let (options, who) = (&self.inner.options, self.inner.identity.get());
         NodeInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            node: options.node.clone(),
+            node: who.node,
             region: options.region.clone(),
-            cluster_id: options.cluster_id.clone(),
+            cluster_id: who.cluster_id,
             build: if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned(),
         }
     }
@@ -406,7 +327,11 @@ impl Cluster {
 
     /// Proposes a change of the catalog, wherever its leader is, and waits until it is applied.
     async fn propose_catalog(&self, command: CatalogCommand, deadline: Instant) -> Result<()> {
-        match self.inner.catalog_replica.propose(command.encode(), deadline, Wait::Applied).await? {
+        let replica = &self.inner.catalog_replica;
+        let here = || Some((replica.status().replica, replica.clone()));
+        let way = Way { deadline, wait: Wait::Applied, safe_twice: command.is_safe_twice() };
+        let carried = self.inner.router.propose(0, here, command.encode(), way).await?;
+        match carried.proposed {
             Proposed::Applied(Outcome { verdict: Verdict::Rejected(rejection), .. }) => Err(rejection.into()),
             Proposed::Applied(_) | Proposed::Committed(_) => Ok(()),
         }

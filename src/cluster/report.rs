@@ -4,17 +4,24 @@
 //! not answer.
 
 use super::{
-    Cluster, NodeName, ReadOptions, Result, ShardHash, Token,
+    Cluster, NodeName,
     catalog::{CatalogState, GroupRecord},
+    peers::{Answer, Ask},
 };
 use crate::{
-    machine::MachineError,
-    model::{Invalid, Position, ReplicaId},
+    model::ReplicaId,
     replica::{ReplicaStatus, Role},
-    shard::Shard,
 };
+use futures::future::join_all;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// How long a node may take to tell what it holds.
+const REPORT_WITHIN: Duration = Duration::from_millis(500);
 
 /// A replica, as its own node sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,9 +70,22 @@ impl Cluster {
         NodeReport { replicas: shards.chain([(catalog.replica, catalog.into())]).collect() }
     }
 
-    /// What every node that answers holds, by node.
-    async fn reports(&self, _catalog: &CatalogState) -> BTreeMap<NodeName, NodeReport> {
-        BTreeMap::from([(self.inner.options.node.clone(), self.report())])
+    /// What every node that answers soon holds, by node.
+    pub(super) async fn reports(&self, catalog: &CatalogState) -> BTreeMap<NodeName, NodeReport> {
+        let calls = &self.inner.router.calls;
+        let deadline = Instant::now() + REPORT_WITHIN;
+        let others = catalog.nodes.keys().filter(|name| *name != calls.me());
+        let asked = others.map(async |name| (name.clone(), calls.ask(name, &Ask::Report, deadline).await));
+        let answers = join_all(asked).await.into_iter().filter_map(|(name, answer)| match answer {
+            Ok(Answer::Report(report)) => Some((name, report)),
+            _ => None,
+        });
+        answers.chain([(calls.me().clone(), self.report())]).collect()
+    }
+
+    /// Nodes that answer.
+    pub(super) async fn alive(&self) -> BTreeSet<NodeName> {
+        self.reports(&self.inner.catalog.state()).await.into_keys().collect()
     }
 
     /// Nodes and shards, in the shape of `GET /annal/v1/cluster`.
@@ -121,76 +141,4 @@ impl Cluster {
         });
         serde_json::json!({ "nodes": nodes.collect::<Vec<_>>(), "shards": shards })
     }
-
-    /// Why this node cannot serve; `None` when it can.
-    pub fn unready(&self) -> Option<String> {
-        let failed = |status: ReplicaStatus| {
-            status.failure.map(|why| format!("the replica of group {} stopped: {why}", status.group.0))
-        };
-        failed(self.inner.catalog_replica.status())
-    }
-
-    /// The hash of each shard's state: as it was kept while applying, or (`scrub`) computed again from every record
-    /// in the store. With `at`, as it was recorded at the mark nearest to the shard's position in the token (at or
-    /// below it if there is one; [`ShardHash::position`] names it; none recorded: position 0 and no replicas).
-    ///
-    /// Errors: `at` is of another collection, or `scrub` is wanted of a state that is past (no effect).
-    pub async fn state_hash(
-        &self,
-        name: &str,
-        at: Option<&Token>,
-        scrub: bool,
-        options: &ReadOptions,
-    ) -> Result<Vec<ShardHash>> {
-        let collection = self.lookup(name, options.deadline).await?;
-        if let Some(at) = at {
-            if at.collection != collection.record.id {
-                return Err(
-                    Invalid::new("at", format!("is a token of another collection than {name}")).into()
-                );
-            }
-            if scrub {
-                return Err(Invalid::new(
-                    "scrub",
-                    "reads the store, which has only the state now: give no at",
-                )
-                .into());
-            }
-        }
-        let mut hashes = Vec::with_capacity(collection.shards.len());
-        for live in &collection.shards {
-            let local = self.inner.shards.opened(live, options.deadline).await?;
-            let index = local.replica.read_index(options.deadline).await?;
-            local.replica.wait_applied(index, options.deadline).await?;
-            let shard = local.shard.clone();
-            let at = at.map(|at| at.shards.get(&live.number).copied().unwrap_or_default());
-            let hash = move || match at {
-                Some(at) => marked_hash(&shard, at),
-                None if scrub => shard.scrub().map(Some),
-                None => shard.state_hash().map(Some),
-            };
-            let hash = tokio::task::spawn_blocking(hash).await.map_err(super::task_error)??;
-            let node = || self.inner.options.node.clone();
-            hashes.push(ShardHash {
-                shard: live.number.0,
-                position: hash.map(|(position, _)| position).unwrap_or_default(),
-                replicas: hash.map(|(_, hash)| (node(), format!("{hash:032x}"))).into_iter().collect(),
-            });
-        }
-        Ok(hashes)
-    }
-}
-
-/// Every so many positions a shard records its hash.
-const HASH_EVERY: u64 = 4_096;
-
-/// The recorded hash nearest to a position: at or below it, else the first one above.
-fn marked_hash(shard: &Shard, at: Position) -> std::result::Result<Option<(Position, u128)>, MachineError> {
-    let below = at.0 - at.0 % HASH_EVERY;
-    for mark in [below, below + HASH_EVERY].map(Position) {
-        if let Some(hash) = shard.state_hash_at(mark)? {
-            return Ok(Some((mark, hash)));
-        }
-    }
-    Ok(None)
 }

@@ -1,150 +1,400 @@
-//! The way of a write: checked, cut by shard, proposed, answered.
+//! The way of a command into the log of its group, wherever the leader is and whoever leads next.
 //!
-//! Cross-shard requests are not atomic (`docs/CONSISTENCY.md`): each shard's part is one command.
+//! ```text
+//! who leads? -- what the last refusal said, what the replica here says, who took the last command, else: ask all
+//!   here          -> propose
+//!   elsewhere     -> a lane (`forward`) -> /propose
+//! refused         -> certainly not taken: the next leader, at once or after a short wait
+//! lost            -> in doubt: the same command again, which the shard knows by its RequestId
+//! another leads   -> whatever is under way at the old one is given up: a frozen leader holds nobody
+//! ```
+//!
+//! Invariants: a command that may have been taken is proposed again only if that is harmless
+//! ([`Way::safe_twice`]); an error says `effect: none` only if no attempt can have been taken.
+//! Not here: what a write is and which shards it goes to (`write`), reads.
+//! Source: the client of Raft (Ongaro 2014, sections 6.2 and 6.3).
 
 use super::{
-    Cluster, ClusterError, PointSelector, Result, Token, WriteOptions, Written,
-    placement::shard_of,
-    shards::{LiveCollection, LiveShard},
+    ClusterError, Result,
+    forward::Lanes,
+    peers::{Answer, Ask, Errand, PeerCalls, Refusal, Remedy, Seat},
 };
 use crate::{
-    machine::{Outcome, Verdict},
-    model::{Body, Command, Effect, Point, PointId, Position, ShardNumber, command::PointWrite},
-    replica::{Proposed, Wait},
+    machine::StateMachine,
+    model::{Effect, Position, ReplicaId, RequestId},
+    replica::{Leadership, Proposed, Replica, Wait},
 };
-use futures::future::join_all;
-use std::collections::BTreeMap;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use bytes::Bytes;
+use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until, timeout_at},
+};
 
-impl Cluster {
-    /// Writes whole points. They are checked against the schema here, before anything is logged.
-    ///
-    /// Errors: a point that does not fit, named as `points[i]` (no effect); see [`ClusterError`].
-    pub async fn upsert(&self, name: &str, points: Vec<Point>, options: &WriteOptions) -> Result<Written> {
-        let collection = self.lookup(name, options.deadline).await?;
-        let schema = &collection.record.schema;
-        let mut by_shard: BTreeMap<ShardNumber, Vec<PointWrite>> = BTreeMap::new();
-        for (i, mut point) in points.into_iter().enumerate() {
-            schema.admit(&mut point).map_err(|e| e.within(format_args!("points[{i}]")))?;
-            by_shard.entry(collection.shard_of(point.id)).or_default().push(to_write(point));
-        }
-        let bodies = by_shard.into_iter().map(|(shard, points)| (shard, Body::Upsert(points))).collect();
-        self.write(&collection, bodies, options).await
+/// How a command is to be proposed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Way {
+    /// Until when it is tried.
+    pub(super) deadline: Instant,
+    /// How far it is to come.
+    pub(super) wait: Wait,
+    /// Whether proposing it twice is as good as once: it has a `RequestId`, or comes to the same.
+    pub(super) safe_twice: bool,
+}
+
+/// What became of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Carried {
+    pub(super) proposed: Proposed,
+    /// Whether an earlier copy of it may have been taken too.
+    pub(super) doubt: bool,
+}
+
+/// Shortest and longest wait while a group has no leader.
+const PAUSE: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(50)];
+/// How long the others of a group may take to say who leads.
+const LOOK_WITHIN: Duration = Duration::from_millis(300);
+/// How long a command may be under way before the others are asked whether its leader still is one: without a
+/// replica here that hears of it, and with one (which may be cut off).
+const DOUBT_AFTER: [Duration; 2] = [Duration::from_millis(800), Duration::from_secs(3)];
+/// How long a position that was heard of is good enough for `born`.
+const HEARD_FOR: Duration = Duration::from_secs(5);
+
+/// Finds leaders.
+pub(super) struct Router {
+    pub(super) calls: PeerCalls,
+    lanes: Lanes,
+    own: OwnRequests,
+    groups: Mutex<HashMap<u32, Arc<Known>>>,
+}
+
+/// What the router knows of a group.
+#[derive(Default)]
+struct Known {
+    /// Who took the last command or was said to lead.
+    leader: Mutex<Option<ReplicaId>>,
+    position: Mutex<Option<(Position, Instant)>>,
+    /// One look for the leader at a time.
+    looking: tokio::sync::Mutex<()>,
+}
+
+impl Router {
+    /// For the node whose data folder is `incarnation`.
+    pub(super) fn new(calls: PeerCalls, incarnation: &str) -> Self {
+        let groups = Mutex::default();
+        Router { lanes: Lanes::over(calls.clone()), calls, own: OwnRequests::new(incarnation), groups }
     }
 
-    /// Writes a point (or, without one, deletes it) only at the version named; `None` if it must not exist.
-    ///
-    /// Errors: `Precondition` with the version it is at (no effect).
-    pub async fn cas(
-        &self,
-        name: &str,
-        id: PointId,
-        if_version: Option<Position>,
-        point: Option<Point>,
-        options: &WriteOptions,
-    ) -> Result<Written> {
-        let _ = (name, if_version, point, options);
-        Err(ClusterError::Unimplemented(format!("writing point {id} by version")))
+    /// A name for an intent whose client gave it none.
+    pub(super) fn own_request(&self) -> RequestId {
+        self.own.next()
     }
 
-    /// Deletes points; those that are not there are passed over.
-    pub async fn delete_points(
+    /// Whether a name is one of [`Router::own_request`].
+    pub(super) fn is_own(&self, request: &RequestId) -> bool {
+        request.client == self.own.client
+    }
+
+    /// Gets a command into the log of a group. `here` gives the group's replica on this node, if it is open.
+    ///
+    /// Errors: with effect none, only if no attempt can have been taken.
+    pub(super) async fn propose<M: StateMachine>(
         &self,
-        name: &str,
-        which: PointSelector,
-        options: &WriteOptions,
-    ) -> Result<Written> {
-        let collection = self.lookup(name, options.deadline).await?;
-        let bodies = match which {
-            PointSelector::Ids(ids) => {
-                let mut by_shard: BTreeMap<ShardNumber, Vec<PointId>> = BTreeMap::new();
-                for id in ids {
-                    by_shard.entry(collection.shard_of(id)).or_default().push(id);
+        group: u32,
+        here: impl Fn() -> Option<(ReplicaId, Replica<M>)>,
+        command: Bytes,
+        way: Way,
+    ) -> Result<Carried> {
+        let known = self.known(group);
+        let mut tries = Tries::default();
+        while Instant::now() < way.deadline {
+            let here = here();
+            let leadership = here.as_ref().map(|(_, replica)| {
+                let mut leadership = replica.leadership();
+                // News is what comes after this.
+                leadership.mark_unchanged();
+                leadership
+            });
+            let Some(leader) =
+                self.leader(group, &known, leadership.as_ref(), &mut tries, way.deadline).await
+            else {
+                tries.pause(leadership, way.deadline).await;
+                continue;
+            };
+            tries.asked.insert(leader);
+            let attempt = match &here {
+                Some((id, replica)) if *id == leader => {
+                    let proposed = replica.propose(command.clone(), way.deadline, way.wait).await;
+                    proposed.map_err(Refusal::from)
                 }
-                by_shard.into_iter().map(|(shard, ids)| (shard, Body::Delete(ids))).collect()
-            }
-            PointSelector::Matching(filter) => {
-                let body = Body::DeleteMatching(filter);
-                collection.shards.iter().map(|s| (s.number, body.clone())).collect()
-            }
-        };
-        self.write(&collection, bodies, options).await
-    }
-}
-
-fn to_write(point: Point) -> PointWrite {
-    let payload = match point.payload.is_empty() {
-        true => Vec::new(),
-        false => serde_json::to_vec(&point.payload).expect("a payload is JSON"),
-    };
-    PointWrite { id: point.id, vectors: point.vectors, payload: payload.into() }
-}
-
-impl LiveCollection {
-    pub(super) fn shard_of(&self, id: PointId) -> ShardNumber {
-        shard_of(id, self.shards.len() as u32)
-    }
-}
-
-impl Cluster {
-    /// Proposes a command to each shard that has one; all at once.
-    pub(super) async fn write(
-        &self,
-        collection: &LiveCollection,
-        bodies: BTreeMap<ShardNumber, Body>,
-        options: &WriteOptions,
-    ) -> Result<Written> {
-        let parts = bodies.into_iter().map(|(number, body)| {
-            let shard = &collection.shards[number.0 as usize];
-            async move { (number, self.write_shard(shard, body, options).await) }
-        });
-        let parts = join_all(parts).await;
-        let untouched = |part: &Result<_>| matches!(part, Err(e) if e.effect() == Effect::None);
-        let all_untouched = parts.iter().all(|(_, part)| untouched(part));
-        let mut shards = BTreeMap::new();
-        for (number, part) in parts {
-            match part {
-                Ok(position) => shards.extend(position.map(|position| (number, position))),
-                Err(e) if all_untouched => return Err(e),
-                Err(e) => return Err(e.in_part()),
+                _ => self.forward(group, leader, command.clone(), leadership, way).await,
+            };
+            match attempt {
+                Ok(proposed) => {
+                    known.set_leader(Some(leader));
+                    return Ok(Carried { proposed, doubt: tries.doubt });
+                }
+                Err(refusal) => {
+                    known.set_leader(None);
+                    tries.refused(refusal, way)?;
+                }
             }
         }
-        let record = &collection.record;
-        Ok(Written {
-            position: shards.values().copied().max(),
-            token: Token { collection: record.id, generation: record.generation, shards },
-        })
+        Err(tries.give_up())
     }
 
-    /// The command's position; `None` if it is committed and nobody waits until it is applied.
-    async fn write_shard(
+    /// Who is to be asked next; none if nobody is known that was not asked since the last pause.
+    async fn leader(
         &self,
-        shard: &LiveShard,
-        body: Body,
-        options: &WriteOptions,
-    ) -> Result<Option<Position>> {
-        let local = self.inner.shards.opened(shard, options.deadline).await?;
-        let record = &shard.collection;
-        let command = Command {
-            collection: record.id,
-            schema_version: record.schema.version,
-            epoch: record.epoch,
-            request: options.request.clone(),
-            born: local.position(),
-            body,
+        group: u32,
+        known: &Known,
+        leadership: Option<&watch::Receiver<Leadership>>,
+        tries: &mut Tries,
+        deadline: Instant,
+    ) -> Option<ReplicaId> {
+        let here = || leadership.and_then(|known| known.borrow().leader);
+        let fresh = |leader: &ReplicaId| !tries.asked.contains(leader);
+        let believed = tries.hint.filter(fresh).or_else(|| here().filter(fresh));
+        tries.hint = None;
+        match believed.or_else(|| known.leader().filter(fresh)) {
+            Some(leader) => Some(leader),
+            None => timeout_at(deadline, self.look(group, known, &tries.asked)).await.ok().flatten(),
+        }
+    }
+
+    /// Asks the other replicas of a group who leads; the first that names somebody new is believed.
+    async fn look(&self, group: u32, known: &Known, but: &BTreeSet<ReplicaId>) -> Option<ReplicaId> {
+        let _turn = known.looking.lock().await;
+        // Whoever looked before may have found it.
+        if let Some(found) = known.leader().filter(|leader| !but.contains(leader)) {
+            return Some(found);
+        }
+        let seats = self.calls.seats(group);
+        let deadline = Instant::now() + LOOK_WITHIN;
+        let asks = seats.iter().filter(|seat| seat.node != *self.calls.me());
+        let mut asks: FuturesUnordered<_> = asks
+            .map(async |seat| self.calls.ask(&seat.node, &Ask::Lead(seat.replica), deadline).await)
+            .collect();
+        while let Some(answer) = asks.next().await {
+            if let Ok(Answer::Lead(Some(leader), _)) = answer
+                && !but.contains(&leader)
+            {
+                known.set_leader(Some(leader));
+                return Some(leader);
+            }
+        }
+        None
+    }
+
+    /// One attempt at another node. It lasts until it is answered, another leader is heard of, or the deadline.
+    async fn forward(
+        &self,
+        group: u32,
+        to: ReplicaId,
+        command: Bytes,
+        leadership: Option<watch::Receiver<Leadership>>,
+        way: Way,
+    ) -> std::result::Result<Proposed, Refusal> {
+        let mut sent = self.lanes.send(to, Errand { command, wait: way.wait, deadline: way.deadline });
+        let (why, remedy) = tokio::select! {
+            biased;
+            done = sent.answer() => return done,
+            next = self.another_leader(group, to, leadership) => {
+                ("another leader took over from the one that was asked", Remedy::Leader(Some(next)))
+            }
+            () = sleep_until(way.deadline) => ("the leader's answer", Remedy::Again),
         };
-        let wait = if options.wait { Wait::Applied } else { Wait::Committed };
-        match local.replica.propose(command.encode(), options.deadline, wait).await? {
-            Proposed::Applied(outcome) => accepted(outcome).map(Some),
-            Proposed::Committed(_) => Ok(None),
+        Err(sent.give_up(why, remedy))
+    }
+
+    /// Resolves when somebody else is heard to lead.
+    async fn another_leader(
+        &self,
+        group: u32,
+        than: ReplicaId,
+        leadership: Option<watch::Receiver<Leadership>>,
+    ) -> ReplicaId {
+        let [alone, with_replica] = DOUBT_AFTER;
+        let patience = if leadership.is_some() { with_replica } else { alone };
+        let heard_here = async {
+            match leadership {
+                Some(leadership) => next_leader(leadership, than).await,
+                None => std::future::pending().await,
+            }
+        };
+        let heard_elsewhere = async {
+            sleep(patience).await;
+            let (known, but) = (Known::default(), BTreeSet::from([than]));
+            loop {
+                if let Some(leader) = self.look(group, &known, &but).await {
+                    return leader;
+                }
+                sleep(LOOK_WITHIN).await;
+            }
+        };
+        tokio::select! { leader = heard_here => leader, leader = heard_elsewhere => leader }
+    }
+
+    fn known(&self, group: u32) -> Arc<Known> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner).entry(group).or_default().clone()
+    }
+
+    /// Who is believed to lead a group, from here.
+    pub(super) fn believed_leader(&self, group: u32) -> Option<ReplicaId> {
+        self.known(group).leader()
+    }
+
+    /// Notes where a shard's log has come.
+    pub(super) fn hear(&self, group: u32, position: Position) {
+        let known = self.known(group);
+        let mut heard = known.position.lock().unwrap_or_else(PoisonError::into_inner);
+        let highest = heard.map_or(position, |(before, _)| before.max(position));
+        *heard = Some((highest, Instant::now()));
+    }
+
+    /// Where a shard's log had come when it was heard of last, or is said to have come when it is asked now.
+    pub(super) async fn heard(&self, group: u32, deadline: Instant) -> Position {
+        let known = self.known(group);
+        let heard = *known.position.lock().unwrap_or_else(PoisonError::into_inner);
+        match heard {
+            Some((position, at)) if at.elapsed() < HEARD_FOR => position,
+            _ => self.ask_position(group, deadline).await,
+        }
+    }
+
+    /// Asks the replicas of a shard where its log has come; the highest answer, and what was heard before.
+    pub(super) async fn ask_position(&self, group: u32, deadline: Instant) -> Position {
+        let seats = self.calls.seats(group);
+        let deadline = deadline.min(Instant::now() + LOOK_WITHIN);
+        let others = seats.iter().filter(|seat| seat.node != *self.calls.me());
+        let ask =
+            async |seat: &Seat| self.calls.ask(&seat.node, &Ask::Position(seat.replica), deadline).await;
+        for answer in join_all(others.map(ask)).await {
+            if let Ok(Answer::Position(position)) = answer {
+                self.hear(group, position);
+            }
+        }
+        let known = self.known(group);
+        let heard = *known.position.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.map_or(Position(0), |(position, _)| position)
+    }
+}
+
+/// Waits until a replica hears news that somebody else leads.
+async fn next_leader(mut leadership: watch::Receiver<Leadership>, than: ReplicaId) -> ReplicaId {
+    loop {
+        if leadership.changed().await.is_err() {
+            // The replica has stopped: it hears of nobody any more.
+            std::future::pending::<()>().await;
+        }
+        if let Some(leader) = leadership.borrow_and_update().leader.filter(|leader| *leader != than) {
+            return leader;
         }
     }
 }
 
-/// Position of a command that took effect, now or when its first copy was applied.
-fn accepted(outcome: Outcome) -> Result<Position> {
-    match outcome.verdict {
-        Verdict::Applied => Ok(outcome.position),
-        Verdict::Duplicate { first } => accepted(*first),
-        Verdict::Rejected(rejection) => Err(ClusterError::from(rejection)),
+impl Known {
+    fn leader(&self) -> Option<ReplicaId> {
+        *self.leader.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_leader(&self, leader: Option<ReplicaId>) {
+        *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = leader;
+    }
+}
+
+/// What came of the attempts so far.
+#[derive(Default)]
+struct Tries {
+    /// Who was asked since the last pause.
+    asked: BTreeSet<ReplicaId>,
+    hint: Option<ReplicaId>,
+    /// Whether one may have been taken.
+    doubt: bool,
+    last: Option<ClusterError>,
+    pauses: u32,
+}
+
+impl Tries {
+    /// Notes a refusal. Errors: there is no use, or harm, in another attempt.
+    fn refused(&mut self, refusal: Refusal, way: Way) -> Result<()> {
+        let Refusal { error, remedy } = refusal;
+        self.doubt |= error.effect() == Effect::Unknown;
+        if remedy == Remedy::Never || self.doubt && !way.safe_twice {
+            return Err(if self.doubt {
+                error.in_doubt("an earlier copy may have been taken")
+            } else {
+                error
+            });
+        }
+        if let Remedy::Leader(next) = remedy {
+            self.hint = next;
+        }
+        self.last = Some(error);
+        Ok(())
+    }
+
+    /// Waits a moment, or until the replica here has news; then everybody may be asked again.
+    async fn pause(&mut self, leadership: Option<watch::Receiver<Leadership>>, deadline: Instant) {
+        self.asked.clear();
+        self.last.get_or_insert_with(|| ClusterError::Unavailable("nobody is known to lead".to_owned()));
+        let news = async {
+            match leadership {
+                Some(mut leadership) if leadership.changed().await.is_ok() => {}
+                _ => std::future::pending().await,
+            }
+        };
+        let wait = jittered((PAUSE[0] * 2u32.saturating_pow(self.pauses)).min(PAUSE[1]));
+        self.pauses = (self.pauses + 1).min(8);
+        tokio::select! {
+            () = sleep_until(deadline.min(Instant::now() + wait)) => {}
+            () = news => {}
+        }
+    }
+
+    fn give_up(self) -> ClusterError {
+        let last = self.last.map(|error| format!(": {error}")).unwrap_or_default();
+        match self.doubt {
+            true => ClusterError::Timeout { what: format!("the write{last}"), effect: Effect::Unknown },
+            false => ClusterError::Unavailable(format!("no leader took the write in time{last}")),
+        }
+    }
+}
+
+/// Between half of a time and all of it.
+pub(super) fn jittered(of: Duration) -> Duration {
+    static TURN: AtomicU64 = AtomicU64::new(0);
+    let turn = TURN.fetch_add(1, Ordering::Relaxed);
+    let chance = xxhash_rust::xxh3::xxh3_64(&turn.to_le_bytes()) % 1024;
+    of.mul_f64(0.5 + chance as f64 / 2048.0)
+}
+
+/// Names for the intents of clients that give them none.
+struct OwnRequests {
+    client: String,
+    next: AtomicU64,
+}
+
+impl OwnRequests {
+    /// The name holds the data folder and the time of this start, so it is never used again; and it begins with a
+    /// space, so that no client can give it.
+    fn new(incarnation: &str) -> Self {
+        let start = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let seed = format!("{incarnation} {} {}", start.as_nanos(), std::process::id());
+        let name = xxhash_rust::xxh3::xxh3_64(seed.as_bytes()).to_be_bytes();
+        OwnRequests { client: format!(" {}", URL_SAFE_NO_PAD.encode(name)), next: AtomicU64::new(1) }
+    }
+
+    fn next(&self) -> RequestId {
+        RequestId { client: self.client.clone(), seq: self.next.fetch_add(1, Ordering::Relaxed) }
     }
 }

@@ -1,23 +1,30 @@
-//! The way of a read: a position to see on each shard, one view a shard, the work on the search pool, merged.
+//! The way of a read: cut by shard, each part read from some replica, the answers merged.
 //!
-//! Every read is linearizable: a ReadIndex round of the shard's group (shared by all reads that wait for it),
-//! then the shard's view once it has applied that far. Everything a request reads from a shard comes from that
-//! one view.
+//! Invariants: a shard that cannot be read fails the whole read and is named; everything a request reads from a
+//! shard comes from one view of it; the token of an answer names no lower position than the request's did.
+//! Reads are not atomic across shards (`docs/CONSISTENCY.md`).
+//! Not here: which replica is read and what it must have applied (`read`).
 
 use super::{
-    Cluster, ClusterError, ReadOptions, Result, Seen, Token,
+    Cluster, ClusterError, ReadOptions, Result, Seen, ShardHash, Token,
+    read::{Found, Freshness, Held, Part, ShardRead, ShardSearch, Wish},
     shards::{LiveCollection, LiveShard},
 };
 use crate::{
-    machine::MachineError,
     model::{
-        Distance, Effect, Filter, Invalid, PointId, Position, Projection, Record, Schema, ScoredPoint,
-        ScrollPage, ScrollRequest, SearchRequest, ShardNumber, Target, Vector,
+        Distance, Filter, Invalid, PointId, Position, Projection, Record, Schema, ScoredPoint, ScrollPage,
+        ScrollRequest, SearchRequest, ShardNumber, Target, Vector, VectorParams,
     },
-    shard::{ReadView, ShardStats},
+    shard::ShardStats,
 };
-use futures::future::try_join_all;
-use std::{collections::BTreeMap, sync::Arc};
+use futures::future::{join_all, try_join_all};
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::time::Instant;
 
 impl Cluster {
     /// Reads points by id; those that are not there are left out; order as asked.
@@ -28,19 +35,21 @@ impl Cluster {
         projection: Projection,
         options: &ReadOptions,
     ) -> Result<Seen<Vec<Record>>> {
-        let read = self.read(name, options).await?;
-        let mut by_shard: BTreeMap<ShardNumber, Vec<PointId>> = BTreeMap::new();
-        for id in &ids {
-            by_shard.entry(read.collection.shard_of(*id)).or_default().push(*id);
-        }
-        let projection = Arc::new(projection);
-        let parts = by_shard.into_iter().map(|(shard, ids)| {
-            let projection = projection.clone();
-            self.on_pool(read.views[shard.0 as usize].clone(), move |view| view.get(&ids, &projection))
-        });
-        let found: BTreeMap<PointId, Record> =
-            try_join_all(parts).await?.into_iter().flatten().map(|r| (r.id, r)).collect();
-        Ok(read.seen(ids.iter().filter_map(|id| found.get(id).cloned()).collect()))
+        let work = async |reading: Arc<Reading>| {
+            let mut by_shard: BTreeMap<ShardNumber, Vec<PointId>> = BTreeMap::new();
+            for id in &ids {
+                by_shard.entry(reading.collection.shard_of(*id)).or_default().push(*id);
+            }
+            let gets = by_shard.into_iter().map(|(shard, ids)| {
+                let get = Arc::new(ShardRead::Get { ids, projection: projection.clone() });
+                let reading = &reading;
+                async move { reading.shard(shard, get).await.and_then(records) }
+            });
+            let found: BTreeMap<PointId, Record> =
+                try_join_all(gets).await?.into_iter().flatten().map(|r| (r.id, r)).collect();
+            Ok(ids.iter().filter_map(|id| found.get(id).cloned()).collect())
+        };
+        self.reading(name, options, work).await
     }
 
     /// Reads points in the order of their ids.
@@ -50,15 +59,18 @@ impl Cluster {
         request: ScrollRequest,
         options: &ReadOptions,
     ) -> Result<Seen<ScrollPage>> {
-        let read = self.read(name, options).await?;
         let limit = request.limit;
-        let pages = self.on_every(&read, request, |view, request| view.scroll(request)).await?;
-        let mut next: Vec<PointId> = pages.iter().filter_map(|p| p.next).collect();
-        let mut points: Vec<Record> = pages.into_iter().flat_map(|p| p.points).collect();
-        points.sort_by_key(|r| r.id);
-        next.extend(points.get(limit).map(|r| r.id));
-        points.truncate(limit);
-        Ok(read.seen(ScrollPage { points, next: next.into_iter().min() }))
+        let read = Arc::new(ShardRead::Scroll(request));
+        let work = async |reading: Arc<Reading>| {
+            let pages = reading.every(&read, page).await?;
+            let mut next: Vec<PointId> = pages.iter().filter_map(|p| p.next).collect();
+            let mut points: Vec<Record> = pages.into_iter().flat_map(|p| p.points).collect();
+            points.sort_by_key(|r| r.id);
+            next.extend(points.get(limit).map(|r| r.id));
+            points.truncate(limit);
+            Ok(ScrollPage { points, next: next.into_iter().min() })
+        };
+        self.reading(name, options, work).await
     }
 
     /// Counts points that pass the filter.
@@ -68,9 +80,9 @@ impl Cluster {
         filter: Option<Filter>,
         options: &ReadOptions,
     ) -> Result<Seen<u64>> {
-        let read = self.read(name, options).await?;
-        let counts = self.on_every(&read, filter, |view, filter| view.count(filter.as_ref())).await?;
-        Ok(read.seen(counts.into_iter().sum()))
+        let read = Arc::new(ShardRead::Count(filter));
+        let work = async |reading: Arc<Reading>| Ok(reading.every(&read, count).await?.into_iter().sum());
+        self.reading(name, options, work).await
     }
 
     /// Searches.
@@ -82,9 +94,12 @@ impl Cluster {
         request: SearchRequest,
         options: &ReadOptions,
     ) -> Result<Seen<Vec<ScoredPoint>>> {
-        let read = self.read(name, options).await?;
-        let answer = self.search_one(&read, request).await?;
-        Ok(read.seen(answer))
+        let requests = [request];
+        let work = async |reading: Arc<Reading>| {
+            let mut answers = reading.search(&requests).await.map_err(|(_, error)| error)?;
+            Ok(answers.pop().unwrap_or_default())
+        };
+        self.reading(name, options, work).await
     }
 
     /// Searches; one answer for each request, all at the same position of each shard.
@@ -96,103 +111,347 @@ impl Cluster {
         requests: Vec<SearchRequest>,
         options: &ReadOptions,
     ) -> Result<Seen<Vec<Vec<ScoredPoint>>>> {
-        let read = self.read(name, options).await?;
-        let answers = requests.into_iter().enumerate().map(async |(i, request)| {
-            self.search_one(&read, request).await.map_err(|e| match e {
-                ClusterError::Invalid(e) => e.within(format_args!("searches[{i}]")).into(),
-                other => other,
+        let work = async |reading: Arc<Reading>| {
+            reading.search(&requests).await.map_err(|error| match error {
+                (Some(i), ClusterError::Invalid(e)) => e.within(format_args!("searches[{i}]")).into(),
+                (_, other) => other,
             })
-        });
-        let answers = try_join_all(answers).await?;
-        Ok(read.seen(answers))
-    }
-
-    async fn search_one(&self, read: &Read, mut request: SearchRequest) -> Result<Vec<ScoredPoint>> {
-        let schema = &read.collection.record.schema;
-        let mut exclude = None;
-        let order = match &mut request.target {
-            Target::All => None,
-            Target::Nearest(vector) => {
-                let params = dense(schema, &request.using)?;
-                params.admit(vector).map_err(|e| Invalid::new("query", e.why))?;
-                Some(params.distance)
-            }
-            Target::NearestTo(id) => {
-                let (id, params) = (*id, dense(schema, &request.using)?);
-                let view = &read.views[read.collection.shard_of(id).0 as usize];
-                request.target = Target::Nearest(self.vector_of(view, id, &request.using).await?);
-                exclude = Some(id);
-                Some(params.distance)
-            }
         };
-        let (offset, limit) = (request.offset, request.limit);
-        // A shard cannot know which of its hits the others push out: each gives its first offset + limit.
-        request.limit = offset.saturating_add(limit);
-        request.offset = 0;
-        let parts = self.on_every(read, request, move |view, request| view.search(request, exclude)).await?;
-        let mut hits: Vec<ScoredPoint> = parts.into_iter().flatten().collect();
-        sort(&mut hits, order);
-        Ok(hits.into_iter().skip(offset).take(limit).collect())
+        self.reading(name, options, work).await
     }
 
-    async fn vector_of(&self, view: &Arc<ReadView>, id: PointId, using: &str) -> Result<Vec<f32>> {
-        let name = using.to_owned();
-        let found = self.on_pool(view.clone(), move |view| view.vector(id, &name)).await?;
-        match found {
-            Some(Vector::Dense(values)) => Ok(values),
-            _ => Err(ClusterError::NoPoint(id)),
+    /// Reads a collection by its name; anew if it was dropped meanwhile.
+    async fn reading<T>(
+        &self,
+        name: &str,
+        options: &ReadOptions,
+        work: impl AsyncFn(Arc<Reading>) -> Result<T>,
+    ) -> Result<Seen<T>> {
+        let mut collection = self.lookup(name, options.deadline).await?;
+        loop {
+            let reading = Arc::new(Reading::new(self, collection, options));
+            match work(reading.clone()).await {
+                Ok(value) => return Ok(reading.seen(value)),
+                Err(ClusterError::Gone(id)) => {
+                    collection = self.lookup_after(name, id, options.deadline).await?;
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 
-    /// One view of each shard of a collection, each at least as new as every write acknowledged before.
-    async fn read(&self, name: &str, options: &ReadOptions) -> Result<Read> {
-        let collection = self.lookup(name, options.deadline).await?;
-        let views = try_join_all(collection.shards.iter().map(|s| self.view(s, options))).await?;
-        Ok(Read { collection, views })
+    /// Figures of every shard, each at least as new as this call.
+    pub(super) async fn shard_stats(
+        &self,
+        collection: &LiveCollection,
+        options: &ReadOptions,
+    ) -> Result<Seen<Vec<ShardStats>>> {
+        let reading = Reading::new(self, collection.clone(), options);
+        let stats = reading.every(&Arc::new(ShardRead::Stats), stats).await?;
+        Ok(reading.seen(stats))
     }
 
-    /// Runs one piece of a read on the search pool.
-    async fn on_pool<T: Send + 'static>(
+    /// The hash of each shard's state, on every replica that answers in time.
+    ///
+    /// Without `at`: at one position of each shard that is at least as new as this call, if the shard stands still
+    /// there; else at its last mark. With `at`: at the last mark at or below the position that the token names
+    /// (position 0 and no replicas, if there is none). `scrub`: computed again from every record in the store; a
+    /// replica whose store does not add up says so in the place of its hash.
+    pub async fn state_hash(
         &self,
-        view: Arc<ReadView>,
-        work: impl FnOnce(&ReadView) -> std::result::Result<T, MachineError> + Send + 'static,
-    ) -> Result<T> {
-        let (done, answer) = tokio::sync::oneshot::channel();
-        self.pool().spawn(move || {
-            // The reader may have given up: then the work is not begun.
-            if !done.is_closed() {
-                let _ = done.send(work(&view));
-            }
-        });
-        let answer = answer.await.map_err(|_| ClusterError::Internal {
-            message: "a search stopped half-way".to_owned(),
-            corrupt: false,
-            effect: Effect::None,
-        })?;
-        Ok(answer?)
-    }
-
-    /// Runs the same piece on every shard, in parallel across shards.
-    async fn on_every<A, T>(
-        &self,
-        read: &Read,
-        argument: A,
-        work: impl Fn(&ReadView, &A) -> std::result::Result<T, MachineError> + Copy + Send + 'static,
-    ) -> Result<Vec<T>>
-    where
-        A: Send + Sync + 'static,
-        T: Send + 'static,
-    {
-        let argument = Arc::new(argument);
-        try_join_all(read.views.iter().map(|view| {
-            let argument = argument.clone();
-            self.on_pool(view.clone(), move |view| work(view, &argument))
-        }))
-        .await
+        name: &str,
+        at: Option<&Token>,
+        scrub: bool,
+        options: &ReadOptions,
+    ) -> Result<Vec<ShardHash>> {
+        let work = async |reading: Arc<Reading>| {
+            let shards = &reading.collection.shards;
+            try_join_all(shards.iter().map(|shard| reading.hash(shard, at, scrub))).await
+        };
+        Ok(self.reading(name, options, work).await?.value)
     }
 }
 
-fn dense<'a>(schema: &'a Schema, using: &str) -> Result<&'a crate::model::VectorParams> {
+/// One request that reads a collection.
+struct Reading {
+    cluster: Cluster,
+    collection: LiveCollection,
+    options: ReadOptions,
+    /// What was seen, by shard.
+    seen: Mutex<BTreeMap<ShardNumber, (Position, Option<Duration>)>>,
+}
+
+/// Which request of a batch an error is about, if it is about one.
+type InBatch = (Option<usize>, ClusterError);
+
+impl Reading {
+    fn new(cluster: &Cluster, collection: LiveCollection, options: &ReadOptions) -> Self {
+        let (cluster, options) = (cluster.clone(), options.clone());
+        Reading { cluster, collection, options, seen: Mutex::default() }
+    }
+
+    fn wish(&self, shard: ShardNumber, read: Arc<ShardRead>, keep: bool) -> Wish {
+        let id = self.collection.record.id;
+        let token = self.options.at_least.as_ref().filter(|token| token.collection == id);
+        let at_least = token.and_then(|token| token.shards.get(&shard)).copied();
+        let fresh = Freshness { consistency: self.options.consistency, at_least };
+        Wish { collection: id, read, fresh, keep, deadline: self.options.deadline }
+    }
+
+    /// Reads one shard.
+    async fn part(&self, shard: ShardNumber, read: Arc<ShardRead>, keep: bool) -> Result<Part> {
+        let live = &self.collection.shards[shard.0 as usize];
+        let part = self.cluster.read_shard(live, &self.wish(shard, read, keep)).await?;
+        self.note(shard, &part);
+        Ok(part)
+    }
+
+    async fn shard(&self, shard: ShardNumber, read: Arc<ShardRead>) -> Result<Found> {
+        Ok(self.part(shard, read, false).await?.found)
+    }
+
+    /// Reads the same of every shard; in the order of shards.
+    async fn every<T>(&self, read: &Arc<ShardRead>, what: fn(Found) -> Result<T>) -> Result<Vec<T>> {
+        let shards = self.collection.shards.iter();
+        try_join_all(shards.map(async |s| self.shard(s.number, read.clone()).await.and_then(what))).await
+    }
+
+    fn note(&self, shard: ShardNumber, part: &Part) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = seen.entry(shard).or_insert((part.position, part.age));
+        *known = (part.position, known.1.max(part.age));
+    }
+
+    fn seen<T>(&self, value: T) -> Seen<T> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let shards = seen.iter().map(|(shard, (position, _))| (*shard, *position)).collect();
+        let record = &self.collection.record;
+        let mut token = Token { collection: record.id, generation: record.generation, shards };
+        self.options.at_least.iter().for_each(|given| token.join(given));
+        Seen { value, token, age: seen.values().filter_map(|(_, age)| *age).max() }
+    }
+
+    // --- searches ---
+
+    /// Runs searches; one answer each.
+    ///
+    /// The vectors of points that are searched for are read first, and the views they came from are kept and
+    /// searched.
+    async fn search(
+        &self,
+        requests: &[SearchRequest],
+    ) -> std::result::Result<Vec<Vec<ScoredPoint>>, InBatch> {
+        if requests.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut searches = self.planned(requests)?;
+        loop {
+            let held = self.resolve(requests, &mut searches).await?;
+            match self.search_every(requests, &searches, held).await {
+                // A view that was kept is gone, with its replica: all anew.
+                Err(ClusterError::Unavailable(why))
+                    if why == LOST_VIEW && Instant::now() < self.options.deadline => {}
+                done => return done.map_err(|error| (None, error)),
+            }
+        }
+    }
+
+    /// What every shard is to search for, but for the vectors of points.
+    fn planned(&self, requests: &[SearchRequest]) -> std::result::Result<Vec<ShardSearch>, InBatch> {
+        let plan = |(i, request): (usize, &SearchRequest)| {
+            let mut request = request.clone();
+            let checked = match &mut request.target {
+                Target::All => Ok(()),
+                Target::NearestTo(_) => self.params(&request.using).map(|_| ()),
+                Target::Nearest(vector) => self
+                    .params(&request.using)
+                    .and_then(|params| params.admit(vector).map_err(|e| Invalid::new("query", e.why).into())),
+            };
+            // A shard cannot know which of its hits the others push out: each gives its first offset + limit.
+            request.limit = request.offset.saturating_add(request.limit);
+            request.offset = 0;
+            checked.map_err(|error| (Some(i), error))?;
+            Ok(ShardSearch { request, exclude: None })
+        };
+        requests.iter().enumerate().map(plan).collect()
+    }
+
+    /// Puts the vectors of points in the place of their ids; gives the views they were read from.
+    async fn resolve(
+        &self,
+        requests: &[SearchRequest],
+        searches: &mut [ShardSearch],
+    ) -> std::result::Result<BTreeMap<ShardNumber, Held>, InBatch> {
+        let mut wanted: BTreeMap<ShardNumber, Vec<(usize, PointId, String)>> = BTreeMap::new();
+        for (i, request) in requests.iter().enumerate() {
+            if let Target::NearestTo(id) = request.target {
+                let shard = self.collection.shard_of(id);
+                wanted.entry(shard).or_default().push((i, id, request.using.clone()));
+            }
+        }
+        let reads = wanted.iter().map(async |(shard, wanted)| {
+            let vectors = wanted.iter().map(|(_, id, name)| (*id, name.clone())).collect();
+            let part = self.part(*shard, Arc::new(ShardRead::Vectors(vectors)), true).await?;
+            Ok((*shard, part))
+        });
+        let mut held = BTreeMap::new();
+        for (shard, part) in try_join_all(reads).await.map_err(|error| (None, error))? {
+            let found = vectors(part.found).map_err(|error| (None, error))?;
+            for ((i, id, _), vector) in wanted[&shard].iter().zip(found) {
+                let Some(Vector::Dense(values)) = vector else {
+                    return Err((Some(*i), ClusterError::NoPoint(*id)));
+                };
+                searches[*i].request.target = Target::Nearest(values);
+                searches[*i].exclude = Some(*id);
+            }
+            held.extend(part.held.map(|held| (shard, held)));
+        }
+        Ok(held)
+    }
+
+    async fn search_every(
+        &self,
+        requests: &[SearchRequest],
+        searches: &[ShardSearch],
+        held: BTreeMap<ShardNumber, Held>,
+    ) -> Result<Vec<Vec<ScoredPoint>>> {
+        let read = Arc::new(ShardRead::Search(searches.to_vec()));
+        let parts = self.collection.shards.iter().map(async |shard| {
+            let found = match held.get(&shard.number) {
+                None => self.shard(shard.number, read.clone()).await,
+                Some(held) => {
+                    let wish = self.wish(shard.number, read.clone(), false);
+                    let part = self.cluster.read_held(held.clone(), &wish).await;
+                    let lost = |e: ClusterError| match e.may_pass() {
+                        true => ClusterError::Unavailable(LOST_VIEW.to_owned()),
+                        false => e,
+                    };
+                    part.map(|part| part.found).map_err(lost)
+                }
+            };
+            let hits = hits(found?)?;
+            match hits.len() == requests.len() {
+                true => Ok(hits),
+                false => Err(other_kind()),
+            }
+        });
+        let mut parts = try_join_all(parts).await?;
+        let answers = requests.iter().enumerate().map(|(i, request)| {
+            let order = match request.target {
+                Target::All => None,
+                _ => Some(self.params(&request.using)?.distance),
+            };
+            let mut hits: Vec<ScoredPoint> =
+                parts.iter_mut().flat_map(|part| std::mem::take(&mut part[i])).collect();
+            sort(&mut hits, order);
+            Ok(hits.into_iter().skip(request.offset).take(request.limit).collect())
+        });
+        answers.collect()
+    }
+
+    fn params(&self, using: &str) -> Result<&VectorParams> {
+        dense(&self.collection.record.schema, using)
+    }
+
+    // --- hashes ---
+
+    async fn hash(&self, shard: &LiveShard, at: Option<&Token>, scrub: bool) -> Result<ShardHash> {
+        let id = self.collection.record.id;
+        if let Some(token) = at {
+            let named = token.shards.get(&shard.number).filter(|_| token.collection == id);
+            return Ok(self.hashes_at(shard, named.copied().unwrap_or(Position(0))).await);
+        }
+        let now = self.part(shard.number, Arc::new(ShardRead::Hash { scrub: false }), false).await?.position;
+        for _ in 0..HASH_TRIES {
+            let hashes = self.hashes(shard, ShardRead::Hash { scrub }, now).await;
+            let Some(position) = hashes.iter().map(|(_, position, _)| *position).max() else { continue };
+            let damaged = |hash: &str| hash.starts_with(DAMAGED);
+            if hashes.iter().all(|(_, at, hash)| *at == position || damaged(hash)) {
+                let replicas = hashes.into_iter().map(|(node, _, hash)| (node, hash)).collect();
+                return Ok(ShardHash { shard: shard.number.0, position, replicas });
+            }
+        }
+        // It does not stand still.
+        Ok(self.hashes_at(shard, now).await)
+    }
+
+    /// The hashes at the last mark that lies at or below a position.
+    async fn hashes_at(&self, shard: &LiveShard, position: Position) -> ShardHash {
+        let hashes = self.hashes(shard, ShardRead::HashAt(position), position).await;
+        let position = hashes.iter().map(|(_, position, _)| *position).max().unwrap_or(Position(0));
+        let replicas = hashes.into_iter().filter(|(_, at, _)| *at == position);
+        let replicas = replicas.map(|(node, _, hash)| (node, hash)).collect();
+        ShardHash { shard: shard.number.0, position, replicas }
+    }
+
+    /// What each replica says, once it has applied a position; those that do not answer in time are left out.
+    async fn hashes(
+        &self,
+        shard: &LiveShard,
+        read: ShardRead,
+        from: Position,
+    ) -> Vec<(String, Position, String)> {
+        let scrub = matches!(read, ShardRead::Hash { scrub: true });
+        let within = if scrub { self.options.deadline } else { Instant::now() + HASH_WITHIN };
+        let fresh = Freshness { consistency: super::Consistency::AtLeast, at_least: Some(from) };
+        let deadline = within.min(self.options.deadline);
+        let wish = Wish { fresh, deadline, ..self.wish(shard.number, Arc::new(read), false) };
+        let seats = self.cluster.inner.router.calls.seats(shard.group().group);
+        let asks = seats.iter().map(async |seat| {
+            let part =
+                tokio::time::timeout_at(deadline, self.cluster.read_replica(seat.replica, &wish)).await;
+            match part.ok()? {
+                Ok(Part { found: Found::Hash(Some((position, hash))), .. }) => {
+                    Some((seat.node.clone(), position, hash))
+                }
+                Err(ClusterError::Internal { message, corrupt: true, .. }) => {
+                    Some((seat.node.clone(), Position(0), format!("{DAMAGED}: {message}")))
+                }
+                _ => None,
+            }
+        });
+        join_all(asks).await.into_iter().flatten().collect()
+    }
+}
+
+/// How often the replicas of a shard are asked for their hash at one position.
+const HASH_TRIES: usize = 3;
+/// How long a replica may take to say its hash.
+const HASH_WITHIN: Duration = Duration::from_secs(5);
+/// Begins what is said in the place of a hash.
+const DAMAGED: &str = "damaged";
+/// A view that was kept for the second part of a search cannot be had any more.
+const LOST_VIEW: &str = "a view was lost half-way through a search";
+
+fn records(found: Found) -> Result<Vec<Record>> {
+    if let Found::Records(records) = found { Ok(records) } else { Err(other_kind()) }
+}
+
+fn page(found: Found) -> Result<ScrollPage> {
+    if let Found::Page(page) = found { Ok(page) } else { Err(other_kind()) }
+}
+
+fn count(found: Found) -> Result<u64> {
+    if let Found::Count(count) = found { Ok(count) } else { Err(other_kind()) }
+}
+
+fn hits(found: Found) -> Result<Vec<Vec<ScoredPoint>>> {
+    if let Found::Hits(hits) = found { Ok(hits) } else { Err(other_kind()) }
+}
+
+fn vectors(found: Found) -> Result<Vec<Option<Vector>>> {
+    if let Found::Vectors(vectors) = found { Ok(vectors) } else { Err(other_kind()) }
+}
+
+fn stats(found: Found) -> Result<ShardStats> {
+    if let Found::Stats(stats) = found { Ok(*stats) } else { Err(other_kind()) }
+}
+
+fn other_kind() -> ClusterError {
+    super::internal("a replica answered something else than it was asked".to_owned()).of_read()
+}
+
+fn dense<'a>(schema: &'a Schema, using: &str) -> Result<&'a VectorParams> {
     schema.vectors.get(using).ok_or_else(|| {
         if schema.sparse.contains_key(using) {
             return ClusterError::Unimplemented(format!("search over the sparse vector {using}"));
@@ -212,60 +471,4 @@ fn sort(hits: &mut [ScoredPoint], order: Option<Distance>) {
         };
         nearer.then(a.id.cmp(&b.id))
     });
-}
-
-/// What one request reads from.
-struct Read {
-    collection: LiveCollection,
-    /// By shard number.
-    views: Vec<Arc<ReadView>>,
-}
-
-impl Read {
-    fn seen<T>(&self, value: T) -> Seen<T> {
-        self.collection.seen(value, self.views.iter().map(|view| view.position()))
-    }
-}
-
-impl LiveCollection {
-    /// An answer that was read at these positions, by shard.
-    fn seen<T>(&self, value: T, positions: impl Iterator<Item = Position>) -> Seen<T> {
-        let shards = self.shards.iter().map(|s| s.number).zip(positions).collect();
-        let token = Token { collection: self.record.id, generation: self.record.generation, shards };
-        Seen { value, token, age: None }
-    }
-}
-
-impl Cluster {
-    async fn view(&self, live: &LiveShard, options: &ReadOptions) -> Result<Arc<ReadView>> {
-        let local = self.inner.shards.opened(live, options.deadline).await?;
-        let index = local.replica.read_index(options.deadline).await?;
-        local.replica.wait_applied(index, options.deadline).await?;
-        let view = local.shard.view();
-        let wanted = options.at_least.as_ref().filter(|t| t.collection == live.collection.id);
-        match wanted.and_then(|t| t.shards.get(&live.number)) {
-            // A linearizable view has everything that was ever acknowledged: what is not in it is lost.
-            Some(wanted) if *wanted > view.position() => Err(ClusterError::Expired(format!(
-                "the token names position {wanted} of shard {}, which ends at {}",
-                live.number,
-                view.position()
-            ))),
-            _ => Ok(view),
-        }
-    }
-
-    /// Figures of every shard, each at least as new as this call.
-    pub(super) async fn shard_stats(
-        &self,
-        collection: &LiveCollection,
-        options: &ReadOptions,
-    ) -> Result<Seen<Vec<ShardStats>>> {
-        let stats = collection.shards.iter().map(async |live| {
-            let position = self.view(live, options).await?.position();
-            let local = self.inner.shards.opened(live, options.deadline).await?;
-            Ok::<_, ClusterError>((local.shard.stats(), position))
-        });
-        let (stats, positions): (Vec<_>, Vec<_>) = try_join_all(stats).await?.into_iter().unzip();
-        Ok(collection.seen(stats, positions.into_iter()))
-    }
 }

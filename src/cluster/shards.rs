@@ -14,7 +14,7 @@ use super::{
 use crate::{
     machine::{MachineError, StateMachine},
     model::{CollectionId, Kind, Position, ReplicaId, ShardNumber},
-    replica::{Replica, ReplicaError, ReplicaOptions},
+    replica::{Network, Replica, ReplicaError, ReplicaOptions},
     shard::{Shard, ShardOptions},
     store::Store,
 };
@@ -24,7 +24,7 @@ use futures::StreamExt;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU32},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -34,6 +34,10 @@ pub(super) struct LocalShard {
     pub(super) id: ReplicaId,
     pub(super) replica: Replica<Shard>,
     pub(super) shard: Arc<Shard>,
+    /// How often it was seen without members since it was opened.
+    pub(super) looks: AtomicU32,
+    /// When its store was last found to add up.
+    pub(super) scrubbed: Mutex<Option<Instant>>,
 }
 
 /// A collection at one version of the catalog.
@@ -77,7 +81,11 @@ pub(super) struct Shards {
     log: Log,
     store: Store,
     index_dir: PathBuf,
+    /// Replicas whose log lost entries: they must not vote again.
+    lost: BTreeSet<ReplicaId>,
     options: ShardOptions,
+    replica: ReplicaOptions,
+    network: Arc<dyn Network>,
     open: ArcSwap<Open>,
     /// One reconciliation at a time.
     turn: tokio::sync::Mutex<()>,
@@ -86,12 +94,15 @@ pub(super) struct Shards {
 impl Shards {
     pub(super) fn new(
         me: (String, String),
+        lost: BTreeSet<ReplicaId>,
         log: Log,
         store: Store,
         index_dir: PathBuf,
-        options: ShardOptions,
+        (options, replica): (ShardOptions, ReplicaOptions),
+        network: Arc<dyn Network>,
     ) -> Self {
-        Shards { me, log, store, index_dir, options, open: ArcSwap::default(), turn: Default::default() }
+        let (open, turn) = Default::default();
+        Shards { me, lost, log, store, index_dir, options, replica, network, open, turn }
     }
 
     /// The log all of them share.
@@ -203,6 +214,9 @@ impl Shards {
 
     async fn open_replica(&self, wish: &Wish) -> std::result::Result<Arc<LocalShard>, OpenError> {
         let id = wish.of.replica;
+        if self.lost.contains(&id) {
+            return Err(OpenError::Lost("its log lost entries".to_owned()));
+        }
         let log = match (self.log.group(log_group(id)), wish.of.phase) {
             (Some(log), _) => log,
             (None, Phase::Planned) => self.log.create_group(log_group(id)).await.map_err(failed)?,
@@ -213,9 +227,11 @@ impl Shards {
         let collection = wish.collection;
         let open = move || Shard::open(store, &keyspaces_of(id), &dir, collection, options);
         let shard = tokio::task::spawn_blocking(open).await.map_err(failed)?.map_err(lost_if_corrupt)?;
-        let opened = Replica::open(ReplicaOptions::sole(id), &self.log, log, shard.clone()).await;
+        let options = ReplicaOptions { replica: id, ..self.replica.clone() };
+        let opened = Replica::open(options, &self.log, log, shard.clone(), self.network.clone()).await;
         let replica = opened.map_err(lost_if_corrupt_replica)?;
-        Ok(Arc::new(LocalShard { id, replica, shard }))
+        let (looks, scrubbed) = Default::default();
+        Ok(Arc::new(LocalShard { id, replica, shard, looks, scrubbed }))
     }
 
     fn index_dir(&self, replica: ReplicaId) -> PathBuf {
@@ -309,6 +325,12 @@ impl LocalShard {
             tracing::warn!(replica = self.id.0, %error, "a replica did not close in order");
         }
         self.shard.close();
+    }
+
+    /// Whether it is time to read all it has, to see whether it adds up.
+    pub(super) fn wants_scrub(&self, every: Duration) -> bool {
+        let scrubbed = *self.scrubbed.lock().unwrap_or_else(PoisonError::into_inner);
+        scrubbed.is_none_or(|at| at.elapsed() >= every) && self.replica.status().failure.is_none()
     }
 
     pub(super) fn position(&self) -> Position {

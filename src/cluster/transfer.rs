@@ -1,80 +1,301 @@
-//! Replicas on the move: what people ask for, as plans in the catalog.
+//! Membership follows the catalog: the leader of each group takes it there one step at a time.
 //!
-//! Each of these may be asked again: what is done already is done at once.
+//! ```text
+//!   catalog says            the leader does                                        then says
+//!   Joining                 add as learner, wait until it caught up, make it voter Joined
+//!   Leaving                 once nothing is pending: out of the voters             Left
+//!   Leaving, and leading    make the others voters, hand leadership over           (the next leader goes on)
+//! ```
+//!
+//! Invariants: each step is decided anew from the catalog and the membership Raft has now, so that any next leader
+//! goes on where the last one stopped; a group is never left without a voter; a replica that leaves stays a voter
+//! until the one that takes its place votes.
+//! Not here: what should be where (`balancer`), copying data (Raft's snapshots and log).
 
-use super::{Cluster, ClusterError, NodeName, Result};
-use crate::model::ShardNumber;
+use super::{
+    Cluster, Result,
+    catalog::{CatalogCommand, CatalogState, CollectionRecord, GroupRecord, Phase},
+    shards::LocalShard,
+};
+use crate::{
+    machine::StateMachine,
+    model::{Body, ReplicaId},
+    replica::{Members, Replica, Role},
+};
+use futures::future::join_all;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
+/// A learner that lacks at most so many entries is made a voter.
+const CAUGHT_UP: u64 = 256;
+/// How long one step may take; it is tried again by the next look.
+const STEP_WITHIN: Duration = Duration::from_secs(5);
+/// Steps taken in one look at a group.
+const STEPS_MAX: usize = 8;
+/// How often the groups led here are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Looks that a founder leaves to the one before it.
+const LOOKS_PER_FOUNDER: u32 = 10;
+
+/// What a leader does next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    AddLearner(ReplicaId),
+    SetVoters(BTreeSet<ReplicaId>),
+    HandOver(ReplicaId),
+    Remove(BTreeSet<ReplicaId>),
+}
+
+/// The next step of a group's leader `me`, if membership is not what the catalog says.
+fn next_step(
+    group: &GroupRecord,
+    members: &Members,
+    me: ReplicaId,
+    lag: impl Fn(ReplicaId) -> Option<u64>,
+) -> Option<Step> {
+    let now = members.voters.last()?;
+    if members.voters.len() > 1 {
+        return Some(Step::SetVoters(now.clone()));
+    }
+    let member = |id: &ReplicaId| now.contains(id) || members.learners.contains(id);
+    let here = || group.staying().filter(|r| !matches!(r.phase, Phase::Planned | Phase::Opened));
+    if let Some(new) = here().find(|r| !member(&r.replica)) {
+        return Some(Step::AddLearner(new.replica));
+    }
+    let wanted = voters_wanted(group);
+    let mut target: BTreeSet<ReplicaId> = here().map(|r| r.replica).filter(|id| now.contains(id)).collect();
+    let caught_up = |id: ReplicaId| lag(id).is_some_and(|lag| lag <= CAUGHT_UP);
+    for learner in here().map(|r| r.replica).filter(|id| members.learners.contains(id)) {
+        if target.len() < wanted && caught_up(learner) {
+            target.insert(learner);
+        }
+    }
+    if target.is_empty() {
+        return None;
+    }
+    let mut voters = target.clone();
+    if target.len() < wanted {
+        let leaving = group.in_phase(Phase::Leaving).map(|r| r.replica);
+        voters.extend(leaving.filter(|id| now.contains(id)));
+    }
+    if voters == *now {
+        let gone = |id: &&ReplicaId| !here().any(|r| r.replica == **id);
+        let learners: BTreeSet<ReplicaId> = members.learners.iter().filter(gone).copied().collect();
+        return (!learners.is_empty()).then_some(Step::Remove(learners));
+    }
+    if voters.contains(&me) {
+        return Some(Step::SetVoters(voters));
+    }
+    match target.is_subset(now) {
+        true => target.iter().min_by_key(|id| lag(**id)).map(|to| Step::HandOver(*to)),
+        false => Some(Step::SetVoters(voters.into_iter().chain([me]).collect())),
+    }
+}
+
+/// How many of a group's replicas vote: all of a shard's; of the catalog's an odd number, at most five.
+fn voters_wanted(group: &GroupRecord) -> usize {
+    let staying = group.staying().count();
+    match (group.group, staying) {
+        (0, ..3) => 1,
+        (0, 3..5) => 3,
+        (0, _) => 5,
+        (_, staying) => staying,
+    }
+}
+
+/// What a leader tells the catalog of its members.
+fn news(group: &GroupRecord, members: &Members) -> Vec<CatalogCommand> {
+    let votes = |id: ReplicaId| members.voters.iter().any(|set| set.contains(&id));
+    let only_one = members.voters.len() == 1;
+    let follows = |id: ReplicaId| members.learners.contains(&id);
+    let enough = members.voters.last().map_or(0, BTreeSet::len) >= voters_wanted(group);
+    let of = |r: &super::catalog::ReplicaRecord| {
+        let replica = r.replica;
+        match r.phase {
+            Phase::Joining | Phase::Learner if only_one && votes(replica) => {
+                Some(CatalogCommand::Joined { replica, voter: true })
+            }
+            Phase::Joining if group.group == 0 && enough && follows(replica) => {
+                Some(CatalogCommand::Joined { replica, voter: false })
+            }
+            Phase::Leaving if !votes(replica) && !follows(replica) => Some(CatalogCommand::Left { replica }),
+            _ => None,
+        }
+    };
+    group.replicas.iter().filter_map(of).collect()
+}
+
 impl Cluster {
-    /// Moves all shards off a node; `true` once none is left there, `false` if the catalog has it and it was still
-    /// under way at the deadline.
-    pub async fn drain_node(&self, node: &str, deadline: Instant) -> Result<bool> {
-        self.known_node(node, deadline).await?;
-        Err(ClusterError::Unimplemented(format!("draining {node}")))
-    }
-
-    /// Lets a drained node take replicas again.
-    pub async fn undrain_node(&self, node: &str, deadline: Instant) -> Result<()> {
-        self.known_node(node, deadline).await?;
-        Err(ClusterError::Unimplemented(format!("undraining {node}")))
-    }
-
-    /// Moves all off a node and forgets it; `true` once it is forgotten, `false` as for [`Cluster::drain_node`]. A
-    /// node that is not known is forgotten.
-    pub async fn remove_node(&self, node: &str, deadline: Instant) -> Result<bool> {
-        match self.known_node(node, deadline).await {
-            Err(ClusterError::NotFound(_)) => Ok(true),
-            Err(other) => Err(other),
-            Ok(()) => Err(ClusterError::Unimplemented(format!("removing {node}"))),
+    /// Takes every group that is led here to what the catalog says, until the node closes.
+    pub(super) async fn drive_groups(self) {
+        let mut catalog = self.inner.catalog.watch();
+        loop {
+            let state = catalog.borrow_and_update().clone();
+            self.drive_all(&state).await;
+            tokio::select! {
+                changed = catalog.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = self.inner.closing.cancelled() => return,
+            }
         }
     }
 
-    /// Moves a shard's replica from one node to another; `true` once it is there and the old one is gone, `false` as
-    /// for [`Cluster::drain_node`].
-    pub async fn move_shard(
+    async fn drive_all(&self, state: &CatalogState) {
+        let open = self.inner.shards.open();
+        let mut shards = Vec::new();
+        for record in state.collections.values().chain(state.dropping.values()) {
+            for group in &record.shards {
+                let local = group.replicas.iter().find_map(|r| open.get(&r.replica));
+                shards.extend(local.map(|local| self.drive_shard(record, group, local)));
+            }
+        }
+        let catalog = self.drive(&state.catalog, &self.inner.catalog_replica);
+        let (catalog, shards) = tokio::join!(catalog, join_all(shards));
+        for error in shards.into_iter().chain([catalog]).filter_map(std::result::Result::err) {
+            tracing::debug!(%error, "a group is not yet what the catalog says");
+        }
+    }
+
+    async fn drive_shard(
         &self,
-        collection: &str,
-        shard: ShardNumber,
-        from: &NodeName,
-        to: &NodeName,
-        deadline: Instant,
-    ) -> Result<bool> {
-        self.known_shard(collection, shard, deadline).await?;
-        for node in [from, to] {
-            self.known_node(node, deadline).await?;
+        record: &Arc<CollectionRecord>,
+        group: &GroupRecord,
+        local: &Arc<LocalShard>,
+    ) -> Result<()> {
+        if group.founders.contains(&local.id) && local.replica.status().members.voters.is_empty() {
+            let before = group.founders.range(..local.id).count() as u32;
+            if local.looks.fetch_add(1, std::sync::atomic::Ordering::Relaxed) >= before * LOOKS_PER_FOUNDER {
+                local.replica.found(group.founders.clone()).await?;
+            }
         }
-        Err(ClusterError::Unimplemented(format!("moving shard {shard} of {collection}")))
+        self.drive(group, &local.replica).await?;
+        // Whoever changed the schema tells the shards; this is for one who could not.
+        if local.replica.status().role == Role::Leader
+            && local.shard.view().schema().version < record.schema.version
+        {
+            let body = Body::Configure(record.schema.clone());
+            self.tell(record, local, body, Instant::now() + STEP_WITHIN).await?;
+        }
+        Ok(())
     }
 
-    /// Makes a node the leader of a shard; `true` once it is, `false` as for [`Cluster::drain_node`].
-    pub async fn lead_shard(
-        &self,
-        collection: &str,
-        shard: ShardNumber,
-        node: &NodeName,
-        deadline: Instant,
-    ) -> Result<bool> {
-        self.known_shard(collection, shard, deadline).await?;
-        self.known_node(node, deadline).await?;
-        Err(ClusterError::Unimplemented(format!("leading shard {shard} of {collection}")))
+    async fn drive<M: StateMachine>(&self, group: &GroupRecord, replica: &Replica<M>) -> Result<()> {
+        for _ in 0..STEPS_MAX {
+            let status = replica.status();
+            if status.role != Role::Leader {
+                return Ok(());
+            }
+            let deadline = Instant::now() + STEP_WITHIN;
+            let step = next_step(group, &status.members, status.replica, |id| replica.lag_of(id));
+            if let Some(step) = &step {
+                tracing::info!(group = group.group, ?step, "membership follows the catalog");
+            }
+            match step {
+                Some(Step::AddLearner(id)) => replica.add_learner(id, deadline).await?,
+                Some(Step::SetVoters(voters)) => replica.set_voters(voters, deadline).await?,
+                Some(Step::HandOver(to)) => {
+                    return Ok(replica.transfer_leadership(Some(to), deadline).await?);
+                }
+                Some(Step::Remove(ids)) => replica.remove(ids, deadline).await?,
+                None => {
+                    for news in news(group, &status.members) {
+                        self.propose_catalog(news, deadline).await?;
+                    }
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
     }
+}
 
-    /// Errors: the current catalog has no such node.
-    async fn known_node(&self, node: &str, deadline: Instant) -> Result<()> {
-        self.catch_up_with_catalog(deadline).await?;
-        match self.inner.catalog.state().nodes.contains_key(node) {
-            true => Ok(()),
-            false => Err(ClusterError::NotFound(format!("node {node}"))),
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::catalog::ReplicaRecord;
+
+    fn group(number: u32, replicas: &[(u64, Phase)]) -> GroupRecord {
+        let record = |(id, phase): &(u64, Phase)| ReplicaRecord {
+            replica: ReplicaId(*id),
+            node: format!("n{id}"),
+            incarnation: "1".into(),
+            phase: *phase,
+        };
+        GroupRecord {
+            group: number,
+            founders: BTreeSet::from([ReplicaId(1)]),
+            replicas: replicas.iter().map(record).collect(),
         }
     }
 
-    /// Errors: the current catalog has no such collection, or it has no such shard.
-    async fn known_shard(&self, collection: &str, shard: ShardNumber, deadline: Instant) -> Result<()> {
-        let live = self.lookup(collection, deadline).await?;
-        match live.shards.get(shard.0 as usize) {
-            Some(_) => Ok(()),
-            None => Err(ClusterError::NotFound(format!("shard {shard} of {collection}"))),
-        }
+    fn ids(ids: &[u64]) -> BTreeSet<ReplicaId> {
+        ids.iter().copied().map(ReplicaId).collect()
+    }
+
+    fn members(voters: &[u64], learners: &[u64]) -> Members {
+        Members { voters: vec![ids(voters)], learners: ids(learners) }
+    }
+
+    fn step(group: &GroupRecord, members: &Members, me: u64) -> Option<Step> {
+        next_step(group, members, ReplicaId(me), |_| Some(0))
+    }
+
+    #[test]
+    fn a_replica_moves_in_small_steps() {
+        use Phase::{Joining, Leaving, Planned, Voter};
+        let before = group(7, &[(1, Leaving), (2, Voter), (3, Voter), (4, Planned)]);
+        assert_eq!(step(&before, &members(&[1, 2, 3], &[]), 1), None, "nothing is there yet");
+        let joining = group(7, &[(1, Leaving), (2, Voter), (3, Voter), (4, Joining)]);
+        let now = members(&[1, 2, 3], &[]);
+        assert_eq!(step(&joining, &now, 1), Some(Step::AddLearner(ReplicaId(4))));
+        let now = members(&[1, 2, 3], &[4]);
+        assert_eq!(next_step(&joining, &now, ReplicaId(1), |_| Some(100_000)), None, "it lags");
+        assert_eq!(step(&joining, &now, 1), Some(Step::SetVoters(ids(&[1, 2, 3, 4]))));
+        assert_eq!(step(&joining, &now, 2), Some(Step::SetVoters(ids(&[2, 3, 4]))));
+        let now = members(&[1, 2, 3, 4], &[]);
+        assert!(matches!(step(&joining, &now, 1), Some(Step::HandOver(_))));
+        assert_eq!(news(&joining, &now), [CatalogCommand::Joined { replica: ReplicaId(4), voter: true }]);
+        let now = members(&[2, 3, 4], &[]);
+        assert_eq!(step(&joining, &now, 2), None);
+        assert_eq!(
+            news(&joining, &now),
+            [
+                CatalogCommand::Left { replica: ReplicaId(1) },
+                CatalogCommand::Joined { replica: ReplicaId(4), voter: true }
+            ]
+        );
+    }
+
+    #[test]
+    fn the_last_copy_moves_too() {
+        let group = group(7, &[(1, Phase::Leaving), (2, Phase::Joining)]);
+        assert_eq!(step(&group, &members(&[1], &[]), 1), Some(Step::AddLearner(ReplicaId(2))));
+        assert_eq!(step(&group, &members(&[1], &[2]), 1), Some(Step::SetVoters(ids(&[1, 2]))));
+        assert_eq!(step(&group, &members(&[1, 2], &[]), 1), Some(Step::HandOver(ReplicaId(2))));
+        assert_eq!(step(&group, &members(&[1, 2], &[]), 2), Some(Step::SetVoters(ids(&[2]))));
+        assert_eq!(step(&group, &members(&[2], &[]), 2), None);
+    }
+
+    #[test]
+    fn a_change_left_half_way_is_finished_first() {
+        let group = group(7, &[(1, Phase::Voter), (2, Phase::Voter), (3, Phase::Joining)]);
+        let joint = Members { voters: vec![ids(&[1, 2]), ids(&[1, 2, 3])], learners: ids(&[]) };
+        assert_eq!(step(&group, &joint, 1), Some(Step::SetVoters(ids(&[1, 2, 3]))));
+        assert_eq!(news(&group, &joint), []);
+    }
+
+    #[test]
+    fn the_catalog_has_an_odd_number_of_voters() {
+        use Phase::{Joining, Learner, Voter};
+        let two = group(0, &[(1, Voter), (2, Joining)]);
+        assert_eq!(step(&two, &members(&[1], &[2]), 1), None);
+        assert_eq!(
+            news(&two, &members(&[1], &[2])),
+            [CatalogCommand::Joined { replica: ReplicaId(2), voter: false }]
+        );
+        let three = group(0, &[(1, Voter), (2, Learner), (3, Joining)]);
+        assert_eq!(step(&three, &members(&[1], &[2, 3]), 1), Some(Step::SetVoters(ids(&[1, 2, 3]))));
+        let four = group(0, &[(1, Voter), (2, Voter), (3, Voter), (4, Joining)]);
+        assert_eq!(step(&four, &members(&[1, 2, 3], &[4]), 1), None);
     }
 }

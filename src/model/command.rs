@@ -8,7 +8,7 @@
 use super::{
     CollectionId, Epoch, Filter, PointId, Position, RequestId, Schema, SparseVector, Vector, Vectors,
 };
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use prost::Message;
 
 /// One command as it stands in the log.
@@ -39,6 +39,17 @@ pub enum Body {
     Delete(Vec<PointId>),
     /// Deletes every point that passes the filter at this position.
     DeleteMatching(Filter),
+    /// Writes or deletes one point if it has the version the caller saw; else rejected `version_mismatch`.
+    Cas {
+        /// Which point.
+        id: PointId,
+        /// The version it must have: the position that last wrote it. `None`: there must be no such point.
+        if_version: Option<Position>,
+        /// What it becomes; its id is `id` (the bytes hold it once). `None`: it is deleted.
+        point: Option<PointWrite>,
+    },
+    /// The collection is dropped: every later command is rejected `retired`. The state stays as it is.
+    Retire,
 }
 
 /// A point as it enters the log: vectors checked and normalised, payload as JSON text.
@@ -74,6 +85,10 @@ const CONFIGURE: u16 = 1;
 const UPSERT: u16 = 2;
 const DELETE: u16 = 3;
 const DELETE_MATCHING: u16 = 4;
+const CAS: u16 = 5;
+const RETIRE: u16 = 6;
+/// What the field of the head begins with: tag 1, a length follows.
+const HEAD_FIELD: u8 = 1 << 3 | 2;
 
 impl Command {
     /// The command's bytes.
@@ -92,6 +107,12 @@ impl Command {
             Body::DeleteMatching(filter) => {
                 envelope(DELETE_MATCHING, &wire::DeleteMatching { head, filter: json(filter) })
             }
+            Body::Cas { id, if_version, point } => {
+                let point = point.as_ref().map(|point| wire::Point { id: None, ..wire::Point::of(point) });
+                let if_version = if_version.map(|version| version.0);
+                envelope(CAS, &wire::Cas { head, id: Some(wire::Id::of(*id)), if_version, point })
+            }
+            Body::Retire => envelope(RETIRE, &wire::Retire { head }),
         }
     }
 
@@ -120,6 +141,14 @@ impl Command {
                 let m = wire::DeleteMatching::decode(body)?;
                 (m.head, Body::DeleteMatching(unjson(&m.filter)?))
             }
+            CAS => {
+                let m = wire::Cas::decode(body)?;
+                let id = m.id.ok_or_else(|| DecodeError::Damaged("a point without an id".into()))?;
+                let point = m.point.map(|point| wire::Point { id: Some(id.clone()), ..point }.into_model());
+                let if_version = m.if_version.map(Position);
+                (m.head, Body::Cas { id: id.into_model()?, if_version, point: point.transpose()? })
+            }
+            RETIRE => (wire::Retire::decode(body)?.head, Body::Retire),
             kind => return Err(DecodeError::Unknown { format: FORMAT, kind }),
         };
         let head = head.ok_or_else(|| DecodeError::Damaged("no head".into()))?;
@@ -132,19 +161,24 @@ impl Command {
             body,
         })
     }
+}
 
-    /// A hash of what the command does (not of who asks or when): tells a retry from another intent.
-    pub fn body_hash(&self) -> u64 {
-        let bare = Command {
-            collection: CollectionId(0),
-            schema_version: 0,
-            epoch: Epoch(0),
-            request: None,
-            born: Position(0),
-            body: self.body.clone(),
-        };
-        xxhash_rust::xxh3::xxh3_64(&bare.encode())
+/// A hash of what an encoded command does (not of who asks or when): tells a retry from another intent.
+///
+/// Errors: it is no command. Cost: reads the bytes once.
+pub fn body_hash(command: &Bytes) -> Result<u64, DecodeError> {
+    let (kind, mut body) = open(command)?;
+    // The head is written first, for a message is written in the order of its tags.
+    if body.first() == Some(&HEAD_FIELD) {
+        body.advance(1);
+        let head = prost::encoding::decode_varint(&mut body)?;
+        let within = usize::try_from(head).ok().filter(|head| *head <= body.len());
+        body.advance(within.ok_or_else(|| DecodeError::Damaged("a head longer than its command".into()))?);
     }
+    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+    hasher.update(&kind.to_le_bytes());
+    hasher.update(&body);
+    Ok(hasher.digest())
 }
 
 /// Wraps a message in the header every log command has.
@@ -241,6 +275,25 @@ mod wire {
         pub(super) head: Option<Head>,
         #[prost(bytes = "vec", tag = "2")]
         pub(super) filter: Vec<u8>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Cas {
+        #[prost(message, optional, tag = "1")]
+        pub(super) head: Option<Head>,
+        #[prost(message, optional, tag = "2")]
+        pub(super) id: Option<Id>,
+        #[prost(uint64, optional, tag = "3")]
+        pub(super) if_version: Option<u64>,
+        /// Without its id.
+        #[prost(message, optional, tag = "4")]
+        pub(super) point: Option<Point>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Retire {
+        #[prost(message, optional, tag = "1")]
+        pub(super) head: Option<Head>,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
@@ -413,7 +466,14 @@ mod tests {
         };
         let client = RequestId { client: "loader".to_owned(), seq: 9 };
         let filter = Filter { must: vec![Condition::HasId([PointId::Num(1)].into())], ..Filter::default() };
+        let cas = |if_version, point: Option<&PointWrite>| {
+            command(None, Body::Cas { id: PointId::Num(7), if_version, point: point.cloned() })
+        };
         vec![
+            ("cas", cas(Some(Position(300)), Some(&whole))),
+            ("cas, must not exist", cas(None, Some(&PointWrite { id: PointId::Num(7), ..bare.clone() }))),
+            ("cas, delete", cas(Some(Position(0)), None)),
+            ("retire", command(Some(client.clone()), Body::Retire)),
             ("configure", command(None, Body::Configure(schema))),
             ("upsert", command(Some(client), Body::Upsert(vec![whole, bare]))),
             ("delete", command(None, Body::Delete(vec![PointId::Num(0), PointId::Uuid(u128::MAX)]))),
@@ -439,7 +499,7 @@ mod tests {
 
     #[test]
     fn what_is_not_a_command_is_refused() {
-        let good = one_of_each()[1].1.encode();
+        let good = one_of_each()[5].1.encode();
         let changed = |at: usize, byte: u8| {
             let mut bytes = good.to_vec();
             bytes[at] = byte;
@@ -455,9 +515,14 @@ mod tests {
 
     #[test]
     fn a_retry_has_the_hash_of_the_first_try_and_another_intent_has_not() {
-        let [(_, first), (_, other)] = [&one_of_each()[2], &one_of_each()[3]].map(Clone::clone);
-        let retry = Command { born: Position(99), epoch: Epoch(2), ..first.clone() };
-        assert_eq!(first.body_hash(), retry.body_hash());
-        assert_ne!(first.body_hash(), other.body_hash());
+        let mut hashes = std::collections::BTreeSet::new();
+        for (name, first) in one_of_each() {
+            let hash = body_hash(&first.encode()).expect("a command");
+            let request = Some(RequestId { client: "x".repeat(200), seq: u64::MAX });
+            let retry = Command { born: Position(99), epoch: Epoch(2), request, ..first.clone() };
+            assert_eq!(body_hash(&retry.encode()).expect("a command"), hash, "{name}");
+            assert!(hashes.insert(hash), "{name} is like another");
+        }
+        assert!(body_hash(&Bytes::from_static(&[1, 6, 0, 2, 0, 0, 0, HEAD_FIELD, 9])).is_err());
     }
 }

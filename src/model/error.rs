@@ -2,6 +2,8 @@
 //!
 //! Source: the table in `docs/ARCHITECTURE.md`; sorted by remedy, as slatedb sorts its errors.
 
+use serde::{Deserialize, Serialize};
+
 /// What the caller can do about an error. The only map from here to an HTTP status is `api/error.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -38,7 +40,7 @@ pub enum Kind {
 }
 
 /// Whether a failed request may have changed something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Effect {
     /// Certainly nothing was changed.
     None,
@@ -57,7 +59,7 @@ impl Effect {
 }
 
 /// A request that does not fit: names the field and the limit. Effect: none.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{field}: {why}")]
 pub struct Invalid {
     /// Path of the field, as the user wrote it (`points[3].vector`).

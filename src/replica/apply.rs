@@ -8,6 +8,7 @@
 use super::{
     entry::{Answers, Commands, Mark, RaftEntry, RaftPayload, StoredMembership, Types},
     progress::Progress,
+    snapshot::SnapshotStream,
 };
 use crate::{
     machine::{Outcome, StateMachine},
@@ -21,7 +22,7 @@ use openraft::{
     storage::{ApplyResponder, EntryResponder, RaftStateMachine},
     type_config::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf},
 };
-use std::{fs::File, io, sync::Arc};
+use std::{io, sync::Arc};
 use tokio_util::sync::DropGuard;
 
 /// One step of the machine takes at most about so many commands,
@@ -249,36 +250,6 @@ impl<M: StateMachine> RaftSnapshotBuilder<Types> for Persister<M> {
 fn snapshot<M: StateMachine>(mark: Mark, machine: &Arc<M>) -> SnapshotOf<Types, SnapshotStream> {
     SnapshotOf::<Types, _> {
         meta: SnapshotMetaOf::<Types> { last_log_id: mark.applied, last_membership: mark.membership },
-        snapshot: SnapshotStream(Source::Machine(machine.clone())),
-    }
-}
-
-/// The whole state as a stream: on the sending side a handle that writes it when it is really sent, on the
-/// receiving side the file it was received in.
-///
-/// A machine goes on while it is sent: the stream may hold more than openraft's meta says, never less. The receiver
-/// goes by the bookmark inside the stream, and passes over entries that lie below it.
-pub(crate) struct SnapshotStream(Source);
-
-enum Source {
-    Machine(Arc<dyn StateMachine>),
-    #[expect(dead_code, reason = "built by the receiving end of a connection between replicas")]
-    File(File),
-}
-
-impl SnapshotStream {
-    fn install_into(self, machine: &dyn StateMachine) -> Result<(), io::Error> {
-        match self.0 {
-            Source::File(mut file) => machine.install_snapshot(&mut file).map_err(io::Error::other),
-            Source::Machine(from) => std::thread::scope(|scope| {
-                let (mut input, mut output) = io::pipe()?;
-                let writer = scope.spawn(move || from.write_snapshot(&mut output));
-                let installed = machine.install_snapshot(&mut input);
-                drop(input);
-                let written =
-                    writer.join().map_err(|_| io::Error::other("the writer of a snapshot panicked"))?;
-                installed.and(written).map_err(io::Error::other)
-            }),
-        }
+        snapshot: SnapshotStream::of(machine.clone()),
     }
 }

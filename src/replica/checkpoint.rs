@@ -5,10 +5,14 @@
 //! Not here: making it durable (`apply::Persister`, which openraft calls), freeing bytes on disk (the log's
 //! retention, which may ask for a purge here so that one group does not pin the node's whole log).
 
-use super::{Applier, ReplicaError, entry::Types, progress::Progress};
+use super::{
+    Applier, ReplicaError,
+    entry::{RaftLogId, Types},
+    progress::Progress,
+};
 use crate::machine::StateMachine;
 use annal_wal::{GroupId, GroupLog, LogIndex};
-use openraft::{Raft, metrics::WaitError};
+use openraft::{Raft, async_runtime::watch::WatchReceiver as _, metrics::WaitError};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -22,7 +26,8 @@ pub struct CheckpointLimits {
     pub every: Duration,
     /// or after so many bytes of commands: what a restart applies again.
     pub bytes: u64,
-    /// Entries that stay in Raft's log below a checkpoint, for replicas that lag a little.
+    /// Entries that stay in Raft's log below a checkpoint. A leader keeps what its members lack besides, as long as
+    /// the log has room: who falls behind that is sent a snapshot.
     pub keep_entries: u64,
 }
 
@@ -31,6 +36,9 @@ impl Default for CheckpointLimits {
         CheckpointLimits { every: Duration::from_secs(30), bytes: 64 << 20, keep_entries: 4096 }
     }
 }
+
+/// How long a purge is waited for.
+const PURGE_WITHIN: Duration = Duration::from_secs(2);
 
 /// How often the limits are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -95,8 +103,8 @@ impl<M: StateMachine> Checkpoints<M> {
         if self.progress.checkpoint().index() < Some(target) {
             self.persist(target).await?;
         }
-        let kept = target.0.checked_sub(self.limits.keep_entries).map(LogIndex);
-        let upto = kept.max(purge_to.map(|wanted| wanted.min(target)));
+        let unneeded = target.0.checked_sub(self.limits.keep_entries).map(LogIndex).min(self.had_by_all());
+        let upto = unneeded.max(purge_to.map(|wanted| wanted.min(target)));
         match upto {
             Some(upto) if self.log.state().purged.is_none_or(|purged| purged.index < upto) => {
                 self.purge(upto).await
@@ -118,11 +126,24 @@ impl<M: StateMachine> Checkpoints<M> {
         }
     }
 
+    /// What every member of the group has, as the leader knows it; the others answer for nobody. A member that is gone
+    /// holds on to the log until the log wants its room back.
+    fn had_by_all(&self) -> Option<LogIndex> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let index = |id: &Option<RaftLogId>| id.as_ref().map(|id| LogIndex(id.index()));
+        let members = metrics.replication.iter().flatten().map(|(_, matched)| index(matched));
+        members.chain(self.progress.kept_after()).min().unwrap_or(Some(LogIndex(u64::MAX)))
+    }
+
+    /// openraft waits with a purge while it sends some of it, and is not waited for: it purges when it can.
     async fn purge(&self, upto: LogIndex) -> Result<(), ReplicaError> {
         self.raft.trigger().purge_log(upto.0).await.map_err(|_| self.progress.stopped(false))?;
-        let wait = self.raft.wait(None);
-        let purged = wait.metrics(|m| m.purged.is_some_and(|id| id.index() >= upto.0), "purge").await;
-        purged.map_err(|_| self.progress.stopped(false))?;
+        let wait = self.raft.wait(Some(PURGE_WITHIN));
+        match wait.metrics(|m| m.purged.is_some_and(|id| id.index() >= upto.0), "purge").await {
+            Ok(_) | Err(WaitError::Timeout(..)) => {}
+            Err(WaitError::ShuttingDown) => return Err(self.progress.stopped(false)),
+        }
         self.progress.ladder();
         Ok(())
     }

@@ -155,7 +155,7 @@ pub struct FormatError {
 }
 
 impl FormatError {
-    fn new(what: &'static str, why: impl Into<String>) -> Self {
+    pub(super) fn new(what: &'static str, why: impl Into<String>) -> Self {
         FormatError { what, why: why.into() }
     }
 }
@@ -278,10 +278,10 @@ impl Members {
     }
 }
 
-/// The version of membership and bookmark records.
-const VERSION: u32 = 1;
+/// The version of membership records, bookmarks and messages.
+pub(super) const VERSION: u32 = 1;
 
-fn check_version(what: &'static str, version: u32) -> Result<(), FormatError> {
+pub(super) fn check_version(what: &'static str, version: u32) -> Result<(), FormatError> {
     match version {
         VERSION => Ok(()),
         other => Err(FormatError::new(what, format!("version {other}, known is {VERSION}"))),
@@ -289,7 +289,7 @@ fn check_version(what: &'static str, version: u32) -> Result<(), FormatError> {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct MembershipRecord {
+pub(super) struct MembershipRecord {
     #[prost(uint32, tag = "1")]
     version: u32,
     #[prost(message, repeated, tag = "2")]
@@ -305,7 +305,7 @@ struct VoterSetRecord {
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
-struct LogIdRecord {
+pub(super) struct LogIdRecord {
     #[prost(uint64, tag = "1")]
     term: u64,
     #[prost(uint64, tag = "2")]
@@ -344,6 +344,12 @@ impl TryFrom<MembershipRecord> for RaftMembership {
         check_version("membership", record.version)?;
         let voters = record.voters.into_iter().map(|set| set.replicas.into_iter().collect()).collect();
         Ok(RaftMembership::new_with_defaults(voters, record.learners))
+    }
+}
+
+impl From<annal_wal::LogId> for LogIdRecord {
+    fn from(id: annal_wal::LogId) -> Self {
+        LogIdRecord { term: id.term.0, leader: id.leader, index: id.index.0 }
     }
 }
 

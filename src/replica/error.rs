@@ -89,6 +89,20 @@ pub enum ReplicaError {
         /// The last entry applied.
         applied: LogIndex,
     },
+    /// A message for another replica than this one.
+    #[error("a message for replica {to} came to replica {here}")]
+    Misdirected {
+        /// Whom it was for.
+        to: ReplicaId,
+        /// Who received it.
+        here: ReplicaId,
+    },
+    /// A snapshot that came damaged or was cut off; nothing was changed.
+    #[error("a snapshot could not be received: {0}")]
+    Snapshot(#[source] Arc<std::io::Error>),
+    /// A membership that cannot be.
+    #[error("membership: {0}")]
+    Membership(String),
     /// Options that cannot work.
     #[error("options: {0}")]
     Options(String),
@@ -110,7 +124,10 @@ impl ReplicaError {
     /// What the caller can do.
     pub fn kind(&self) -> Kind {
         match self {
-            ReplicaError::NotLeader { .. } | ReplicaError::NoQuorum => Kind::Unavailable,
+            ReplicaError::NotLeader { .. }
+            | ReplicaError::NoQuorum
+            | ReplicaError::Misdirected { .. }
+            | ReplicaError::Snapshot(_) => Kind::Unavailable,
             ReplicaError::Stopped { failed: false, proposed: false, .. } => Kind::Unavailable,
             ReplicaError::Deadline { .. } | ReplicaError::Superseded => Kind::Timeout,
             ReplicaError::Stopped { failed: false, proposed: true, .. } => Kind::Timeout,
@@ -118,7 +135,7 @@ impl ReplicaError {
             ReplicaError::Limited { .. } => Kind::Limited,
             ReplicaError::Full(_) | ReplicaError::Log(annal_wal::Error::Full { .. }) => Kind::Full,
             ReplicaError::Gone { .. } => Kind::Expired,
-            ReplicaError::Options(_) => Kind::Invalid,
+            ReplicaError::Options(_) | ReplicaError::Membership(_) => Kind::Invalid,
             ReplicaError::Hole { .. }
             | ReplicaError::Gap { .. }
             | ReplicaError::LogLost { .. }

@@ -138,7 +138,11 @@ impl RaftLogStorage<Types> for LogStore {
                 Err(annal_wal::Error::Full { .. }) if self.progress.check_running().is_ok() => {
                     tokio::time::sleep(FULL_PAUSE).await;
                 }
-                other => return other.map_err(io::Error::other),
+                Ok(()) => {
+                    self.progress.submitted(last);
+                    return Ok(());
+                }
+                Err(error) => return Err(io::Error::other(error)),
             }
         }
     }

@@ -22,20 +22,27 @@
 //! What the rest of the house relies on: a command is acknowledged only when a quorum has it in its log; an error says
 //! whether the command may still be applied; a linearizable read asks a quorum, never a clock.
 //!
-//! Not here: connections between replicas (`peer` knows nobody yet: groups of one voter), membership changes, who
-//! leads what and retries (`cluster/`), what a command means (`shard/`).
+//! Not here: connections between replicas (behind [`Network`]), who should take part in a group and who should lead it
+//! (`cluster/`), retries, what a command means (`shard/`).
 //! Source: openraft's log pointers; Ongaro's dissertation (2014).
 
+mod answer;
 mod apply;
 mod checkpoint;
 mod entry;
 mod error;
 mod history;
 mod log_store;
+mod membership;
+mod message;
+mod network;
+mod options;
 mod peer;
 mod progress;
 mod propose;
 mod reads;
+mod snapshot;
+mod status;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -44,9 +51,13 @@ pub use annal_wal::{GroupId, LogIndex, Term};
 pub use checkpoint::CheckpointLimits;
 pub use entry::{FormatError, Members};
 pub use error::ReplicaError;
+pub use membership::Leadership;
+pub use network::{Network, Nobody, Unreached};
+pub use options::ReplicaOptions;
 pub use progress::Ladder;
 pub use propose::{ProposeLimits, Proposed, Wait};
 pub use reads::ReadIndex;
+pub use status::{ReplicaStatus, Role};
 pub use tail::Tail;
 
 use crate::{
@@ -57,122 +68,20 @@ use annal_wal::{GroupLog, Log};
 use apply::{Applier, InUse};
 use bytes::Bytes;
 use checkpoint::Checkpoints;
-use entry::{Mark, RaftLogId, Types};
+use entry::{Mark, Types};
 use log_store::LogStore;
-use openraft::{Config, Raft, ServerState, SnapshotPolicy, async_runtime::watch::WatchReceiver as _};
+use openraft::{Raft, async_runtime::watch::WatchReceiver as _};
+use peer::Peers;
 use progress::Progress;
 use propose::Proposer;
 use reads::Reads;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use tail::Holds;
 use tokio::{
-    sync::{OnceCell, mpsc, oneshot},
+    sync::{OnceCell, mpsc, oneshot, watch},
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
-
-/// How one replica is run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReplicaOptions {
-    /// This replica's id within its group; never reused.
-    pub replica: ReplicaId,
-    /// The first voters, this replica among them, used only while the group is empty; none for a replica that joins a
-    /// group that others founded.
-    pub founders: BTreeSet<ReplicaId>,
-    /// A leader says that it lives this often, in milliseconds.
-    pub heartbeat_ms: u64,
-    /// A follower that hears nothing for a time within this range, in milliseconds, asks for an election.
-    pub election_ms: std::ops::Range<u64>,
-    /// Bounds of the way into the log.
-    pub propose: ProposeLimits,
-    /// When state is made durable.
-    pub checkpoint: CheckpointLimits,
-}
-
-impl ReplicaOptions {
-    /// Defaults for `replica`, which founds its group alone.
-    pub fn sole(replica: ReplicaId) -> Self {
-        ReplicaOptions {
-            replica,
-            founders: BTreeSet::from([replica]),
-            heartbeat_ms: 200,
-            election_ms: 500..1500,
-            propose: ProposeLimits::default(),
-            checkpoint: CheckpointLimits::default(),
-        }
-    }
-
-    fn raft_config(&self, group: GroupId) -> Result<Config, ReplicaError> {
-        let Self { replica, founders, .. } = self;
-        if !founders.is_empty() && !founders.contains(replica) {
-            return Err(ReplicaError::Options(format!(
-                "replica {replica} is not among the founders {founders:?}"
-            )));
-        }
-        let config = Config {
-            cluster_name: format!("group {}", group.0),
-            heartbeat_interval: self.heartbeat_ms,
-            election_timeout_min: self.election_ms.start,
-            election_timeout_max: self.election_ms.end,
-            // Checkpoints are ours to time, and so is purging.
-            snapshot_policy: SnapshotPolicy::Never,
-            max_in_snapshot_log_to_keep: u64::MAX,
-            enable_pre_vote: Some(true),
-            // A leader that restarts asks for a new term: what it had committed is then certain, and no read can be
-            // served from a state older than one it had shown before.
-            enable_leader_restore: Some(false),
-            // No clock runs until there are others to hear from, see `mind`.
-            enable_tick: false,
-            ..Config::default()
-        };
-        config.validate().map_err(|e| ReplicaError::Options(e.to_string()))
-    }
-}
-
-/// What a replica is at the moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Proposes, and decides what is committed.
-    Leader,
-    /// Follows a leader, and votes.
-    Follower,
-    /// Asks for votes.
-    Candidate,
-    /// Follows a leader without a vote.
-    Learner,
-    /// No longer takes part: see [`ReplicaStatus::failure`].
-    Stopped,
-}
-
-/// Where a replica stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReplicaStatus {
-    /// Its group.
-    pub group: GroupId,
-    /// Its id.
-    pub replica: ReplicaId,
-    /// How far it has come.
-    pub ladder: Ladder,
-    /// Position of the last command applied.
-    pub position: Position,
-    /// Raft's term.
-    pub term: Term,
-    /// Whom it voted for in this term, and whether a quorum did.
-    pub vote: (ReplicaId, bool),
-    /// What it is.
-    pub role: Role,
-    /// Who leads, if known.
-    pub leader: Option<ReplicaId>,
-    /// The last membership it knows of, committed or not.
-    pub members: Members,
-    /// Rounds of ReadIndex it has run.
-    pub read_rounds: u64,
-    /// Why it stopped, if it failed.
-    pub failure: Option<Arc<str>>,
-}
 
 /// One replica of one group. A cheap handle; the replica stops when the last one is dropped, or at `shutdown`.
 pub struct Replica<M: StateMachine> {
@@ -197,6 +106,9 @@ struct Inner<M: StateMachine> {
     ended: OnceCell<()>,
     proposer: Proposer,
     reads: Reads,
+    leadership: watch::Receiver<Leadership>,
+    /// Where a snapshot is kept while it is received.
+    incoming: PathBuf,
     holds: Arc<Holds>,
     checkpoints: mpsc::UnboundedSender<checkpoint::Request>,
     /// Ends `mind`, and with it the last hold on openraft; the other tasks end with their queues.
@@ -205,7 +117,8 @@ struct Inner<M: StateMachine> {
 
 impl<M: StateMachine> Replica<M> {
     /// Opens a replica on its group's log. The machine first catches up with what was committed. A replica that is
-    /// the group's only voter leads, and has applied all its log, when this returns.
+    /// the group's only voter leads, and has applied all its log, when this returns; one with an empty log waits to be
+    /// founded (`found`) or to be added by its group's leader.
     ///
     /// Errors: `Gap` and `LogLost` (log and machine do not belong together), `Options`, `Log`, `Machine`, `Format`,
     /// `Raft`.
@@ -214,6 +127,7 @@ impl<M: StateMachine> Replica<M> {
         log: &Log,
         group: GroupLog,
         machine: Arc<M>,
+        network: Arc<dyn Network>,
     ) -> Result<Self, ReplicaError> {
         let limits = options.propose.within(&group)?;
         let config = Arc::new(options.raft_config(group.id())?);
@@ -225,16 +139,18 @@ impl<M: StateMachine> Replica<M> {
         .await
         .map_err(|lost| ReplicaError::Raft(lost.to_string().into()))??;
         let mark = Mark::of(bookmark.as_ref())?;
-        let found =
-            (check_continues(&group, &mark)? && !options.founders.is_empty()).then_some(options.founders);
+        check_continues(&group, &mark)?;
 
         let progress = Arc::new(Progress::new(group.clone(), mark.clone(), position));
         let machine_released = CancellationToken::new();
         let in_use = InUse::new(progress.clone(), machine_released.clone().drop_guard());
+        let replica = options.replica;
+        let answer_within = options.answer_within();
+        let peers = Peers { network, replica, append_within: answer_within, progress: progress.clone() };
         let raft = Raft::new(
-            options.replica.0,
+            replica.0,
             config,
-            peer::NoPeers,
+            peers.clone(),
             LogStore::new(group.clone(), progress.clone()),
             Applier::new(machine.clone(), progress.clone(), mark, in_use),
         )
@@ -250,12 +166,16 @@ impl<M: StateMachine> Replica<M> {
         };
         tokio::spawn(checkpointing.run(requests, log.purge_wanted()));
         let dropped = CancellationToken::new();
-        tokio::spawn(mind(raft.clone(), options.replica, progress.clone(), dropped.clone()));
-        let replica = Replica {
+        let (tell, leadership) = watch::channel(Leadership::default());
+        tokio::spawn(mind(raft.clone(), replica, progress.clone(), tell, dropped.clone()));
+        let reads = Reads::start(raft.clone(), peers, leadership.clone(), answer_within, progress.clone());
+        let opened = Replica {
             inner: Arc::new(Inner {
-                replica: options.replica,
+                replica,
                 proposer: Proposer::start(raft.clone(), group.clone(), limits, progress.clone()),
-                reads: Reads::start(raft.clone(), progress.clone()),
+                reads,
+                leadership,
+                incoming: options.incoming,
                 holds: Holds::new(log.clone(), group.id()),
                 log: group,
                 machine,
@@ -267,33 +187,8 @@ impl<M: StateMachine> Replica<M> {
                 _dropped: dropped.drop_guard(),
             }),
         };
-        replica.take_office(found).await?;
-        Ok(replica)
-    }
-
-    /// Founds the group if it is new; a sole voter then elects itself at once, there is nobody to wait for.
-    async fn take_office(&self, found: Option<BTreeSet<ReplicaId>>) -> Result<(), ReplicaError> {
-        let Inner { raft, replica, .. } = self.inner.as_ref();
-        let fatal = |error: String| ReplicaError::Raft(error.into());
-        if let Some(founders) = found {
-            let members: BTreeMap<u64, ()> = founders.iter().map(|id| (id.0, ())).collect();
-            raft.initialize(members).await.map_err(|e| fatal(e.to_string()))?;
-        }
-        let members = raft.with_raft_state(|state| state.membership_state.effective().clone());
-        let members = members.await.map_err(|e| fatal(e.to_string()))?;
-        if !Members::from(members.membership()).is_sole_voter(*replica) {
-            return Ok(());
-        }
-        raft.trigger().elect(false).await.map_err(|e| fatal(e.to_string()))?;
-        let term = |id: RaftLogId| id.committed_leader_id().term;
-        raft.wait(None)
-            .metrics(
-                |m| m.state == ServerState::Leader && m.last_applied.map(term) == Some(m.current_term),
-                "the only voter leads",
-            )
-            .await
-            .map_err(|_| self.inner.progress.stopped(false))?;
-        Ok(())
+        opened.take_office().await?;
+        Ok(opened)
     }
 
     /// Puts a command into the log. `Wait::Committed` is answered as soon as openraft hands the entry to the state
@@ -311,9 +206,10 @@ impl<M: StateMachine> Replica<M> {
         self.inner.proposer.propose(command, deadline, wait).await
     }
 
-    /// The index a read that starts now must wait for to be linearizable, confirmed by a quorum.
+    /// The index a read that starts now must wait for to be linearizable, confirmed by a quorum. On any replica: one
+    /// that follows asks the leader, and when the leader changes meanwhile, the next one.
     ///
-    /// Errors (no effect): `NotLeader`, `NoQuorum`, `Deadline`, `Stopped`.
+    /// Errors (no effect): `NotLeader` (no leader is known), `NoQuorum`, `Deadline`, `Stopped`.
     pub async fn read_index(&self, deadline: Instant) -> Result<ReadIndex, ReplicaError> {
         self.inner.reads.read_index(deadline).await
     }
@@ -359,41 +255,18 @@ impl<M: StateMachine> Replica<M> {
         &self.inner.machine
     }
 
-    /// Where this replica stands.
-    pub fn status(&self) -> ReplicaStatus {
-        let Inner { replica, log, progress, raft, reads, .. } = self.inner.as_ref();
-        let ladder = progress.ladder();
-        let metrics = raft.metrics();
-        let metrics = metrics.borrow_watched();
-        ReplicaStatus {
-            group: log.id(),
-            replica: *replica,
-            ladder,
-            position: progress.now().position,
-            term: Term(metrics.current_term),
-            vote: (ReplicaId(metrics.vote.leader_id.node_id), metrics.vote.committed),
-            role: match metrics.state {
-                ServerState::Leader => Role::Leader,
-                ServerState::Follower => Role::Follower,
-                ServerState::Candidate => Role::Candidate,
-                ServerState::Learner => Role::Learner,
-                ServerState::Shutdown => Role::Stopped,
-            },
-            leader: metrics.current_leader.map(ReplicaId),
-            members: Members::from(metrics.membership_config.membership()),
-            read_rounds: reads.rounds(),
-            failure: progress.failure(),
-        }
-    }
-
-    /// Stops: takes no more commands, ends Raft, applies what was committed, makes it durable; on return nobody calls
-    /// the machine any more. Whoever still waits learns that the replica stopped. Other handles stay valid and give
+    /// Stops: takes no more commands, hands leadership over if it leads others (for about a second at most), ends Raft,
+    /// applies what was committed, makes it durable; on return nobody calls the machine any more. Whoever still waits learns that the replica stopped. Other handles stay valid and give
     /// `Stopped`.
     ///
     /// Errors: `Machine`: the state machine is not durable (nothing is lost, the log has it).
     pub async fn shutdown(&self) -> Result<(), ReplicaError> {
         let Inner { proposer, progress, raft, ended, machine, machine_released, .. } = self.inner.as_ref();
         proposer.close();
+        // It goes on without if there is nobody to take over; the others then elect a leader themselves.
+        if let Err(error) = self.transfer_leadership(None, Instant::now() + HAND_OVER_WITHIN).await {
+            tracing::debug!(replica = self.inner.replica.0, %error, "leadership was not handed over");
+        }
         progress.stop("shut down", false);
         let end =
             || async { raft.shutdown().await.map_err(|lost| ReplicaError::Raft(lost.to_string().into())) };
@@ -407,31 +280,41 @@ impl<M: StateMachine> Replica<M> {
     }
 }
 
-/// Whether the log can take the machine on from where it stands; true if both are new.
-fn check_continues(group: &GroupLog, mark: &Mark) -> Result<bool, ReplicaError> {
+/// How long `shutdown` tries to hand leadership over.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(1);
+
+/// Whether the log can take the machine on from where it stands.
+fn check_continues(group: &GroupLog, mark: &Mark) -> Result<(), ReplicaError> {
     let state = group.state();
     match (mark.index(), state.purged, state.last) {
         (applied, Some(purged), _) if applied < Some(purged.index) => {
             Err(ReplicaError::Gap { applied, oldest: LogIndex(purged.index.0 + 1) })
         }
         (Some(applied), _, None) if state.vote.is_none() => Err(ReplicaError::LogLost { applied }),
-        (None, None, None) => Ok(state.vote.is_none()),
-        _ => Ok(false),
+        _ => Ok(()),
     }
 }
 
-/// Minds what rarely changes: Raft's clock runs only while there are others to hear from (so that hundreds of
-/// idle groups cost nothing), and the end of Raft is told to whoever waits.
+/// Minds what rarely changes: who leads is told; Raft's clock runs only while there are others to hear from (so that
+/// hundreds of idle groups cost nothing); the end of Raft is told to whoever waits.
 async fn mind<M: StateMachine>(
     raft: Raft<Types, Applier<M>>,
     replica: ReplicaId,
     progress: Arc<Progress>,
+    leadership: watch::Sender<Leadership>,
     dropped: CancellationToken,
 ) {
     let mut server = raft.server_metrics();
     loop {
-        let members = Members::from(server.borrow_and_update().membership_config.membership());
-        raft.runtime_config().tick(!(members.is_sole_voter(replica) && members.learners.is_empty()));
+        {
+            let now = server.borrow_and_update();
+            let members = Members::from(now.membership_config.membership());
+            let alone = members.is_sole_voter(replica) && members.learners.is_empty();
+            raft.runtime_config().tick(!alone && !members.voters.is_empty());
+            let known =
+                Leadership { leader: now.current_leader.map(ReplicaId), term: Term(now.vote.leader_id.term) };
+            leadership.send_if_modified(|told| std::mem::replace(told, known) != known);
+        }
         tokio::select! {
             changed = server.changed() => if changed.is_err() { break },
             () = dropped.cancelled() => return,

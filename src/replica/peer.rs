@@ -1,91 +1,250 @@
-//! The way to the other replicas of a group: there is none yet.
+//! The way to the other replicas of a group, as openraft wants it, over a [`Network`].
 //!
-//! Invariants: every call is answered `Unreachable`, never with a made-up grant; so a group of one voter works, and
-//! one of several elects nobody.
-//! Not here: connections and the encoding of Raft's messages, which take this type's place behind openraft's traits.
+//! Invariants: every call has a deadline, a snapshot one that moves with its progress; what is not answered, or
+//! answered by someone else, is an error, never a made-up grant; answers to appends come in the order of the appends,
+//! though several are under way.
+//! Not here: the bytes (`message`, `snapshot`), the receiving side (`answer`).
 
-use super::{apply::SnapshotStream, entry::Types};
+use super::{
+    entry::Types,
+    message::{Answer, Append, Ask, Request, Route, SnapshotHead, Transfer, Transferred, Voted},
+    network::Network,
+    progress::Progress,
+    snapshot::{Sent, SnapshotStream},
+};
+use crate::model::ReplicaId;
+use annal_wal::LogIndex;
+use futures::{Stream, StreamExt, stream};
 use openraft::{
-    OptionalSend, RaftNetworkFactory, RaftNetworkV2,
-    errors::{RPCError, ReplicationClosed, StreamingError, Unreachable},
+    OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2,
+    base::{BoxFuture, BoxStream},
+    errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable},
     network::RPCOption,
-    raft::{
-        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
-        TransferLeaderResponse, VoteRequest, VoteResponse,
-    },
+    raft::{AppendEntriesResponse, SnapshotResponse, StreamAppendResult},
     type_config::alias::{SnapshotOf, VoteOf},
 };
-use std::{future::Future, io};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout, timeout_at},
+};
 
-/// Knows no peer.
-pub(super) struct NoPeers;
+/// Appends on the way to one replica at a time.
+const APPENDS_UNDER_WAY: usize = 4;
 
-/// A peer that is never reached.
-pub(super) struct NoPeer {
-    target: u64,
+/// A snapshot of which nothing was taken for so long is given up.
+const SNAPSHOT_STALLS_AFTER: Duration = Duration::from_secs(30);
+/// What the receiver of a whole snapshot may take to install it at least,
+const INSTALL_WITHIN: Duration = Duration::from_secs(60);
+/// and for each so many bytes a second more.
+const INSTALL_BYTES_A_SECOND: u64 = 4 << 20;
+/// The deadline told to the network with a snapshot, which is minded here.
+const FAR_AWAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Makes [`Peer`]s.
+#[derive(Clone)]
+pub(super) struct Peers {
+    pub(super) network: Arc<dyn Network>,
+    pub(super) replica: ReplicaId,
+    /// How long an append may stay unanswered: the other side flushes it first.
+    pub(super) append_within: Duration,
+    pub(super) progress: Arc<Progress>,
 }
 
-impl NoPeer {
-    fn unreachable(&self) -> Unreachable<Types> {
-        let target = self.target;
-        Unreachable::new(&io::Error::new(
-            io::ErrorKind::NotConnected,
-            format!("no connection to replica {target}"),
-        ))
+impl RaftNetworkFactory<Types> for Peers {
+    type Network = Peer;
+
+    async fn new_client(&mut self, target: u64, _node: &()) -> Peer {
+        Peer { peers: self.clone(), to: ReplicaId(target) }
     }
 }
 
-impl RaftNetworkFactory<Types> for NoPeers {
-    type Network = NoPeer;
+impl Peers {
+    /// Asks the replica `to`.
+    pub(super) async fn call(
+        &self,
+        to: ReplicaId,
+        request: Request,
+        within: Duration,
+    ) -> Result<Answer, RPCError<Types>> {
+        let deadline = Instant::now() + within;
+        let route = Route { from: self.replica, to };
+        let call = self.network.call(to, request.encode(route), deadline);
+        let answer = match timeout_at(deadline, call).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(unreached)) => return Err(Unreachable::new(&unreached).into()),
+            Err(_) => return Err(self.late(to, RPCTypes::AppendEntries, within).into()),
+        };
+        let (from, answer) = Answer::decode(answer).map_err(|e| NetworkError::new(&e))?;
+        if from != route.back() {
+            return Err(NetworkError::from_string(format!("asked {to}, answered by {from:?}")).into());
+        }
+        Ok(answer)
+    }
 
-    async fn new_client(&mut self, target: u64, _node: &()) -> NoPeer {
-        NoPeer { target }
+    fn late(&self, to: ReplicaId, action: RPCTypes, timeout: Duration) -> Timeout<Types> {
+        Timeout { action, id: self.replica.0, target: to.0, timeout }
     }
 }
 
-impl RaftNetworkV2<Types> for NoPeer {
+/// The way to one other replica.
+#[derive(Clone)]
+pub(super) struct Peer {
+    peers: Peers,
+    to: ReplicaId,
+}
+
+impl Peer {
+    async fn call(&self, request: Request, within: Duration) -> Result<Answer, RPCError<Types>> {
+        self.peers.call(self.to, request, within).await
+    }
+
+    async fn append(
+        self,
+        append: Append,
+        follows: bool,
+    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+        match self.call(Request::Append { append, follows }, self.peers.append_within).await? {
+            Answer::Append(appended) => Ok(appended),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+fn unexpected(answer: &Answer) -> RPCError<Types> {
+    NetworkError::from_string(format!("an answer to something else: {answer:?}")).into()
+}
+
+impl RaftNetworkV2<Types> for Peer {
     type SnapshotData = SnapshotStream;
 
     async fn append_entries(
         &mut self,
-        _rpc: AppendEntriesRequest<Types>,
+        append: Append,
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
-        Err(self.unreachable().into())
+        self.clone().append(append, false).await
     }
 
-    async fn vote(
-        &mut self,
-        _rpc: VoteRequest<Types>,
+    /// Several appends are under way at once, so that a follower writes one while the next is on its way; the
+    /// receiving side puts in order what overtook. The first that is not taken whole ends the stream.
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
         _option: RPCOption,
-    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        Err(self.unreachable().into())
+    ) -> BoxFuture<
+        's,
+        Result<BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>, RPCError<Types>>,
+    >
+    where
+        S: Stream<Item = Append> + OptionalSend + Unpin + 'static,
+    {
+        let under_way = Arc::new(AtomicUsize::new(0));
+        let answered = under_way.clone();
+        let peer = self.clone();
+        let answers = input
+            .map(move |append| {
+                let follows = under_way.fetch_add(1, Ordering::Relaxed) > 0;
+                let before = append.prev_log_id;
+                let last = append.entries.last().map_or(before, |entry| Some(entry.log_id));
+                let answer = peer.clone().append(append, follows);
+                async move { (answer.await, before, last) }
+            })
+            .buffered(APPENDS_UNDER_WAY);
+        let in_order = stream::unfold(Some(Box::pin(answers)), move |answers| {
+            let answered = answered.clone();
+            async move {
+                let mut answers = answers?;
+                let (answer, before, last) = answers.next().await?;
+                answered.fetch_sub(1, Ordering::Relaxed);
+                let result = match answer {
+                    Ok(appended) => appended.into_stream_result(before, last),
+                    Err(error) => return Some((Err(error), None)),
+                };
+                let whole = matches!(&result, Ok(upto) if *upto == last);
+                Some((Ok(result), whole.then_some(answers)))
+            }
+        });
+        let in_order: BoxStream<'s, _> = Box::pin(in_order);
+        Box::pin(async move { Ok(in_order) })
     }
 
-    /// openraft's default grants; here nobody was asked.
-    async fn pre_vote(
-        &mut self,
-        _rpc: VoteRequest<Types>,
-        _option: RPCOption,
-    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        Err(self.unreachable().into())
+    async fn vote(&mut self, ask: Ask, option: RPCOption) -> Result<Voted, RPCError<Types>> {
+        match self.call(Request::Vote(ask), option.soft_ttl()).await? {
+            Answer::Vote(voted) => Ok(voted),
+            other => Err(unexpected(&other)),
+        }
     }
 
-    async fn full_snapshot(
-        &mut self,
-        _vote: VoteOf<Types>,
-        _snapshot: SnapshotOf<Types, SnapshotStream>,
-        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
-        _option: RPCOption,
-    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        Err(self.unreachable().into())
+    async fn pre_vote(&mut self, ask: Ask, option: RPCOption) -> Result<Voted, RPCError<Types>> {
+        match self.call(Request::PreVote(ask), option.soft_ttl()).await? {
+            Answer::Vote(voted) => Ok(voted),
+            other => Err(unexpected(&other)),
+        }
     }
 
     async fn transfer_leader(
         &mut self,
-        _req: TransferLeaderRequest<Types>,
+        transfer: Transfer,
+        option: RPCOption,
+    ) -> Result<Transferred, RPCError<Types>> {
+        match self.call(Request::Transfer(transfer), option.soft_ttl()).await? {
+            Answer::Transfer(transferred) => Ok(transferred),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: VoteOf<Types>,
+        snapshot: SnapshotOf<Types, SnapshotStream>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
-    ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
-        Err(self.unreachable().into())
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        let Peer { peers, to } = self;
+        let covered = snapshot.meta.last_log_id.map(|id| LogIndex(id.index()));
+        // Entries after the snapshot are needed once it is installed.
+        let _kept = peers.progress.keep_after(covered);
+        let (sent, seen) = watch::channel(Sent::default());
+        let head = SnapshotHead { vote, meta: snapshot.meta };
+        let head = head.encode(Route { from: peers.replica, to: *to });
+        let frames = snapshot.snapshot.into_frames(sent);
+        let answer = tokio::select! {
+            answer = peers.network.send_snapshot(*to, head, frames, Instant::now() + FAR_AWAY) => answer,
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+            waited = stalls(seen) => {
+                return Err(peers.late(*to, RPCTypes::InstallSnapshot, waited).into());
+            }
+        };
+        let answer = answer.map_err(|unreached| Unreachable::new(&unreached))?;
+        match Answer::decode(answer).map_err(|e| NetworkError::new(&e))? {
+            (from, Answer::Snapshot(vote)) if from.from == *to => Ok(SnapshotResponse::new(vote)),
+            (_, other) => Err(unexpected(&other).into()),
+        }
+    }
+}
+
+/// Ends when nothing was taken of a snapshot for too long, or when a whole one is not installed in the end.
+async fn stalls(mut sent: watch::Receiver<Sent>) -> Duration {
+    loop {
+        let Sent { bytes, whole } = *sent.borrow_and_update();
+        if whole {
+            let within = INSTALL_WITHIN + Duration::from_secs(bytes / INSTALL_BYTES_A_SECOND);
+            sleep(within).await;
+            return within;
+        }
+        match timeout(SNAPSHOT_STALLS_AFTER, sent.changed()).await {
+            Ok(Ok(())) => {}
+            // The network let go of the stream: its answer says why.
+            Ok(Err(_)) => std::future::pending().await,
+            Err(_) => return SNAPSHOT_STALLS_AFTER,
+        }
     }
 }

@@ -11,11 +11,13 @@ use super::{
 use crate::model::Position;
 use annal_wal::{GroupLog, LogIndex};
 use std::{
+    collections::BTreeMap,
     io,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -73,6 +75,8 @@ struct Stopped {
 pub(super) struct Progress {
     /// `None` only where log and state machine are tested apart from each other: there is no ladder then.
     log: Option<GroupLog>,
+    /// Entries in the log here, perhaps not on disk yet.
+    submitted: watch::Sender<Option<LogIndex>>,
     /// Entries on disk here, as far as appended by this process.
     flushed: watch::Sender<Option<LogIndex>>,
     committed: Mutex<Option<LogIndex>>,
@@ -84,6 +88,8 @@ pub(super) struct Progress {
     installed: Mutex<Option<LogIndex>>,
     /// Bytes of commands applied by this process.
     applied_bytes: AtomicU64,
+    /// What others still need of the log: the last index they have, by number of the guard.
+    kept: Mutex<(u64, BTreeMap<u64, Option<LogIndex>>)>,
 }
 
 impl Progress {
@@ -92,6 +98,7 @@ impl Progress {
         let state = log.state();
         let committed = state.committed.map(|id| id.index);
         let progress = Progress {
+            submitted: watch::Sender::new(state.last.map(|id| id.index)),
             flushed: watch::Sender::new(state.last.map(|id| id.index)),
             committed: Mutex::new(committed.max(durable.index())),
             applied: watch::Sender::new(Applied { id: durable.applied, position, stopped: None }),
@@ -99,6 +106,7 @@ impl Progress {
             checkpointed: Mutex::new(durable.clone()),
             durable: Mutex::new(durable),
             applied_bytes: AtomicU64::new(0),
+            kept: Mutex::default(),
             log: Some(log),
         };
         progress.ladder();
@@ -109,6 +117,7 @@ impl Progress {
     #[cfg(test)]
     pub(super) fn apart() -> Self {
         Progress {
+            submitted: watch::Sender::default(),
             flushed: watch::Sender::new(Some(LogIndex(u64::MAX))),
             committed: Mutex::default(),
             applied: watch::Sender::default(),
@@ -116,6 +125,7 @@ impl Progress {
             checkpointed: Mutex::default(),
             durable: Mutex::default(),
             applied_bytes: AtomicU64::default(),
+            kept: Mutex::default(),
             log: None,
         }
     }
@@ -145,20 +155,42 @@ impl Progress {
         ladder
     }
 
+    /// Entries up to `last` are in the log.
+    pub(super) fn submitted(&self, last: LogIndex) {
+        move_up(&self.submitted, last);
+    }
+
     /// Entries up to `last` are on disk.
     pub(super) fn flushed(&self, last: LogIndex) {
-        self.flushed.send_if_modified(|flushed| {
-            let moved = *flushed < Some(last);
-            if moved {
-                *flushed = Some(last);
-            }
-            moved
-        });
+        move_up(&self.flushed, last);
     }
 
     /// Entries after `last` were never committed and are gone.
     pub(super) fn truncated(&self, last: Option<LogIndex>) {
+        self.submitted.send_modify(|submitted| *submitted = (*submitted).min(last));
         self.flushed.send_modify(|flushed| *flushed = (*flushed).min(last));
+    }
+
+    /// Waits until the entry is in the log, or for so long.
+    pub(super) async fn wait_submitted(&self, index: LogIndex, within: Duration) {
+        let mut submitted = self.submitted.subscribe();
+        let there = submitted.wait_for(|submitted| *submitted >= Some(index));
+        // Whoever waits goes on either way.
+        let _ = tokio::time::timeout(within, there).await;
+    }
+
+    /// Keeps entries after `index` from being purged, as far as there is room, until the guard is dropped.
+    pub(super) fn keep_after(self: &Arc<Self>, index: Option<LogIndex>) -> Kept {
+        let mut kept = lock(&self.kept);
+        kept.0 += 1;
+        let key = kept.0;
+        kept.1.insert(key, index);
+        Kept { progress: self.clone(), key }
+    }
+
+    /// What is kept after which index, if anything is.
+    pub(super) fn kept_after(&self) -> Option<Option<LogIndex>> {
+        lock(&self.kept).1.values().min().copied()
     }
 
     /// Raft may apply up to `last`.
@@ -200,6 +232,9 @@ impl Progress {
         {
             let mut committed = lock(&self.committed);
             *committed = (*committed).max(mark.index());
+        }
+        if let Some(index) = mark.index() {
+            self.submitted(index);
         }
         self.applied.send_modify(|applied| {
             applied.id = mark.applied;
@@ -291,6 +326,28 @@ fn stopped_error(applied: &Applied, proposed: bool) -> ReplicaError {
     match &applied.stopped {
         Some(stopped) => ReplicaError::Stopped { why: stopped.why.clone(), failed: stopped.failed, proposed },
         None => ReplicaError::Stopped { why: "raft no longer answers".into(), failed: true, proposed },
+    }
+}
+
+fn move_up(rung: &watch::Sender<Option<LogIndex>>, to: LogIndex) {
+    rung.send_if_modified(|rung| {
+        let moved = *rung < Some(to);
+        if moved {
+            *rung = Some(to);
+        }
+        moved
+    });
+}
+
+/// See [`Progress::keep_after`].
+pub(super) struct Kept {
+    progress: Arc<Progress>,
+    key: u64,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        lock(&self.progress.kept).1.remove(&self.key);
     }
 }
 

@@ -1,54 +1,103 @@
-//! Linearizable reads: rounds of ReadIndex, each shared by all reads that were waiting when it started.
+//! Linearizable reads on any replica: rounds of ReadIndex, each shared by all reads that were waiting when it started.
 //!
-//! Invariants: a round confirms with a quorum that this replica still leads (never by the lease, which trusts
-//! clocks); a read takes part only in a round that starts after the read arrived, so it sees everything that was
-//! committed before it.
+//! The leader asks a quorum whether it still leads; every other replica asks the leader, one message for all who wait.
+//!
+//! Invariants: a round confirms with a quorum that the leader still leads (never by the lease, which trusts clocks); a
+//! read takes part only in rounds that start after the read arrived, so it sees everything that was committed before
+//! it; a round is let go when another leader is heard of, or when it takes too long, and its readers take part in the
+//! next one.
 //! Not here: the read itself, which waits for the index to be applied and then looks at the state machine.
 //! Source: Ongaro's dissertation (2014), section 6.4.
 
-use super::{Applier, ReplicaError, entry::Types, progress::Progress};
+use super::{
+    Applier, Leadership, ReplicaError,
+    entry::Types,
+    message::{Answer, NoReadIndex, Request},
+    peer::Peers,
+    progress::Progress,
+};
 use crate::{machine::StateMachine, model::ReplicaId};
 use annal_wal::LogIndex;
 use openraft::{
     Raft, ReadPolicy,
     errors::{LinearizableReadError, RaftError},
 };
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 use tokio::{
-    sync::{mpsc, oneshot},
-    time::{Instant, timeout_at},
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, timeout, timeout_at},
 };
 
 /// What must be applied before a linearizable read may look: valid on every replica of the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ReadIndex(pub LogIndex);
 
-type Answer = oneshot::Sender<Result<ReadIndex, ReplicaError>>;
+/// How long a round that failed waits for news of a leader before the next one.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
 
 /// The end of the rounds that readers hold.
 pub(super) struct Reads {
-    waiting: mpsc::UnboundedSender<Answer>,
+    waiting: mpsc::UnboundedSender<Reader>,
     rounds: Arc<AtomicU64>,
+    attempt_within: Duration,
     progress: Arc<Progress>,
+}
+
+/// Someone who waits for an index.
+struct Reader {
+    answer: oneshot::Sender<Result<ReadIndex, ReplicaError>>,
+    /// Another replica that asks: it is not sent on to a third.
+    here_only: bool,
+    /// It took part in a round that was let go: it waits for the next leader.
+    tried: bool,
 }
 
 impl Reads {
     /// Starts the task that runs the rounds; it ends when this end is dropped.
-    pub(super) fn start<M: StateMachine>(raft: Raft<Types, Applier<M>>, progress: Arc<Progress>) -> Self {
+    pub(super) fn start<M: StateMachine>(
+        raft: Raft<Types, Applier<M>>,
+        peers: Peers,
+        leadership: watch::Receiver<Leadership>,
+        attempt_within: Duration,
+        progress: Arc<Progress>,
+    ) -> Self {
         let (waiting, queue) = mpsc::unbounded_channel();
         let rounds = Arc::new(AtomicU64::new(0));
-        tokio::spawn(run_rounds(raft, queue, rounds.clone(), progress.clone()));
-        Reads { waiting, rounds, progress }
+        let running = Rounds {
+            raft,
+            peers,
+            leadership,
+            attempt_within,
+            progress: progress.clone(),
+            queue,
+            readers: Vec::new(),
+            rounds: rounds.clone(),
+        };
+        tokio::spawn(running.run());
+        Reads { waiting, rounds, attempt_within, progress }
     }
 
     /// See [`super::Replica::read_index`].
     pub(super) async fn read_index(&self, deadline: Instant) -> Result<ReadIndex, ReplicaError> {
+        self.wait(false, deadline).await
+    }
+
+    /// The same, but only if this replica leads.
+    pub(super) async fn read_index_here(&self, deadline: Instant) -> Result<ReadIndex, ReplicaError> {
+        self.wait(true, deadline).await
+    }
+
+    async fn wait(&self, here_only: bool, deadline: Instant) -> Result<ReadIndex, ReplicaError> {
         self.progress.check_running()?;
         let (answer, answered) = oneshot::channel();
-        self.waiting.send(answer).map_err(|_| self.progress.stopped(false))?;
+        let reader = Reader { answer, here_only, tried: false };
+        self.waiting.send(reader).map_err(|_| self.progress.stopped(false))?;
         timeout_at(deadline, answered)
             .await
             .map_err(|_| ReplicaError::Deadline { proposed: false })?
@@ -59,35 +108,140 @@ impl Reads {
     pub(super) fn rounds(&self) -> u64 {
         self.rounds.load(Ordering::Relaxed)
     }
+
+    /// The longest that a round may take.
+    pub(super) fn attempt_within(&self) -> Duration {
+        self.attempt_within
+    }
 }
 
-async fn run_rounds<M: StateMachine>(
+/// The task's own state.
+struct Rounds<M: StateMachine> {
     raft: Raft<Types, Applier<M>>,
-    mut queue: mpsc::UnboundedReceiver<Answer>,
-    rounds: Arc<AtomicU64>,
+    peers: Peers,
+    leadership: watch::Receiver<Leadership>,
+    attempt_within: Duration,
     progress: Arc<Progress>,
-) {
-    let mut readers = Vec::new();
-    // Everyone who is in the queue now arrived before the round that starts now.
-    while queue.recv_many(&mut readers, usize::MAX).await > 0 {
-        readers.retain(|reader| !reader.is_closed());
-        if readers.is_empty() {
-            continue;
+    queue: mpsc::UnboundedReceiver<Reader>,
+    /// Those of the round under way, or of the next one.
+    readers: Vec<Reader>,
+    rounds: Arc<AtomicU64>,
+}
+
+/// What a round came to.
+enum Round {
+    /// For all who took part.
+    Settled(Result<ReadIndex, ReplicaError>),
+    /// Whoever was asked does not lead, was not reached, or did not answer in time.
+    Failed,
+    /// Another leader was heard of.
+    LetGo,
+}
+
+impl<M: StateMachine> Rounds<M> {
+    /// Runs rounds until nobody can ask any more; readers left then learn that the replica stopped.
+    async fn run(mut self) {
+        while self.gather().await {
+            let Leadership { leader, .. } = *self.leadership.borrow_and_update();
+            let here = leader == Some(self.peers.replica);
+            self.turn_away(|reader| !here && (reader.here_only || leader.is_none() && !reader.tried), leader);
+            if self.readers.is_empty() {
+                continue;
+            }
+            let Some(leader) = leader else {
+                self.wait_for_news().await;
+                continue;
+            };
+            self.rounds.fetch_add(1, Ordering::Relaxed);
+            match self.round(leader).await {
+                Round::Settled(result) => self.answer(&result),
+                Round::LetGo => self.readers.iter_mut().for_each(|reader| reader.tried = true),
+                Round::Failed => {
+                    self.readers.iter_mut().for_each(|reader| reader.tried = true);
+                    // Another replica that asks knows better whom to ask next.
+                    self.turn_away(|reader| reader.here_only, None);
+                    self.wait_for_news().await;
+                }
+            }
+            if self.progress.check_running().is_err() {
+                let stopped = Err(self.progress.stopped(false));
+                self.answer(&stopped);
+            }
         }
-        rounds.fetch_add(1, Ordering::Relaxed);
-        let result = match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
-            Ok(confirmed) => Ok(ReadIndex(LogIndex(confirmed.read_log_id().index()))),
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to))) => {
-                Err(ReplicaError::NotLeader { leader: to.leader_id.map(ReplicaId) })
-            }
-            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
-                Err(ReplicaError::NoQuorum)
-            }
-            Err(RaftError::Fatal(_)) => Err(progress.stopped(false)),
+    }
+
+    /// Everyone who asks now arrived before the round that starts now. False when nobody can ask any more.
+    async fn gather(&mut self) -> bool {
+        self.readers.retain(|reader| !reader.answer.is_closed());
+        if self.readers.is_empty() {
+            return self.queue.recv_many(&mut self.readers, usize::MAX).await > 0;
+        }
+        while let Ok(reader) = self.queue.try_recv() {
+            self.readers.push(reader);
+        }
+        true
+    }
+
+    /// One round for all who are there.
+    async fn round(&mut self, leader: ReplicaId) -> Round {
+        let (raft, peers, within) = (self.raft.clone(), self.peers.clone(), self.attempt_within);
+        let ask = async move {
+            if leader == peers.replica { here(&raft).await } else { there(&peers, leader, within).await }
         };
-        for reader in readers.drain(..) {
+        tokio::select! {
+            biased;
+            round = timeout(within, ask) => round.unwrap_or(Round::Failed),
+            // The end of Raft counts as news too: `run` then finds that it stopped.
+            _ = self.leadership.changed() => Round::LetGo,
+        }
+    }
+
+    async fn wait_for_news(&mut self) {
+        // Nothing new is an answer as well, and so is the end.
+        let _ = timeout(RETRY_AFTER, self.leadership.changed()).await;
+    }
+
+    fn turn_away(&mut self, whom: impl Fn(&Reader) -> bool, leader: Option<ReplicaId>) {
+        for reader in self.readers.extract_if(.., |reader| whom(reader)) {
             // A reader that gave up is no longer there.
-            let _ = reader.send(result.clone());
+            let _ = reader.answer.send(Err(ReplicaError::NotLeader { leader }));
+        }
+    }
+
+    fn answer(&mut self, result: &Result<ReadIndex, ReplicaError>) {
+        for reader in self.readers.drain(..) {
+            // A reader that gave up is no longer there.
+            let _ = reader.answer.send(result.clone());
+        }
+    }
+}
+
+/// A round of the leader.
+async fn here<M: StateMachine>(raft: &Raft<Types, Applier<M>>) -> Round {
+    match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+        Ok(confirmed) => Round::Settled(Ok(ReadIndex(LogIndex(confirmed.read_log_id().index())))),
+        Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
+            Round::Settled(Err(ReplicaError::NoQuorum))
+        }
+        // Deposed, or leadership is on its way to another: `leadership` will tell.
+        Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_))) => Round::Failed,
+        Err(RaftError::Fatal(_)) => Round::Failed,
+    }
+}
+
+/// A round that the leader runs for us.
+async fn there(peers: &Peers, leader: ReplicaId, within: Duration) -> Round {
+    match peers.call(leader, Request::ReadIndex, within).await {
+        Ok(Answer::ReadIndex(Ok(index))) => Round::Settled(Ok(index)),
+        Ok(Answer::ReadIndex(Err(NoReadIndex::NoQuorum))) => Round::Settled(Err(ReplicaError::NoQuorum)),
+        Ok(Answer::ReadIndex(Err(NoReadIndex::NotLeader(_)))) => Round::Failed,
+        Ok(other) => {
+            tracing::warn!(replica = peers.replica.0, %leader, ?other, "an answer to something else than ReadIndex");
+            Round::Failed
+        }
+        Err(error) => {
+            tracing::debug!(replica = peers.replica.0, %leader, %error, "the leader did not answer ReadIndex");
+            Round::Failed
         }
     }
 }

@@ -5,13 +5,14 @@
 //!
 //! Invariants: total and deterministic: no clock, no randomness, ordered iteration; a command that does not fit
 //! gives the same rejection everywhere, and counts as a position.
-//! Not here: committing and publishing (`mod`), what a retry is told (`dedup`).
+//! Not here: committing and publishing (`mod`), what a retry is told (`dedup`), what a feed is told (`effects`).
 
 use super::{
-    dedup,
+    dedup::{Clients, Fresh},
+    effects::{self, Effect},
     payload_index::FieldIndexes,
     plan::Ground,
-    points::{self, DedupRecord, PointRecord, SlotRecord, StateRecord},
+    points::{self, PointRecord, SlotRecord, StateRecord, Sums},
     points::{Slot, damaged, decode},
     search::{ReadView, parse},
     slots::{LiveSet, SlotTable},
@@ -41,9 +42,13 @@ const NAME_BYTES_MAX: usize = 1024;
 
 /// A shard's next state, while commands are folded into it.
 pub(super) struct Fold<'a> {
-    base: &'a ReadView,
-    window: u64,
+    pub(super) base: &'a ReadView,
+    pub(super) window: u64,
+    pub(super) clients: &'a mut Clients,
+    pub(super) fresh: Fresh,
+    /// All but its sums.
     pub(super) state: StateRecord,
+    pub(super) sums: Sums,
     pub(super) schema: Arc<Schema>,
     pub(super) fields: FieldIndexes,
     pub(super) live: LiveSet,
@@ -58,11 +63,18 @@ pub(super) struct Fold<'a> {
 
 impl<'a> Fold<'a> {
     /// Begins at a view.
-    pub(super) fn new(base: &'a ReadView, window: u64) -> Self {
-        Fold {
+    pub(super) fn new(
+        base: &'a ReadView,
+        window: u64,
+        clients: &'a mut Clients,
+    ) -> Result<Self, MachineError> {
+        Ok(Fold {
             base,
             window,
+            clients,
+            fresh: Fresh::default(),
             state: base.state.clone(),
+            sums: base.state.sums()?,
             schema: base.schema.clone(),
             fields: base.fields.clone(),
             live: base.live.clone(),
@@ -70,96 +82,127 @@ impl<'a> Fold<'a> {
             born: BTreeMap::new(),
             writes: BTreeMap::new(),
             died: 0,
-        }
+        })
     }
 
     /// Folds one command in.
-    pub(super) fn command(&mut self, command: Command) -> Result<Outcome, MachineError> {
+    ///
+    /// `body_hash`: of the command's body, if it names an intent.
+    pub(super) fn command(&mut self, command: Command, body_hash: u64) -> Result<Outcome, MachineError> {
         self.state.position += 1;
         let position = Position(self.state.position);
         self.evict(position)?;
-        let verdict = self.judge_and_carry_out(command, position)?;
-        if position.0.is_multiple_of(HASH_EVERY) {
-            let hash = state_hash(&self.state, &self.schema)?;
-            self.put(points::position_key(points::HASH, position), hash.to_le_bytes().to_vec());
+        let may_change = effects::may_change_points(&command.body);
+        let (outcome, effect) = self.judge_and_carry_out(command, body_hash, position)?;
+        if may_change {
+            self.put_effect(position, effect);
         }
-        Ok(Outcome { position, verdict })
+        if position.0.is_multiple_of(HASH_EVERY) {
+            let hash = state_hash(&self.state, self.sums);
+            self.put_local(points::position_key(points::HASH, position), hash.to_le_bytes().to_vec());
+        }
+        Ok(outcome)
     }
 
     /// Ends the fold: its counters and the bookmark join the writes.
     pub(super) fn finish(&mut self, bookmark: &Bookmark) {
+        self.list_fresh();
         self.state.bookmark = Some(bookmark.0.clone());
         if self.state.position >= self.state.marked + MARK_EVERY {
             self.state.marked = self.state.position;
             let key = points::position_key(points::MARK, Position(self.state.position));
-            self.put(key, bookmark.0.clone());
+            self.put_local(key, bookmark.0.to_vec());
         }
-        self.put(points::STATE.to_vec(), self.state.encode_to_vec());
+        self.state.set_sums(self.sums);
+        self.put(points::STATE.to_vec(), self.state.to_value());
     }
 
-    fn judge_and_carry_out(&mut self, command: Command, position: Position) -> Result<Verdict, MachineError> {
+    fn judge_and_carry_out(
+        &mut self,
+        mut command: Command,
+        body_hash: u64,
+        position: Position,
+    ) -> Result<(Outcome, Effect), MachineError> {
+        let nothing = || Effect::Deleted(Vec::new());
         if command.collection.0 != self.state.collection {
             let own = CollectionId(self.state.collection);
             let message = format!("a command for collection {} reached one of {own}", command.collection);
-            return Ok(rejected("wrong_collection", message));
+            let verdict = Verdict::Rejected(Rejection::new("wrong_collection", message));
+            return Ok((Outcome { position, verdict }, nothing()));
         }
-        let key = command.request.as_ref().map(points::dedup_key);
-        let known: Option<DedupRecord> = match &key {
-            Some(key) => self.read(key)?.map(|bytes| decode("dedup entry", bytes)).transpose()?,
-            None => None,
+        if let Some(verdict) = self.judge(&command, body_hash, position)? {
+            return Ok((Outcome { position, verdict }, nothing()));
+        }
+        let (outcome, effect) = match self.carry_out(command.body, position)? {
+            Ok(effect) => (Outcome { position, verdict: Verdict::Applied }, effect),
+            Err(rejection) => (Outcome { position, verdict: Verdict::Rejected(rejection) }, nothing()),
         };
-        if let Some(verdict) = dedup::judge(&command, known.as_ref(), position, self.window) {
-            return Ok(verdict);
+        if let Some(request) = command.request.take() {
+            self.remember(request, body_hash, &outcome);
         }
-        let entry = key.is_some().then(|| DedupRecord {
-            position: position.0,
-            body_hash: command.body_hash(),
-            ..DedupRecord::default()
-        });
-        let verdict = self.carry_out(command.body, position)?;
-        if let (Some(key), Some(mut entry)) = (key, entry) {
-            if let Verdict::Rejected(rejection) = &verdict {
-                entry.code = Some(rejection.code.clone());
-                entry.message = rejection.message.clone();
-            }
-            self.add_dedup(|sum| sum.wrapping_add(entry.hash_at(&key)))?;
-            self.put(points::position_key(points::DEDUP_AT, position), key.clone());
-            self.put(key, entry.encode_to_vec());
-        }
-        Ok(verdict)
+        Ok((outcome, effect))
     }
 
-    fn carry_out(&mut self, body: Body, position: Position) -> Result<Verdict, MachineError> {
+    fn carry_out(&mut self, body: Body, position: Position) -> Result<Carried, MachineError> {
+        if self.state.retired && body != Body::Retire {
+            let message = format!("collection {} is dropped", self.state.collection);
+            return Ok(Err(Rejection::new("retired", message)));
+        }
         match body {
             Body::Configure(schema) => return self.configure(schema),
-            Body::Upsert(writes) => {
-                if self.state.next_slot as usize + writes.len() > Slot::MAX as usize {
-                    let message = format!("the shard has given out {} slots", self.state.next_slot);
-                    return Ok(rejected("slots_exhausted", message));
-                }
-                let mut payloads = Vec::with_capacity(writes.len());
-                for write in &writes {
-                    match self.admits(write) {
-                        Ok(payload) => payloads.push(payload),
-                        Err(rejection) => return Ok(Verdict::Rejected(rejection)),
-                    }
-                }
-                for (write, payload) in writes.into_iter().zip(payloads) {
-                    self.upsert(write, &payload, position)?;
-                }
-            }
+            Body::Upsert(writes) => return self.upsert_all(writes, position),
             Body::Delete(ids) => {
-                for id in ids {
-                    self.delete(id)?;
-                }
+                let count = ids.len();
+                let gone = self.delete_all(ids)?;
+                return Ok(Ok(if gone.len() == count { Effect::Own } else { Effect::Deleted(gone) }));
             }
             Body::DeleteMatching(filter) => {
-                for id in self.matching(&filter)? {
-                    self.delete(id)?;
+                let ids = self.matching(&filter)?;
+                return Ok(Ok(Effect::Deleted(self.delete_all(ids)?)));
+            }
+            Body::Cas { id, if_version, point } => {
+                let version = self.point(id)?.map(|record| Position(record.version));
+                if version != if_version {
+                    return Ok(Err(version_mismatch(id, if_version, version)));
+                }
+                match point {
+                    Some(point) => return self.upsert_all(vec![point], position),
+                    None => _ = self.delete_point(id)?,
                 }
             }
+            Body::Retire => self.state.retired = true,
         }
-        Ok(Verdict::Applied)
+        Ok(Ok(Effect::Own))
+    }
+
+    /// Writes all points, or none if one of them does not fit.
+    fn upsert_all(&mut self, writes: Vec<PointWrite>, position: Position) -> Result<Carried, MachineError> {
+        if self.state.next_slot as usize + writes.len() > Slot::MAX as usize {
+            let message = format!("the shard has given out {} slots", self.state.next_slot);
+            return Ok(Err(Rejection::new("slots_exhausted", message)));
+        }
+        let mut payloads = Vec::with_capacity(writes.len());
+        for write in &writes {
+            match self.admits(write) {
+                Ok(payload) => payloads.push(payload),
+                Err(rejection) => return Ok(Err(rejection)),
+            }
+        }
+        for (write, payload) in writes.into_iter().zip(payloads) {
+            self.upsert(write, &payload, position)?;
+        }
+        Ok(Ok(Effect::Own))
+    }
+
+    /// Deletes points; gives those that were there, in order, each once.
+    fn delete_all(&mut self, ids: Vec<PointId>) -> Result<Vec<PointId>, MachineError> {
+        let mut gone = Vec::new();
+        for id in ids {
+            if self.delete_point(id)? {
+                gone.push(id);
+            }
+        }
+        Ok(gone)
     }
 
     /// Checks a point against the schema as it is now; gives its payload.
@@ -175,13 +218,10 @@ impl<'a> Fold<'a> {
             if !fits {
                 let version = self.schema.version;
                 let message = format!("point {}: vector \"{name}\" does not fit schema {version}", write.id);
-                return Err(Rejection { code: "stale_schema".into(), message });
+                return Err(Rejection::new("stale_schema", message));
             }
         }
-        parse(&write.payload).map_err(|e| Rejection {
-            code: "bad_payload".into(),
-            message: format!("point {}: {e}", write.id),
-        })
+        parse(&write.payload).map_err(|e| Rejection::new("bad_payload", format!("point {}: {e}", write.id)))
     }
 
     fn upsert(
@@ -197,7 +237,7 @@ impl<'a> Fold<'a> {
         let before = self.point(id)?;
         if let Some(before) = &before {
             self.state.points -= 1;
-            self.add_points(|sum| sum.wrapping_sub(before.hash(id)))?;
+            self.sums.points = self.sums.points.wrapping_sub(before.hash(id));
             entries_before = self.fields.entries(&parse(&before.payload)?);
         }
         match before {
@@ -221,19 +261,20 @@ impl<'a> Fold<'a> {
             self.index(path, entry, record.slot);
         }
         self.state.points += 1;
-        self.add_points(|sum| sum.wrapping_add(record.hash(id)))?;
+        self.sums.points = self.sums.points.wrapping_add(record.hash(id));
         self.put(points::point_key(id), record.encode_to_vec());
         Ok(())
     }
 
-    fn delete(&mut self, id: PointId) -> Result<(), MachineError> {
-        let Some(record) = self.point(id)? else { return Ok(()) };
+    /// Deletes a point, if it is there.
+    fn delete_point(&mut self, id: PointId) -> Result<bool, MachineError> {
+        let Some(record) = self.point(id)? else { return Ok(false) };
         self.state.points -= 1;
-        self.add_points(|sum| sum.wrapping_sub(record.hash(id)))?;
+        self.sums.points = self.sums.points.wrapping_sub(record.hash(id));
         let entries = self.fields.entries(&parse(&record.payload)?);
         self.retire(&record, entries);
-        self.writes.insert(points::point_key(id), None);
-        Ok(())
+        self.delete(points::point_key(id));
+        Ok(true)
     }
 
     /// Gives an incarnation its slot.
@@ -253,9 +294,9 @@ impl<'a> Fold<'a> {
 
     /// Ends an incarnation.
     fn retire(&mut self, record: &PointRecord, entries: BTreeSet<(FieldPath, Vec<u8>)>) {
-        self.writes.insert(points::slot_key(record.slot), None);
+        self.delete(points::slot_key(record.slot));
         for name in &record.dense {
-            self.writes.insert(points::vector_key(record.slot, name), None);
+            self.delete(points::vector_key(record.slot, name));
             if let Some(count) = self.state.vectors.get_mut(name) {
                 *count -= 1;
             }
@@ -275,32 +316,32 @@ impl<'a> Fold<'a> {
     }
 
     fn unindex(&mut self, path: &FieldPath, entry: &[u8], slot: Slot) {
-        self.writes.insert(points::field_key(path, entry, slot), None);
+        self.delete(points::field_key(path, entry, slot));
         self.fields.remove(path, entry, slot);
     }
 
     /// Takes a schema if it is newer; one that is not changes nothing, so that proposing it twice is harmless.
-    fn configure(&mut self, schema: Schema) -> Result<Verdict, MachineError> {
+    fn configure(&mut self, schema: Schema) -> Result<Carried, MachineError> {
         if schema.version <= self.schema.version {
-            return Ok(Verdict::Applied);
+            return Ok(Ok(Effect::Own));
         }
         for (name, params) in &self.schema.vectors {
             let same = |p: &VectorParams| (p.dim, p.distance) == (params.dim, params.distance);
             if !schema.vectors.get(name).is_some_and(same) {
                 let message = format!("vector \"{name}\" cannot go, nor change its dimension or distance");
-                return Ok(rejected("invalid_schema", message));
+                return Ok(Err(Rejection::new("invalid_schema", message)));
             }
         }
         let dims = 1..=VectorParams::DIM_MAX;
         if let Some((name, params)) = schema.vectors.iter().find(|(_, params)| !dims.contains(&params.dim)) {
             let message = format!("vector \"{name}\" has {} dimensions", params.dim);
-            return Ok(rejected("invalid_schema", message));
+            return Ok(Err(Rejection::new("invalid_schema", message)));
         }
         let names =
             schema.vectors.keys().map(String::as_str).chain(schema.fields.keys().map(FieldPath::as_str));
         if let Some(name) = names.into_iter().find(|name| name.len() > NAME_BYTES_MAX) {
             let message = format!("a name of {} bytes, at most {NAME_BYTES_MAX} are kept", name.len());
-            return Ok(rejected("invalid_schema", message));
+            return Ok(Err(Rejection::new("invalid_schema", message)));
         }
         let before = std::mem::replace(&mut self.schema, Arc::new(schema));
         let after = self.schema.clone();
@@ -315,14 +356,15 @@ impl<'a> Fold<'a> {
             }
         }
         let json = serde_json::to_vec(&*after).map_err(|e| damaged("schema", e.to_string()))?;
+        self.state.schema_hash = xxhash_rust::xxh3::xxh3_128(&json).to_le_bytes().to_vec();
         self.put(points::SCHEMA.to_vec(), json);
-        Ok(Verdict::Applied)
+        Ok(Ok(Effect::Own))
     }
 
     fn drop_field(&mut self, path: &FieldPath) -> Result<(), MachineError> {
         let prefix = points::field_prefix(path);
         for item in self.base.store.prefix(&self.base.keyspace, &prefix) {
-            self.writes.insert(item?.0.to_vec(), None);
+            self.delete(item?.0.to_vec());
         }
         for (_, write) in
             self.writes.range_mut(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix))
@@ -358,44 +400,59 @@ impl<'a> Fold<'a> {
         Ok(ground.matching(filter)?.iter().filter_map(|slot| self.slots.id(slot)).collect())
     }
 
-    /// Forgets the intents that lie more than a window back.
-    fn evict(&mut self, position: Position) -> Result<(), MachineError> {
-        let oldest = position.0.saturating_sub(self.window);
-        if oldest <= self.state.dedup_oldest {
-            return Ok(());
-        }
-        let from = points::position_key(points::DEDUP_AT, Position(self.state.dedup_oldest));
-        let to = points::position_key(points::DEDUP_AT, Position(oldest));
-        let bounds = (Bound::Included(from.clone()), Bound::Excluded(to.clone()));
-        let mut gone: BTreeMap<Vec<u8>, Bytes> = BTreeMap::new();
-        for item in self.base.store.range(&self.base.keyspace, bounds) {
-            let (at, key) = item?;
-            gone.insert(at.to_vec(), key);
-        }
-        for (at, key) in self.writes.range(from..to) {
-            match key {
-                Some(key) => gone.insert(at.clone(), key.clone()),
-                None => gone.remove(at),
-            };
-        }
-        for (at, key) in gone {
-            if let Some(entry) = self.read(&key)? {
-                let entry: DedupRecord = decode("dedup entry", entry)?;
-                let hash = entry.hash_at(&key);
-                self.add_dedup(|sum| sum.wrapping_sub(hash))?;
-            }
-            self.writes.insert(at, None);
-            self.writes.insert(key.to_vec(), None);
-        }
-        self.state.dedup_oldest = oldest;
-        Ok(())
-    }
-
-    fn put(&mut self, key: Vec<u8>, value: impl Into<Bytes>) {
+    /// Sets a key.
+    pub(super) fn put(&mut self, key: Vec<u8>, value: impl Into<Bytes>) {
         self.writes.insert(key, Some(value.into()));
     }
 
-    fn read(&self, key: &[u8]) -> Result<Option<Bytes>, MachineError> {
+    /// Removes a key.
+    pub(super) fn delete(&mut self, key: Vec<u8>) {
+        self.writes.insert(key, None);
+    }
+
+    /// Sets a key, not set before, of what is the replica's own affair.
+    pub(super) fn put_local(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.sums.local = self.sums.local.wrapping_add(points::row_hash(&key, &value));
+        self.put(key, value);
+    }
+
+    /// Removes what [`Fold::put_local`] set.
+    pub(super) fn delete_local(&mut self, key: Vec<u8>, value: &[u8]) {
+        self.sums.local = self.sums.local.wrapping_sub(points::row_hash(&key, value));
+        self.delete(key);
+    }
+
+    /// The first `count` rows from a key to before another, as they are now.
+    pub(super) fn rows(
+        &self,
+        from: Vec<u8>,
+        to: Vec<u8>,
+        count: usize,
+    ) -> Result<Vec<(Vec<u8>, Bytes)>, MachineError> {
+        let bounds = (Bound::Included(from.clone()), Bound::Excluded(to.clone()));
+        let mut stored = self.base.store.range(&self.base.keyspace, bounds);
+        let mut written = self.writes.range(from..to).peekable();
+        let mut next = stored.next().transpose()?;
+        let mut rows = Vec::new();
+        while rows.len() < count && (next.is_some() || written.peek().is_some()) {
+            let stored_first = |(key, _): &mut (Bytes, Bytes)| {
+                written.peek().is_none_or(|(written, _)| key[..] < written[..])
+            };
+            if let Some((key, value)) = next.take_if(stored_first) {
+                rows.push((key.to_vec(), value));
+                next = stored.next().transpose()?;
+            } else if let Some((key, write)) = written.next() {
+                rows.extend(write.as_ref().map(|value| (key.clone(), value.clone())));
+                if next.as_ref().is_some_and(|(stored, _)| stored[..] == key[..]) {
+                    next = stored.next().transpose()?;
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    /// A key's value as it is now.
+    pub(super) fn read(&self, key: &[u8]) -> Result<Option<Bytes>, MachineError> {
         match self.writes.get(key) {
             Some(write) => Ok(write.clone()),
             None => Ok(self.base.store.get(&self.base.keyspace, key)?),
@@ -405,29 +462,28 @@ impl<'a> Fold<'a> {
     fn point(&self, id: PointId) -> Result<Option<PointRecord>, MachineError> {
         self.read(&points::point_key(id))?.map(|bytes| decode("point", bytes)).transpose()
     }
-
-    fn add_points(&mut self, change: impl Fn(u128) -> u128) -> Result<(), MachineError> {
-        self.state.points_sum = change(points::sum_of(&self.state.points_sum)?).to_le_bytes().to_vec();
-        Ok(())
-    }
-
-    fn add_dedup(&mut self, change: impl Fn(u128) -> u128) -> Result<(), MachineError> {
-        self.state.dedup_sum = change(points::sum_of(&self.state.dedup_sum)?).to_le_bytes().to_vec();
-        Ok(())
-    }
 }
 
+/// What became of a command that was carried out.
+type Carried = Result<Effect, Rejection>;
+
 /// The hash of a shard's whole state: its points, intents, schema and position.
-pub(super) fn state_hash(state: &StateRecord, schema: &Schema) -> Result<u128, MachineError> {
+pub(super) fn state_hash(state: &StateRecord, sums: Sums) -> u128 {
     let mut hasher = xxhash_rust::xxh3::Xxh3::new();
     hasher.update(&state.collection.to_le_bytes());
     hasher.update(&state.position.to_le_bytes());
-    hasher.update(&state.points_sum);
-    hasher.update(&state.dedup_sum);
-    hasher.update(&serde_json::to_vec(schema).map_err(|e| damaged("schema", e.to_string()))?);
-    Ok(hasher.digest128())
+    hasher.update(&sums.points.to_le_bytes());
+    hasher.update(&sums.intents.to_le_bytes());
+    hasher.update(&state.schema_hash);
+    hasher.update(&[u8::from(state.retired)]);
+    hasher.digest128()
 }
 
-fn rejected(code: &str, message: String) -> Verdict {
-    Verdict::Rejected(Rejection { code: code.into(), message })
+fn version_mismatch(id: PointId, wanted: Option<Position>, found: Option<Position>) -> Rejection {
+    let say = |version: Option<Position>| match version {
+        Some(version) => format!("version {version}"),
+        None => "no such point".to_owned(),
+    };
+    let message = format!("point {id}: expected {}, found {}", say(wanted), say(found));
+    Rejection { version: found, ..Rejection::new("version_mismatch", message) }
 }

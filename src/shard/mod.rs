@@ -11,6 +11,7 @@
 
 mod apply;
 mod dedup;
+mod effects;
 mod indexer;
 mod payload_index;
 mod plan;
@@ -21,27 +22,35 @@ mod snapshot;
 mod vector_index;
 
 pub use dedup::WINDOW as DEDUP_WINDOW;
+pub use effects::Change;
 pub use indexer::BuildTurn;
 pub use search::ReadView;
 
 use crate::{
     machine::{Bookmark, MachineError, Outcome, StateMachine},
-    model::{CollectionId, Command, FieldPath, PointId, Position, Schema, Vector, Vectors},
+    model::{
+        CollectionId, Command, FieldPath, PointId, Position, Schema, Vector, Vectors,
+        command::{DecodeError, body_hash},
+    },
     store::{Keyspace, KeyspaceKind, Store, StoreError, View},
 };
 use apply::Fold;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use dedup::Clients;
 use indexer::Indexer;
 use payload_index::FieldIndexes;
-use points::{DedupRecord, PointRecord, SlotRecord, StateRecord, damaged, decode};
+use points::{PointRecord, SlotRecord, StateRecord, damaged, decode};
 use slots::{LiveSet, SlotTable};
 use std::{
     collections::BTreeMap,
     io,
     ops::Bound,
     path::Path,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use vector_index::{Merge, SealedSegment, VectorIndex, VectorIndexes, manifest::Manifest};
@@ -79,6 +88,8 @@ pub struct Shard {
     options: ShardOptions,
     indexer: Arc<Indexer>,
     writer: Mutex<Writer>,
+    /// Where the log's history begins; what is kept beside older commands may go.
+    history_starts: AtomicU64,
     /// Notified when a graph was published, or the shard closed.
     absorbed: Condvar,
     published: ArcSwap<ReadView>,
@@ -90,11 +101,12 @@ struct Writer {
     generation: u64,
     /// Incarnations that ended since the index thread was last told.
     died: usize,
+    clients: Clients,
     poisoned: Option<String>,
 }
 
 /// Figures of a shard.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct ShardStats {
     /// Points in it.
     pub points: u64,
@@ -139,7 +151,8 @@ impl Shard {
             collection,
             options,
             indexer: Arc::new(Indexer::new(index_dir.to_owned(), manifest)),
-            writer: Mutex::new(Writer { generation, died: 0, poisoned: None }),
+            writer: Mutex::new(Writer { generation, died: 0, clients: Clients::default(), poisoned: None }),
+            history_starts: AtomicU64::new(0),
             absorbed: Condvar::new(),
             published: ArcSwap::from_pointee(view),
         });
@@ -156,7 +169,7 @@ impl Shard {
     /// The hash of the shard's whole state, and the position it belongs to.
     pub fn state_hash(&self) -> Result<(Position, u128), MachineError> {
         let view = self.view();
-        Ok((view.position(), apply::state_hash(&view.state, &view.schema)?))
+        Ok((view.position(), apply::state_hash(&view.state, view.state.sums()?)))
     }
 
     /// The state hash at a position, if it was recorded: at every multiple of 4,096.
@@ -185,15 +198,17 @@ impl Shard {
             points_sum = points_sum.wrapping_add(record.hash(id));
             count += 1;
         }
-        for item in view.store.prefix(&view.keyspace, &[points::DEDUP]) {
-            let (key, bytes) = item?;
-            dedup_sum = dedup_sum.wrapping_add(decode::<DedupRecord>("dedup entry", bytes)?.hash_at(&key));
+        for table in [points::DEDUP, points::FLOOR] {
+            for item in view.store.prefix(&view.keyspace, &[table]) {
+                let (key, bytes) = item?;
+                dedup_sum = dedup_sum.wrapping_add(points::row_hash(&key, &bytes));
+            }
         }
-        let sums = (points_sum.to_le_bytes().to_vec(), dedup_sum.to_le_bytes().to_vec(), count);
-        if sums != (view.state.points_sum.clone(), view.state.dedup_sum.clone(), view.state.points) {
+        let sums = view.state.sums()?;
+        if (points_sum, dedup_sum, count) != (sums.points, sums.intents, view.state.points) {
             return Err(damaged("shard", "its points or intents do not add up to the rolling state hash"));
         }
-        Ok((view.position(), apply::state_hash(&view.state, &view.schema)?))
+        Ok((view.position(), apply::state_hash(&view.state, sums)))
     }
 
     /// Figures for people and for balancing.
@@ -271,13 +286,19 @@ impl Shard {
     ) -> Result<Vec<Outcome>, MachineError> {
         let base = self.view();
         let unreadable = |source| MachineError::Command { after: base.position(), source };
-        let commands: Vec<Command> =
-            commands.iter().map(Command::decode).collect::<Result<_, _>>().map_err(unreadable)?;
-        let mut fold = Fold::new(&base, self.options.dedup_window);
+        let read = |bytes: &Bytes| -> Result<(Command, u64), DecodeError> {
+            let command = Command::decode(bytes)?;
+            let body_hash = command.request.as_ref().map(|_| body_hash(bytes)).transpose()?;
+            Ok((command, body_hash.unwrap_or_default()))
+        };
+        let commands: Vec<_> = commands.iter().map(read).collect::<Result<_, _>>().map_err(unreadable)?;
+        writer.clients.trim();
+        let mut fold = Fold::new(&base, self.options.dedup_window, &mut writer.clients)?;
         let mut outcomes = Vec::with_capacity(commands.len());
-        for command in commands {
-            outcomes.push(fold.command(command)?);
+        for (command, body_hash) in commands {
+            outcomes.push(fold.command(command, body_hash)?);
         }
+        fold.forget_effects(self.history())?;
         fold.finish(bookmark);
         let mut batch = self.store.batch();
         for (key, write) in &fold.writes {
@@ -337,6 +358,10 @@ impl Drop for Shard {
 }
 
 impl StateMachine for Shard {
+    fn history_starts_at(&self, position: Position) {
+        self.history_starts.fetch_max(position.0, Ordering::Relaxed);
+    }
+
     fn bookmark(&self) -> Option<Bookmark> {
         self.view().state.bookmark.clone().map(Bookmark)
     }
@@ -393,6 +418,7 @@ impl StateMachine for Shard {
             return Err(e);
         }
         writer.generation = generation;
+        writer.clients = Clients::default();
         self.published.store(Arc::new(view));
         drop(writer);
         // The index thread may have written the old state's files in between.
@@ -493,17 +519,14 @@ fn load(
 ) -> Result<ReadView, MachineError> {
     let view = store.view();
     let state = match view.get(&keyspace, points::STATE)? {
-        Some(bytes) => decode::<StateRecord>("shard state", bytes)?,
+        Some(bytes) => StateRecord::of_value(bytes)?,
         None => points::first_state(collection),
     };
     if state.collection != collection.0 {
         let why = format!("it holds collection {}, not {collection}", state.collection);
         return Err(damaged("shard", why));
     }
-    let schema: Schema = match view.get(&keyspace, points::SCHEMA)? {
-        Some(bytes) => serde_json::from_slice(&bytes).map_err(|e| damaged("schema", e.to_string()))?,
-        None => Schema::default(),
-    };
+    let schema = load_schema(&view, &keyspace, &state)?;
     let (live, slots) = load_slots(&view, &keyspace)?;
     if live.count() != state.points {
         return Err(damaged("shard", format!("{} slots for {} points", live.count(), state.points)));
@@ -520,6 +543,17 @@ fn load(
         options.seal_bytes,
     )?;
     Ok(ReadView { state, schema: Arc::new(schema), keyspace, store: view, live, slots, fields, vectors })
+}
+
+fn load_schema(view: &View, keyspace: &Keyspace, state: &StateRecord) -> Result<Schema, MachineError> {
+    let json = view.get(keyspace, points::SCHEMA)?;
+    let hash = json.as_ref().map(|json| xxhash_rust::xxh3::xxh3_128(json).to_le_bytes());
+    if hash.as_ref().map_or(&[][..], |hash| hash) != state.schema_hash {
+        return Err(damaged("schema", "it is not the one that was written"));
+    }
+    json.map_or(Ok(Schema::default()), |json| {
+        serde_json::from_slice(&json).map_err(|e| damaged("schema", e.to_string()))
+    })
 }
 
 fn load_slots(view: &View, keyspace: &Keyspace) -> Result<(LiveSet, SlotTable), MachineError> {

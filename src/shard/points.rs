@@ -8,7 +8,7 @@
 
 use crate::{
     machine::{MachineError, Rejection},
-    model::{CollectionId, FieldPath, PointId, Position, RequestId, SparseVector, Vector, Vectors},
+    model::{CollectionId, FieldPath, PointId, Position, SparseVector, Vector, Vectors},
 };
 use bytes::Bytes;
 use prost::Message;
@@ -17,16 +17,27 @@ use prost::Message;
 pub(super) const STATE: &[u8] = b"m/state";
 /// The shard's schema, as JSON.
 pub(super) const SCHEMA: &[u8] = b"m/schema";
-/// First byte of the keys of points, slots, vectors, field entries, dedup entries (by request, by position),
-/// bookmarks and state hashes.
+/// First byte of the keys of points, slots, vectors and field entries,
 pub(super) const POINT: u8 = b'p';
 pub(super) const SLOT: u8 = b's';
 pub(super) const VECTOR: u8 = b'v';
 pub(super) const FIELD: u8 = b'f';
+/// of dedup entries, the lists by which they are evicted, and floors,
 pub(super) const DEDUP: u8 = b'd';
-pub(super) const DEDUP_AT: u8 = b'e';
+pub(super) const EVICTION: u8 = b'e';
+pub(super) const FLOOR: u8 = b'k';
+/// of effects, bookmarks and state hashes,
+pub(super) const EFFECT: u8 = b'x';
 pub(super) const MARK: u8 = b'b';
 pub(super) const HASH: u8 = b'h';
+/// and of the state and the schema.
+pub(super) const META: u8 = b'm';
+/// All of them, ascending.
+pub(super) const TABLES: [u8; 11] =
+    [MARK, DEDUP, EVICTION, FIELD, HASH, FLOOR, META, POINT, SLOT, VECTOR, EFFECT];
+
+// Vectors are stored, hashed and mapped as they lie in memory.
+const _: () = assert!(cfg!(target_endian = "little"));
 
 /// Numbers the incarnations of a shard's points: a point gets a new one whenever its vectors change.
 pub(super) type Slot = u32;
@@ -63,8 +74,12 @@ pub(super) fn field_key(path: &FieldPath, entry: &[u8], slot: Slot) -> Vec<u8> {
     [&field_prefix(path)[..], entry, &slot.to_be_bytes()].concat()
 }
 
-pub(super) fn dedup_key(request: &RequestId) -> Vec<u8> {
-    [&[DEDUP][..], request.client.as_bytes(), b"/", &request.seq.to_be_bytes()].concat()
+pub(super) fn dedup_key(client: &str, seq: u64) -> Vec<u8> {
+    [&[DEDUP][..], client.as_bytes(), b"/", &seq.to_be_bytes()].concat()
+}
+
+pub(super) fn floor_key(client: &str) -> Vec<u8> {
+    [&[FLOOR][..], client.as_bytes()].concat()
 }
 
 pub(super) fn position_key(table: u8, position: Position) -> Vec<u8> {
@@ -96,9 +111,9 @@ pub(super) struct StateRecord {
     /// Wrapping sum of the live points' hashes, 16 bytes little-endian.
     #[prost(bytes = "vec", tag = "6")]
     pub(super) points_sum: Vec<u8>,
-    /// Wrapping sum of the dedup entries' hashes, 16 bytes little-endian.
+    /// Wrapping sum of the hashes of dedup entries and floors, 16 bytes little-endian.
     #[prost(bytes = "vec", tag = "7")]
-    pub(super) dedup_sum: Vec<u8>,
+    pub(super) intents_sum: Vec<u8>,
     /// Dedup entries below this position are evicted.
     #[prost(uint64, tag = "8")]
     pub(super) dedup_oldest: u64,
@@ -108,6 +123,67 @@ pub(super) struct StateRecord {
     /// Live dense vectors by name.
     #[prost(btree_map = "string, uint64", tag = "10")]
     pub(super) vectors: std::collections::BTreeMap<String, u64>,
+    /// Whether the collection is dropped.
+    #[prost(bool, tag = "11")]
+    pub(super) retired: bool,
+    /// Hash of the schema's JSON, 16 bytes little-endian; empty before the first schema.
+    #[prost(bytes = "vec", tag = "12")]
+    pub(super) schema_hash: Vec<u8>,
+    /// The client whose floor was looked at last; empty: begin anew.
+    #[prost(string, tag = "13")]
+    pub(super) floor_cursor: String,
+    /// Effects below this position are forgotten.
+    #[prost(uint64, tag = "14")]
+    pub(super) effects_oldest: u64,
+    /// Wrapping sum of the hashes of the rows that are this replica's own affair (eviction lists, effects,
+    /// bookmarks, state hashes), 16 bytes little-endian.
+    #[prost(bytes = "vec", tag = "15")]
+    pub(super) local_sum: Vec<u8>,
+}
+
+/// The sums of a shard's state; each wraps at 2^128.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sums {
+    pub(super) points: u128,
+    pub(super) intents: u128,
+    pub(super) local: u128,
+}
+
+impl StateRecord {
+    /// Its sums.
+    pub(super) fn sums(&self) -> Result<Sums, MachineError> {
+        let [points, intents, local] =
+            [&self.points_sum, &self.intents_sum, &self.local_sum].map(|sum| sum_of(sum));
+        Ok(Sums { points: points?, intents: intents?, local: local? })
+    }
+
+    /// Replaces its sums.
+    pub(super) fn set_sums(&mut self, sums: Sums) {
+        self.points_sum = sums.points.to_le_bytes().to_vec();
+        self.intents_sum = sums.intents.to_le_bytes().to_vec();
+        self.local_sum = sums.local.to_le_bytes().to_vec();
+    }
+
+    /// The value of its key: a checksum, then the record.
+    pub(super) fn to_value(&self) -> Vec<u8> {
+        let mut value = vec![0; 8];
+        self.encode(&mut value).expect("a Vec grows as needed");
+        let checksum = xxhash_rust::xxh3::xxh3_64(&value[8..]);
+        value[..8].copy_from_slice(&checksum.to_le_bytes());
+        value
+    }
+
+    /// Reads what [`StateRecord::to_value`] wrote.
+    pub(super) fn of_value(mut value: Bytes) -> Result<Self, MachineError> {
+        if value.len() < 8 {
+            return Err(damaged("shard state", "it has no checksum"));
+        }
+        let record = value.split_off(8);
+        if value != xxhash_rust::xxh3::xxh3_64(&record).to_le_bytes()[..] {
+            return Err(damaged("shard state", "checksum"));
+        }
+        decode("shard state", record)
+    }
 }
 
 /// A point without its dense vectors.
@@ -170,6 +246,47 @@ pub(super) struct DedupRecord {
     pub(super) code: Option<String>,
     #[prost(string, tag = "4")]
     pub(super) message: String,
+    /// The version its rejection tells.
+    #[prost(uint64, optional, tag = "5")]
+    pub(super) version: Option<u64>,
+}
+
+/// Which intents one batch brought, within one block of positions.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct EvictionRecord {
+    /// Wrapping sum of their entries' hashes, 16 bytes little-endian.
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) sum: Vec<u8>,
+    #[prost(message, repeated, tag = "2")]
+    pub(super) clients: Vec<ClientSeqs>,
+}
+
+/// Intents of one client.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ClientSeqs {
+    #[prost(string, tag = "1")]
+    pub(super) client: String,
+    #[prost(uint64, repeated, tag = "2")]
+    pub(super) seqs: Vec<u64>,
+}
+
+/// What is left of a client's evicted intents.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct FloorRecord {
+    /// The highest seq that was evicted.
+    #[prost(uint64, tag = "1")]
+    pub(super) seq: u64,
+    /// Position at which the last one was evicted.
+    #[prost(uint64, tag = "2")]
+    pub(super) evicted_at: u64,
+}
+
+/// What a command did, where the command itself does not say it.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct EffectRecord {
+    /// Points it deleted, as in their keys, in this order; it did nothing else.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub(super) deleted: Vec<Vec<u8>>,
 }
 
 impl PointRecord {
@@ -217,13 +334,18 @@ impl SparseRecord {
 impl DedupRecord {
     /// Why the intent was rejected, if it was.
     pub(super) fn rejection(&self) -> Option<Rejection> {
-        self.code.clone().map(|code| Rejection { code, message: self.message.clone() })
+        let code = self.code.clone()?;
+        Some(Rejection { code, message: self.message.clone(), version: self.version.map(Position) })
     }
+}
 
-    /// The entry's part in the sum that is the state hash.
-    pub(super) fn hash_at(&self, key: &[u8]) -> u128 {
-        xxhash_rust::xxh3::xxh3_128(&[key, &self.encode_to_vec()].concat())
-    }
+/// A row's part in a sum.
+pub(super) fn row_hash(key: &[u8], value: &[u8]) -> u128 {
+    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+    hasher.update(&(key.len() as u64).to_le_bytes());
+    hasher.update(key);
+    hasher.update(value);
+    hasher.digest128()
 }
 
 /// Hash of a point's vectors: equal bits under equal names, and nothing else, give the same.
@@ -238,10 +360,8 @@ pub(super) fn hash_of_vectors(vectors: &Vectors) -> Vec<u8> {
         };
         hasher.update(&[kind]);
         hasher.update(&(values.len() as u64).to_le_bytes());
-        for index in indices {
-            hasher.update(&index.to_le_bytes());
-        }
-        hasher.update(&floats_to_bytes(values));
+        hasher.update(bytemuck::cast_slice(indices));
+        hasher.update(bytemuck::cast_slice(values));
     }
     hasher.digest128().to_le_bytes().to_vec()
 }
@@ -254,7 +374,7 @@ pub(super) fn sum_of(bytes: &[u8]) -> Result<u128, MachineError> {
 
 /// f32 bits, little-endian.
 pub(super) fn floats_to_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+    bytemuck::cast_slice(values).to_vec()
 }
 
 /// Reads what [`floats_to_bytes`] wrote.
@@ -277,10 +397,7 @@ pub(super) fn damaged(what: &str, why: impl Into<String>) -> MachineError {
 
 /// The state of a shard before its first command.
 pub(super) fn first_state(collection: CollectionId) -> StateRecord {
-    StateRecord {
-        collection: collection.0,
-        points_sum: vec![0; 16],
-        dedup_sum: vec![0; 16],
-        ..StateRecord::default()
-    }
+    let mut state = StateRecord { collection: collection.0, ..StateRecord::default() };
+    state.set_sums(Sums::default());
+    state
 }

@@ -56,6 +56,11 @@ impl ReadView {
         &self.schema
     }
 
+    /// Whether the collection is dropped: from then on every command is rejected.
+    pub fn retired(&self) -> bool {
+        self.state.retired
+    }
+
     /// A point's vector; `None` if there is no such point or vector.
     pub fn vector(&self, id: PointId, name: &str) -> Result<Option<Vector>, MachineError> {
         let Some(record) = self.record(id)? else { return Ok(None) };

@@ -1,12 +1,13 @@
 //! A shard against a slow, obvious one.
 #![allow(clippy::unwrap_used)]
 
+mod intents;
 mod log;
 mod real;
 
 use super::*;
 use crate::{
-    machine::Verdict,
+    machine::{Rejection, Verdict},
     model::{
         Body, Distance, Epoch, FieldType, Filter, HnswParams, Payload, PayloadSelector, PointId, Projection,
         RequestId, ScrollRequest, SearchParams, SearchRequest, Target, VectorParams, VectorSelector, Vectors,
@@ -61,23 +62,52 @@ fn everything() -> Projection {
 struct Obvious {
     points: BTreeMap<PointId, (Position, Vectors, Bytes)>,
     fields: BTreeMap<FieldPath, FieldType>,
+    retired: bool,
 }
 
 impl Obvious {
-    fn apply(&mut self, position: Position, body: &Body) {
-        match body {
-            Body::Configure(schema) => self.fields = schema.fields.clone(),
-            Body::Upsert(writes) => {
-                for w in writes {
-                    self.points.insert(w.id, (position, w.vectors.clone(), w.payload.clone()));
-                }
+    /// What the command does to the points, or why it does nothing.
+    fn apply(&mut self, position: Position, body: &Body) -> Result<Vec<Change>, Rejection> {
+        if self.retired && *body != Body::Retire {
+            return Err(Rejection::new("retired", ""));
+        }
+        let changes: Vec<Change> = match body {
+            Body::Configure(schema) => {
+                self.fields = schema.fields.clone();
+                vec![]
             }
-            Body::Delete(ids) => ids.iter().for_each(|id| _ = self.points.remove(id)),
-            Body::DeleteMatching(filter) => {
-                for id in self.matching(filter) {
-                    self.points.remove(&id);
-                }
+            Body::Retire => {
+                self.retired = true;
+                vec![]
             }
+            Body::Upsert(writes) => writes.iter().cloned().map(Change::Upsert).collect(),
+            Body::Delete(ids) => {
+                let mut seen = BTreeSet::new();
+                let there = ids.iter().filter(|id| self.points.contains_key(id) && seen.insert(**id));
+                there.copied().map(Change::Delete).collect()
+            }
+            Body::DeleteMatching(filter) => self.matching(filter).into_iter().map(Change::Delete).collect(),
+            Body::Cas { id, if_version, point } => {
+                let version = self.points.get(id).map(|point| point.0);
+                if version != *if_version {
+                    return Err(Rejection { version, ..Rejection::new("version_mismatch", "") });
+                }
+                let delete = version.map(|_| Change::Delete(*id));
+                point.clone().map(Change::Upsert).or(delete).into_iter().collect()
+            }
+        };
+        for change in &changes {
+            self.change(position, change);
+        }
+        Ok(changes)
+    }
+
+    fn change(&mut self, position: Position, change: &Change) {
+        match change {
+            Change::Upsert(w) => {
+                _ = self.points.insert(w.id, (position, w.vectors.clone(), w.payload.clone()));
+            }
+            Change::Delete(id) => assert!(self.points.remove(id).is_some(), "{id} was not there"),
         }
     }
 
@@ -188,7 +218,7 @@ fn points_come_and_go_and_stay_after_reopening() {
         let bookmark = Bookmark(vec![i as u8].into());
         let outcomes = shard.apply(vec![command(body.clone()).encode()], bookmark.clone()).unwrap();
         assert_eq!(outcomes, [Outcome { position, verdict: Verdict::Applied }]);
-        truth.apply(position, body);
+        truth.apply(position, body).unwrap();
         same(&shard, &truth, &filter, &[2.6, 0.0, 1.0]);
         assert_eq!(shard.bookmark(), Some(bookmark));
     }
@@ -330,12 +360,14 @@ enum Step {
     Snapshot,
 }
 
+/// Stands for the version the point has, whatever it is.
+const CURRENT: Position = Position(u64::MAX);
+
 fn body() -> impl Strategy<Value = Body> {
-    let write = (id(), vectors(), payload()).prop_map(|(id, vectors, payload)| PointWrite {
-        id,
-        vectors,
-        payload: payload.to_string().into(),
-    });
+    let write = (id(), vectors(), payload())
+        .prop_map(|(id, vectors, payload)| PointWrite { id, vectors, payload: payload.to_string().into() })
+        .boxed();
+    let one = write.clone();
     let of = prop::sample::select(vec![
         FieldType::Keyword,
         FieldType::Integer,
@@ -348,9 +380,14 @@ fn body() -> impl Strategy<Value = Body> {
     prop_oneof![
         6 => prop::collection::vec(write, 1..6).prop_map(Body::Upsert),
         2 => prop::collection::vec(id(), 0..3).prop_map(Body::Delete),
+        4 => (id(), prop::option::of(prop_oneof![4 => Just(CURRENT), 1 => (1u64..9).prop_map(Position)]),
+            prop::option::weighted(0.7, one)).prop_map(|(id, if_version, point)| {
+            Body::Cas { id, if_version, point: point.map(|point| PointWrite { id, ..point }) }
+        }),
         1 => filter().prop_map(Body::DeleteMatching),
         2 => prop::collection::btree_map(path(), of, 0..5)
             .prop_map(|fields| Body::Configure(Schema { fields, ..schema(1, &[]) })),
+        1 => prop::bool::weighted(0.1).prop_map(|retire| if retire { Body::Retire } else { Body::Delete(vec![]) }),
     ]
 }
 
@@ -386,6 +423,7 @@ proptest! {
         let mut shard = open(folder.path());
         let mut truth = Obvious::default();
         let mut log: Vec<Bytes> = Vec::new();
+        let mut effects = vec![vec![]];
         let mut version = 1;
         let first = command(Body::Configure(schema(1, &[]))).encode();
         shard.apply(vec![first.clone()], Bookmark(Bytes::new())).unwrap();
@@ -394,19 +432,35 @@ proptest! {
             match step {
                 Step::Apply(bodies) => {
                     let mut commands = Vec::new();
+                    let mut want = Vec::new();
                     for body in bodies {
                         let mut body = body.clone();
-                        if let Body::Configure(schema) = &mut body {
-                            version += 1;
-                            schema.version = version;
+                        match &mut body {
+                            Body::Configure(schema) => {
+                                version += 1;
+                                schema.version = version;
+                            }
+                            Body::Cas { id, if_version: Some(if_version), .. } if *if_version == CURRENT => {
+                                *if_version = truth.points.get(id).map_or(CURRENT, |point| point.0);
+                            }
+                            _ => {}
                         }
                         commands.push(command(body.clone()).encode());
-                        truth.apply(Position((log.len() + commands.len()) as u64), &body);
+                        want.push(truth.apply(Position((log.len() + commands.len()) as u64), &body));
                     }
                     log.extend(commands.clone());
                     let bookmark = Bookmark(log.len().to_string().into());
                     let outcomes = shard.apply(commands, bookmark).unwrap();
-                    prop_assert!(outcomes.iter().all(|o| o.verdict == Verdict::Applied));
+                    for (outcome, want) in outcomes.into_iter().zip(want) {
+                        match (outcome.verdict, &want) {
+                            (Verdict::Applied, Ok(_)) => {}
+                            (Verdict::Rejected(got), Err(want)) => {
+                                prop_assert_eq!((&got.code, got.version), (&want.code, want.version));
+                            }
+                            (got, want) => prop_assert!(false, "{got:?} instead of {want:?}"),
+                        }
+                        effects.push(want.unwrap_or_default());
+                    }
                 }
                 Step::Reopen { without_index } => {
                     shard.close();
@@ -428,8 +482,23 @@ proptest! {
                 }
             }
             prop_assert_eq!(shard.position(), Position(log.len() as u64));
+            prop_assert_eq!(shard.view().retired(), truth.retired);
             same(&shard, &truth, filter, query);
         }
+        // What a feed is told is what was done, and folded again it is the points.
+        let mut fed = Obvious::default();
+        for ((position, command), want) in (1..).map(Position).zip(&log).zip(effects) {
+            let command = Command::decode(command).unwrap();
+            let mut told = shard.effect_of(position, &command).unwrap();
+            told.iter().for_each(|change| fed.change(position, change));
+            if let Body::DeleteMatching(_) = command.body {
+                told.sort_by_key(|change| match change {
+                    Change::Delete(id) | Change::Upsert(PointWrite { id, .. }) => *id,
+                });
+            }
+            prop_assert_eq!(told, want, "position {}", position);
+        }
+        prop_assert_eq!(&fed.points, &truth.points);
         prop_assert_eq!(shard.scrub().unwrap(), shard.state_hash().unwrap());
         let hash = shard.state_hash().unwrap();
         let stats = shard.stats();

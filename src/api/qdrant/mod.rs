@@ -15,7 +15,7 @@ mod settings;
 mod vector;
 
 pub(super) use points::{PointContent, acknowledged};
-pub(super) use service::probes;
+pub(super) use service::{probes, vital_signs};
 
 use super::{
     Api,

@@ -6,7 +6,6 @@ use crate::{
         error::{ApiError, Result},
         scrape,
     },
-    cluster::Cluster,
     model::Kind,
 };
 use axum::{Json, Router, extract::State, http::header::CONTENT_TYPE, response::IntoResponse, routing::get};
@@ -17,20 +16,23 @@ const QDRANT_VERSION: &str = "1.20.0";
 
 /// The routes.
 pub(in crate::api) fn probes() -> Router<Api> {
+    vital_signs().route("/", get(version)).route("/readyz", get(ready)).route("/metrics", get(figures))
+}
+
+/// Those that a node answers as soon as it listens.
+pub(in crate::api) fn vital_signs<S: Clone + Send + Sync + 'static>() -> Router<S> {
     Router::new()
-        .route("/", get(version))
         .route("/healthz", get(async || "healthz check passed"))
         .route("/livez", get(async || "livez check passed"))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(figures))
 }
 
 async fn version() -> impl IntoResponse {
     Json(json!({"title": "annal - vector search engine, Qdrant-compatible", "version": QDRANT_VERSION}))
 }
 
-async fn ready(State(cluster): State<Cluster>) -> Result<&'static str> {
-    match cluster.unready() {
+async fn ready(State(api): State<Api>) -> Result<&'static str> {
+    let leaving = api.leaving.is_cancelled().then(|| "the node is stopping".to_owned());
+    match leaving.or_else(|| api.cluster.unready()) {
         None => Ok("all shards are ready"),
         Some(why) => Err(ApiError::new(Kind::Unavailable, "", why)),
     }

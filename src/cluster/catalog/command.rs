@@ -133,6 +133,21 @@ struct Wire {
 }
 
 impl CatalogCommand {
+    /// Whether a second copy changes nothing, so that one of unknown effect may be sent again.
+    pub(in crate::cluster) fn is_safe_twice(&self) -> bool {
+        use CatalogCommand::{Alias, Create, CreateField, Drop, DropField, Plan, Update};
+        !matches!(
+            self,
+            Create { .. }
+                | Update { .. }
+                | Drop { .. }
+                | CreateField { .. }
+                | DropField { .. }
+                | Alias { .. }
+                | Plan { .. }
+        )
+    }
+
     /// The command's bytes.
     pub(in crate::cluster) fn encode(&self) -> Bytes {
         let json = serde_json::to_vec(self).expect("string keys, finite numbers");

@@ -65,7 +65,7 @@ pub(in crate::cluster) const STALE: &str = "stale";
 pub(in crate::cluster) const NEEDED: &str = "needed";
 
 fn rejection(code: &str, message: String) -> Rejection {
-    Rejection { code: code.to_owned(), message }
+    Rejection::new(code, message)
 }
 
 fn missing(what: &str, name: &dyn std::fmt::Display) -> Rejection {
@@ -166,7 +166,8 @@ impl CatalogState {
                 self.bury(replica);
             }
         }
-        let phase = if first { Phase::Voter } else { Phase::Planned };
+        // `node.json` binds a replica of group 0 to its folder before it is opened: it need not say Opened.
+        let phase = if first { Phase::Voter } else { Phase::Joining };
         let replica = self.next_replica(&name, phase);
         if first {
             self.catalog.founders = BTreeSet::from([replica.replica]);

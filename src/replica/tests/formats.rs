@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::replica::entry::{
-    Commands, Mark, RaftEntry, RaftLeaderId, RaftMembership, RaftPayload, StoredMembership, from_log, to_log,
+    Commands, Mark, RaftEntry, RaftLeaderId, RaftLogId, RaftMembership, RaftPayload, StoredMembership,
+    from_log, to_log,
 };
 use proptest::prelude::*;
 use std::fmt::Write;

@@ -2,11 +2,17 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod elections;
+mod follower_reads;
 mod formats;
+mod group;
+mod membership;
+mod messages;
 mod model;
 mod propose;
 mod reads;
 mod restart;
+mod snapshots;
 mod suite;
 mod tail;
 
@@ -17,6 +23,7 @@ use crate::{
 };
 use annal_wal::MemoryDisk;
 use std::{
+    collections::BTreeSet,
     io,
     sync::{
         Mutex,
@@ -152,14 +159,27 @@ pub(super) async fn open_log(disk: &MemoryDisk, options: annal_wal::Options) -> 
 }
 
 pub(super) fn options() -> ReplicaOptions {
-    let mut options = ReplicaOptions::sole(ME);
+    let mut options = ReplicaOptions::new(ME);
     options.checkpoint.keep_entries = 0;
     options
 }
 
+/// A replica that founds its group alone, or goes on alone.
+pub(super) async fn alone(
+    options: ReplicaOptions,
+    log: &Log,
+    group: GroupLog,
+    machine: Arc<Journal>,
+) -> Result<Replica<Journal>, ReplicaError> {
+    let founder = options.replica;
+    let replica = Replica::open(options, log, group, machine, Arc::new(Nobody)).await?;
+    replica.found([founder].into()).await?;
+    Ok(replica)
+}
+
 pub(super) async fn open(disk: &MemoryDisk, machine: Arc<Journal>) -> (Log, Replica<Journal>) {
     let (log, group) = open_log(disk, log_options()).await;
-    let replica = Replica::open(options(), &log, group, machine).await.unwrap();
+    let replica = alone(options(), &log, group, machine).await.unwrap();
     (log, replica)
 }
 

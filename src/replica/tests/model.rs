@@ -45,7 +45,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// What callers know.
 #[derive(Default)]
-struct Told {
+pub(super) struct Told {
     proposed: u64,
     applied: BTreeMap<u64, Bytes>,
     committed: Vec<Bytes>,
@@ -53,14 +53,18 @@ struct Told {
 }
 
 impl Told {
-    fn next(&mut self) -> Bytes {
+    pub(super) fn next(&mut self) -> Bytes {
         self.proposed += 1;
+        self.last()
+    }
+
+    pub(super) fn last(&self) -> Bytes {
         let mut command = command(self.proposed).to_vec();
         command.resize(300, b'.');
         command.into()
     }
 
-    fn answered(&mut self, command: Bytes, answer: Result<Proposed, ReplicaError>) {
+    pub(super) fn answered(&mut self, command: Bytes, answer: Result<Proposed, ReplicaError>) {
         match answer {
             Ok(Proposed::Applied(outcome)) => drop(self.applied.insert(outcome.position.0, command)),
             Ok(Proposed::Committed(_)) => self.committed.push(command),
@@ -70,7 +74,7 @@ impl Told {
     }
 
     /// The machine, having caught up, against all that was told.
-    fn check(&self, commands: &[Bytes]) {
+    pub(super) fn check(&self, commands: &[Bytes]) {
         let there: HashSet<_> = commands.iter().collect();
         assert_eq!(there.len(), commands.len(), "a command was applied twice");
         for (position, command) in &self.applied {
@@ -102,7 +106,7 @@ impl Life {
         let (log, group) = open_log(&self.disk, small()).await;
         let mut options = options();
         options.checkpoint.keep_entries = 3;
-        let replica = Replica::open(options, &log, group, machine).await.unwrap();
+        let replica = alone(options, &log, group, machine).await.unwrap();
         self.told.check(&replica.machine().commands());
         self.running = Some((log, replica));
     }

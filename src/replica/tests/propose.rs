@@ -77,7 +77,7 @@ async fn a_deadline_says_whether_the_command_was_proposed() {
     let (log, group) = open_log(&disk, log_options()).await;
     let mut options = options();
     options.propose.entries_under_way = 1;
-    let replica = Replica::open(options, &log, group, Arc::new(Journal::default())).await.unwrap();
+    let replica = alone(options, &log, group, Arc::new(Journal::default())).await.unwrap();
     replica.machine().slow_ms.store(300, Ordering::Relaxed);
 
     let brief = || Instant::now() + Duration::from_millis(100);
@@ -110,7 +110,7 @@ async fn a_full_queue_turns_commands_away() {
         command_bytes_max: 1000,
         ..ProposeLimits::default()
     };
-    let replica = Replica::open(options, &log, group, Arc::new(Journal::default())).await.unwrap();
+    let replica = alone(options, &log, group, Arc::new(Journal::default())).await.unwrap();
     replica.machine().slow_ms.store(200, Ordering::Relaxed);
     let early = Instant::now() + Duration::from_millis(100);
     let big = || Bytes::from(vec![0; 1000]);
@@ -130,16 +130,14 @@ async fn a_full_queue_turns_commands_away() {
 async fn a_full_disk_turns_commands_away_and_the_replica_lives_on() {
     let disk = memory();
     let (log, group) = open_log(&disk, annal_wal::Options { free_bytes_min: 8 << 20, ..log_options() }).await;
-    let replica = Replica::open(options(), &log, group, Arc::new(Journal::default())).await.unwrap();
+    let replica = alone(options(), &log, group, Arc::new(Journal::default())).await.unwrap();
     put(&replica, command(1)).await;
     disk.set_capacity_bytes(disk.used_bytes() + (4 << 20));
-    // The log looks at the disk now and then.
-    let error = loop {
-        match replica.propose(command(2), soon(), Wait::Applied).await {
-            Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            Err(error) => break error,
-        }
-    };
+    // The log looks at the disk now and then; a command on its way just then would wait for room.
+    while replica.inner.log.check_space().is_ok() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let error = replica.propose(command(2), soon(), Wait::Applied).await.unwrap_err();
     assert!(matches!(error, ReplicaError::Full(_)), "{error}");
     assert_eq!((error.kind(), error.effect()), (crate::model::Kind::Full, Effect::None));
     assert_eq!(replica.status().role, Role::Leader);

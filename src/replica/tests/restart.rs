@@ -63,7 +63,7 @@ async fn a_real_disk_keeps_what_was_acknowledged() {
             Some(group) => group,
             None => log.create_group(GROUP).await.unwrap(),
         };
-        let replica = Replica::open(options(), &log, group, machine).await.unwrap();
+        let replica = alone(options(), &log, group, machine).await.unwrap();
         for n in 1..=10 {
             assert_eq!(put(&replica, command(n)).await, round * 10 + n);
         }
@@ -105,7 +105,7 @@ async fn checkpoints_happen_by_themselves() {
     let mut options = options();
     options.checkpoint.every = Duration::from_millis(50);
     options.checkpoint.keep_entries = 5;
-    let replica = Replica::open(options, &log, group, Arc::new(Journal::default())).await.unwrap();
+    let replica = alone(options, &log, group, Arc::new(Journal::default())).await.unwrap();
     for n in 1..=20 {
         put(&replica, command(n)).await;
     }
@@ -125,7 +125,7 @@ async fn a_group_that_pins_the_log_is_checkpointed_and_purged() {
     let (log, group) = open_log(&disk, small).await;
     let mut options = options();
     options.checkpoint = CheckpointLimits { every: Duration::MAX, bytes: u64::MAX, keep_entries: u64::MAX };
-    let replica = Replica::open(options, &log, group, Arc::new(Journal::default())).await.unwrap();
+    let replica = alone(options, &log, group, Arc::new(Journal::default())).await.unwrap();
     let deadline = soon();
     let mut n = 0;
     while replica.status().ladder.purged.is_none() || log.status().bytes > 512 << 10 {
@@ -163,7 +163,7 @@ async fn a_machine_behind_all_history_is_refused() {
     let small = || annal_wal::Options { retention_bytes: 2 << 20, hot_bytes_max: 8 << 20, ..log_options() };
     let disk = memory();
     let (log, group) = open_log(&disk, small()).await;
-    let replica = Replica::open(options(), &log, group, Arc::new(Journal::default())).await.unwrap();
+    let replica = alone(options(), &log, group, Arc::new(Journal::default())).await.unwrap();
     let deadline = soon();
     while replica.status().ladder.oldest.is_none_or(|oldest| oldest.0 == 0) {
         put(&replica, Bytes::from(vec![7; 200_000])).await;
@@ -174,7 +174,7 @@ async fn a_machine_behind_all_history_is_refused() {
     crash(&disk, log, replica).await;
     // The machine's disk was lost, and the log no longer reaches back.
     let (log, group) = open_log(&disk, small()).await;
-    let error = Replica::open(options(), &log, group, Arc::new(Journal::default())).await.err().unwrap();
+    let error = alone(options(), &log, group, Arc::new(Journal::default())).await.err().unwrap();
     assert!(
         matches!(error, ReplicaError::Gap { applied: None, oldest } if oldest.0 == purged.0 + 1),
         "{error}"
@@ -190,32 +190,37 @@ async fn a_machine_without_its_log_is_refused() {
     replica.checkpoint(soon()).await.unwrap();
     let machine = crash(&disk, log, replica).await;
     let (log, group) = open_log(&memory(), log_options()).await;
-    let error = Replica::open(options(), &log, group, machine).await.err().unwrap();
+    let error = alone(options(), &log, group, machine).await.err().unwrap();
     assert!(matches!(error, ReplicaError::LogLost { .. }), "{error}");
 }
 
 #[tokio::test]
-async fn an_empty_group_is_founded_by_its_founders_only() {
+async fn an_empty_group_waits_to_be_founded() {
     let (log, group) = open_log(&memory(), log_options()).await;
     let machine = Arc::new(Journal::default());
-    let others = ReplicaOptions { founders: BTreeSet::from([ReplicaId(9)]), ..options() };
-    let error = Replica::open(others, &log, group.clone(), machine.clone()).await.err().unwrap();
-    assert!(matches!(error, ReplicaError::Options(_)), "{error}");
-
-    let joining = ReplicaOptions { founders: BTreeSet::new(), ..options() };
-    let replica = Replica::open(joining, &log, group, machine).await.unwrap();
+    let replica = Replica::open(options(), &log, group, machine, Arc::new(Nobody)).await.unwrap();
     assert_eq!(replica.status().role, Role::Learner);
     assert_eq!(replica.status().members, Members::default());
     let error = replica.propose(command(1), soon(), Wait::Applied).await.unwrap_err();
     assert!(matches!(error, ReplicaError::NotLeader { leader: None }), "{error}");
+
+    let error = replica.found([ReplicaId(9)].into()).await.unwrap_err();
+    assert!(matches!(error, ReplicaError::Options(_)), "{error}");
+    replica.found([ME].into()).await.unwrap();
+    assert_eq!(put(&replica, command(1)).await, 1);
+    let members = replica.status().members;
+    replica.found([ME, ReplicaId(4)].into()).await.unwrap();
+    assert_eq!(replica.status().members, members, "a group is founded once");
+    assert_eq!(put(&replica, command(2)).await, 2);
 }
 
 #[tokio::test]
 async fn one_of_three_leads_nobody() {
     let (log, group) = open_log(&memory(), log_options()).await;
-    let founders = BTreeSet::from([ME, ReplicaId(4), ReplicaId(5)]);
-    let options = ReplicaOptions { founders, heartbeat_ms: 20, election_ms: 50..100, ..options() };
-    let replica = Replica::open(options, &log, group, Arc::new(Journal::default())).await.unwrap();
+    let options = ReplicaOptions { heartbeat_ms: 10, election_ms: 70..100, ..options() };
+    let machine = Arc::new(Journal::default());
+    let replica = Replica::open(options, &log, group, machine, Arc::new(Nobody)).await.unwrap();
+    replica.found([ME, ReplicaId(4), ReplicaId(5)].into()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
     let status = replica.status();
     assert_ne!(status.role, Role::Leader);
@@ -240,7 +245,7 @@ async fn an_unknown_kind_of_entry_is_never_skipped() {
     let (told, outcome) = oneshot::channel();
     group.append(vec![entry], move |result| told.send(result).unwrap()).await.unwrap();
     outcome.await.unwrap().unwrap();
-    let error = tokio::time::timeout_at(soon(), Replica::open(options(), &log, group, machine)).await;
+    let error = tokio::time::timeout_at(soon(), alone(options(), &log, group, machine)).await;
     let error = error.expect("it must not hang").err().expect("it must not open");
     assert!(error.to_string().contains("unknown kind"), "{error}");
 }

@@ -94,7 +94,7 @@ async fn put_many(replica: &Replica<Journal>, from: u64, to: u64) {
 async fn a_tail_that_comes_too_late_learns_where_history_starts() {
     let disk = memory();
     let (log, group) = open_log(&disk, short()).await;
-    let replica = Replica::open(options(), &log, group, Arc::new(Journal::default())).await.unwrap();
+    let replica = alone(options(), &log, group, Arc::new(Journal::default())).await.unwrap();
     let deadline = soon();
     let mut last = 0;
     while replica.status().ladder.oldest < Some(LogIndex(20)) {
@@ -117,7 +117,7 @@ async fn a_tail_that_comes_too_late_learns_where_history_starts() {
 async fn what_a_tail_still_owes_is_kept() {
     let disk = memory();
     let (log, group) = open_log(&disk, short()).await;
-    let replica = Replica::open(options(), &log, group, Arc::new(Journal::default())).await.unwrap();
+    let replica = alone(options(), &log, group, Arc::new(Journal::default())).await.unwrap();
     put_many(&replica, 1, 5).await;
     let mut tail = replica.tail(Position(1)).await.unwrap();
     for round in 0..20 {

@@ -7,6 +7,12 @@ fn apply(shard: &Shard, command: &Command) -> Verdict {
     shard.apply(vec![command.encode()], bookmark).unwrap().remove(0).verdict
 }
 
+/// How many rows a table has.
+fn rows(shard: &Shard, table: u8) -> usize {
+    let view = shard.view();
+    view.store.prefix(&view.keyspace, &[table]).count()
+}
+
 fn put(id: u64, x: f32) -> Body {
     let vectors = [(String::new(), Vector::Dense(vec![x; 3]))].into();
     Body::Upsert(vec![PointWrite { id: PointId::Num(id), vectors, payload: Bytes::new() }])
@@ -65,7 +71,8 @@ fn an_intent_is_applied_once_and_remembered_for_a_window() {
     assert_eq!(code(&apply(&shard, &first)), "expired");
     assert_eq!(code(&apply(&shard, &first)), "expired");
     assert_eq!(shard.scrub().unwrap(), shard.state_hash().unwrap());
-    assert_eq!(shard.view().state.dedup_sum, vec![0; 16], "every entry was evicted");
+    assert_eq!(rows(&shard, points::DEDUP), 0, "every entry was evicted");
+    assert_eq!(rows(&shard, points::EVICTION), 0);
     assert_ne!(shard.state_hash().unwrap().1, hash);
     shard.close();
 }
@@ -201,6 +208,157 @@ fn a_store_of_another_collection_is_refused() {
 }
 
 #[test]
+fn a_condition_holds_or_tells_the_version_it_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut shard = open(folder.path());
+    apply(&shard, &command(Body::Configure(schema(1, &[]))));
+    let cas = |if_version: Option<u64>, x: Option<f32>| {
+        let point = x.map(|x| match put(1, x) {
+            Body::Upsert(mut writes) => writes.remove(0),
+            _ => unreachable!(),
+        });
+        command(Body::Cas { id: PointId::Num(1), if_version: if_version.map(Position), point })
+    };
+    let mismatch = |verdict: Verdict| match verdict {
+        Verdict::Rejected(rejection) if rejection.code == "version_mismatch" => rejection.version,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(mismatch(apply(&shard, &cas(Some(1), Some(1.0)))), None);
+    assert_eq!(apply(&shard, &cas(None, Some(1.0))), Verdict::Applied);
+    assert_eq!(mismatch(apply(&shard, &cas(None, Some(2.0)))), Some(Position(3)));
+    let intent = Command {
+        request: Some(RequestId { client: "a".into(), seq: 1 }),
+        born: Position(4),
+        ..cas(Some(2), Some(9.0))
+    };
+    let first = apply(&shard, &intent);
+    assert_eq!(mismatch(first.clone()), Some(Position(3)));
+    // The new version is the command's position; an upsert counts as a write too, and two in a batch are two.
+    assert_eq!(apply(&shard, &cas(Some(3), Some(2.0))), Verdict::Applied);
+    let batch = [cas(Some(6), Some(3.0)), command(put(1, 4.0)), cas(Some(8), Some(5.0)), cas(Some(8), None)];
+    let outcomes = shard.apply(batch.iter().map(Command::encode).collect(), Bookmark(Bytes::new())).unwrap();
+    let codes: Vec<&str> = outcomes.iter().map(|o| code(&o.verdict)).collect();
+    assert_eq!(codes, ["", "", "", "version_mismatch"]);
+    // A point that went and came again has a new version: what was seen of the old one does not hold.
+    assert_eq!(apply(&shard, &cas(Some(9), None)), Verdict::Applied);
+    assert_eq!(shard.view().count(None).unwrap(), 0);
+    assert_eq!(apply(&shard, &cas(None, Some(5.0))), Verdict::Applied);
+    assert_eq!(mismatch(apply(&shard, &cas(Some(9), Some(6.0)))), Some(Position(12)));
+    assert_eq!(mismatch(apply(&shard, &cas(None, None))), Some(Position(12)));
+    shard.close();
+    drop(shard);
+    shard = open(folder.path());
+    let again = Verdict::Duplicate { first: Box::new(Outcome { position: Position(5), verdict: first }) };
+    assert_eq!(apply(&shard, &intent), again, "a retry is told the version of then");
+    let unfit = Command { schema_version: 1, ..cas(Some(12), Some(f32::NAN)) };
+    assert_eq!(code(&apply(&shard, &unfit)), "stale_schema");
+    shard.close();
+}
+
+#[test]
+fn a_retired_shard_refuses_everything_but_says_what_became_of_what_was_before() {
+    let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let shard = open(folder.path());
+    apply(&shard, &command(Body::Configure(schema(1, &[]))));
+    let request = |seq| Some(RequestId { client: "a".into(), seq });
+    let before = Command { request: request(1), ..command(put(1, 1.0)) };
+    assert_eq!(apply(&shard, &before), Verdict::Applied);
+    assert!(!shard.view().retired());
+    let hash = shard.state_hash().unwrap().1;
+    assert_eq!(apply(&shard, &command(Body::Retire)), Verdict::Applied);
+    assert!(shard.view().retired());
+    assert_ne!(shard.state_hash().unwrap().1, hash);
+    let mut stream = Vec::new();
+    shard.write_snapshot(&mut stream).unwrap();
+    let copy = open(other.path());
+    copy.install_snapshot(&mut stream.as_slice()).unwrap();
+    for shard in [shard, copy] {
+        assert!(shard.view().retired());
+        let late = Command { request: request(2), ..command(put(2, 1.0)) };
+        assert_eq!(code(&apply(&shard, &late)), "retired");
+        assert!(matches!(apply(&shard, &late), Verdict::Duplicate { .. }));
+        for body in [put(1, 2.0), Body::Delete(vec![PointId::Num(1)]), Body::Configure(schema(9, &[]))] {
+            assert_eq!(code(&apply(&shard, &command(body))), "retired");
+        }
+        assert_eq!(apply(&shard, &command(Body::Retire)), Verdict::Applied);
+        assert!(
+            matches!(apply(&shard, &before), Verdict::Duplicate { first } if first.verdict == Verdict::Applied)
+        );
+        assert_eq!((shard.view().count(None).unwrap(), shard.view().schema().version), (1, 1));
+        assert_eq!(shard.scrub().unwrap(), shard.state_hash().unwrap());
+        shard.close();
+        let (name, store) = (shard.name.clone(), shard.store.clone());
+        drop(shard);
+        let nowhere = tempfile::tempdir().unwrap();
+        let shard = Shard::open(store, &name, nowhere.path(), COLLECTION, options()).unwrap();
+        assert!(shard.view().retired());
+        shard.close();
+    }
+}
+
+#[test]
+fn effects_are_kept_as_long_as_the_log() {
+    let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let shard = open(folder.path());
+    let mut log = vec![command(Body::Configure(schema(1, &[])))];
+    let num = |ids: &[u64]| Body::Delete(ids.iter().copied().map(PointId::Num).collect());
+    let retry = Command { request: Some(RequestId { client: "a".into(), seq: 1 }), ..command(num(&[1])) };
+    for round in 0..100 {
+        log.push(command(put(1, round as f32)));
+        log.push(retry.clone());
+        log.push(command(num(&[1, 2, 1])));
+        log.push(command(num(&[1])));
+    }
+    log.push(Command { collection: CollectionId(6), ..command(put(7, 1.0)) });
+    shard.apply(log.iter().map(Command::encode).collect(), Bookmark(Bytes::new())).unwrap();
+    let gone = |ids: &[u64]| ids.iter().copied().map(PointId::Num).map(Change::Delete).collect::<Vec<_>>();
+    let effect = |shard: &Shard, position: u64| {
+        shard.effect_of(Position(position), &log[position as usize - 1]).map_err(|e| e.kind())
+    };
+    assert_eq!(effect(&shard, 1), Ok(vec![]));
+    let Body::Upsert(first) = put(1, 0.0) else { unreachable!() };
+    assert_eq!(effect(&shard, 2), Ok(first.into_iter().map(Change::Upsert).collect()));
+    assert_eq!([3, 4, 5, 7, 8, 9].map(|p| effect(&shard, p).unwrap().len()), [1, 0, 0, 0, 1, 0]);
+    assert_eq!(effect(&shard, 8), Ok(gone(&[1])), "only what was there, and once");
+    assert_eq!(effect(&shard, 402), Ok(vec![]), "of another collection");
+    assert_eq!(effect(&shard, 403 - 1), Ok(vec![]));
+    let beyond = shard.effect_of(Position(403), &log[1]).map_err(|e| e.kind());
+    assert_eq!(beyond, Err(crate::model::Kind::Invalid));
+    assert!(rows(&shard, points::EFFECT) > 290);
+    // Told where the history begins, it forgets bit by bit; asked to forget, at once.
+    shard.history_starts_at(Position(300));
+    shard.history_starts_at(Position(200));
+    apply(&shard, &command(Body::Delete(vec![])));
+    assert_eq!(effect(&shard, 100), Err(crate::model::Kind::Expired));
+    shard.forget_effects(Position(350)).unwrap();
+    assert_eq!(effect(&shard, 349), Err(crate::model::Kind::Expired));
+    assert_eq!(effect(&shard, 352).unwrap().len(), 1);
+    let left = rows(&shard, points::EFFECT);
+    assert!((30..60).contains(&left), "{left} rows");
+    assert_eq!(shard.scrub().unwrap(), shard.state_hash().unwrap());
+    let mut stream = Vec::new();
+    shard.write_snapshot(&mut stream).unwrap();
+    let copy = open(other.path());
+    copy.install_snapshot(&mut stream.as_slice()).unwrap();
+    for position in 340..403 {
+        assert_eq!(effect(&copy, position), effect(&shard, position));
+    }
+    shard.forget_effects(Position(u64::MAX)).unwrap();
+    assert_eq!(rows(&shard, points::EFFECT), 0);
+    assert_eq!(effect(&shard, 402), Err(crate::model::Kind::Expired));
+    let replayed = copy.apply(vec![command(Body::Delete(vec![])).encode()], Bookmark(Bytes::new())).unwrap();
+    shard.apply(vec![command(Body::Delete(vec![])).encode()], Bookmark(Bytes::new())).unwrap();
+    assert_eq!(replayed[0].position, Position(404));
+    assert_eq!(
+        copy.state_hash().unwrap(),
+        shard.state_hash().unwrap(),
+        "what is kept of effects is no state"
+    );
+    shard.close();
+    copy.close();
+}
+
+#[test]
 fn record_bytes_are_golden() {
     use prost::Message;
     let vectors: Vectors = [
@@ -218,9 +376,19 @@ fn record_bytes_are_golden() {
         ..PointRecord::of(&vectors, Bytes::from_static(br#"{"a":1}"#))
     };
     let slot = SlotRecord { id: PointId::Uuid(9).to_key(), born: 299 };
-    let dedup =
-        DedupRecord { position: 300, body_hash: 5, code: Some("stale_schema".into()), message: "why".into() };
-    let state = StateRecord {
+    let dedup = points::DedupRecord {
+        position: 300,
+        body_hash: 5,
+        code: Some("stale_schema".into()),
+        message: "why".into(),
+        version: Some(12),
+    };
+    let clients = vec![points::ClientSeqs { client: "me".into(), seqs: vec![258, 9] }];
+    let list = points::EvictionRecord { sum: vec![3; 16], clients };
+    let floor = points::FloorRecord { seq: 258, evicted_at: 1_000_300 };
+    let effect =
+        points::EffectRecord { deleted: vec![PointId::Num(258).to_key(), PointId::Uuid(258).to_key()] };
+    let mut state = StateRecord {
         bookmark: Some(Bytes::from_static(b"mark")),
         position: 300,
         next_slot: 70_001,
@@ -228,8 +396,13 @@ fn record_bytes_are_golden() {
         dedup_oldest: 2,
         marked: 256,
         vectors: [(String::new(), 1)].into(),
+        retired: true,
+        schema_hash: vec![7; 16],
+        floor_cursor: "me".into(),
+        effects_oldest: 3,
         ..points::first_state(CollectionId(5))
     };
+    state.set_sums(points::Sums { points: 1, intents: 2, local: 3 });
     let path: FieldPath = "a.b".parse().unwrap();
     let entry = payload_index::integer(-3);
     let lines = [
@@ -242,10 +415,16 @@ fn record_bytes_are_golden() {
         ("vector key", points::vector_key(70_000, "image")),
         ("vector", points::floats_to_bytes(&[1.0, -2.5])),
         ("field key, integer -3", points::field_key(&path, &entry, 70_000)),
-        ("dedup key", points::dedup_key(&RequestId { client: "me".into(), seq: 258 })),
+        ("dedup key", points::dedup_key("me", 258)),
         ("dedup", dedup.encode_to_vec()),
-        ("dedup position key", points::position_key(points::DEDUP_AT, Position(258))),
-        ("state", state.encode_to_vec()),
+        ("eviction list key", points::position_key(points::EVICTION, Position(258))),
+        ("eviction list", list.encode_to_vec()),
+        ("floor key", points::floor_key("me")),
+        ("floor", floor.encode_to_vec()),
+        ("effect key", points::position_key(points::EFFECT, Position(258))),
+        ("effect", effect.encode_to_vec()),
+        ("row hash", points::row_hash(b"key", b"value").to_le_bytes().to_vec()),
+        ("state", state.to_value()),
     ];
     let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
     let text: String = lines.iter().map(|(name, bytes)| format!("{name}: {}\n", hex(bytes))).collect();

@@ -1,0 +1,154 @@
+//! What people ask of the cluster itself: nodes drained and removed, shards moved and led.
+//!
+//! A wish becomes a plan in the catalog, and the call waits until it is carried out (`true`) or its deadline has come
+//! (`false`: it goes on by itself). It can be asked again: what is done is not done twice.
+
+use super::{
+    Cluster, ClusterError, NodeName, Result, balancer,
+    catalog::{CatalogCommand, CatalogState, GroupRecord, NodeState, Phase},
+};
+use crate::model::{ReplicaId, ShardNumber};
+use std::collections::BTreeSet;
+use tokio::time::Instant;
+
+impl Cluster {
+    /// Moves all shards off a node; `true` once none is left there. The node stays a member.
+    ///
+    /// Errors: `Conflict` (a shard has no other place to go to; no effect), `NotFound`.
+    pub async fn drain_node(&self, node: &str, deadline: Instant) -> Result<bool> {
+        self.catch_up_with_catalog(deadline).await?;
+        let state = self.inner.catalog.state();
+        let silent = self.silent(&state).await;
+        if let Some((collection, shard)) = balancer::stuck_on(&state, node, &silent) {
+            return Err(ClusterError::Conflict(format!(
+                "shard {shard} of {collection} has a replica on every node that could take the one of {node}"
+            )));
+        }
+        self.propose_catalog(CatalogCommand::Drain { node: node.to_owned(), drain: true }, deadline).await?;
+        let empty = |state: &CatalogState| {
+            let shards = state.groups().filter(|g| g.group != 0);
+            shards.flat_map(|g| &g.replicas).all(|r| r.node != node)
+        };
+        Ok(self.until(deadline, empty).await)
+    }
+
+    /// Lets a drained node take replicas again.
+    pub async fn undrain_node(&self, node: &str, deadline: Instant) -> Result<()> {
+        self.propose_catalog(CatalogCommand::Drain { node: node.to_owned(), drain: false }, deadline).await
+    }
+
+    /// Moves all off a node and forgets it; `true` once it is forgotten. A node that is not there is forgotten.
+    ///
+    /// Errors: `Conflict` (it holds the only copy of a shard and no other node can take it; no effect).
+    pub async fn remove_node(&self, node: &str, deadline: Instant) -> Result<bool> {
+        self.catch_up_with_catalog(deadline).await?;
+        let state = self.inner.catalog.state();
+        if !state.nodes.contains_key(node) {
+            return Ok(true);
+        }
+        let others = state.nodes.values().filter(|n| n.name != node && n.state == NodeState::Active).count();
+        let only_copy = |g: &GroupRecord| g.staying().all(|r| r.node == node) && g.staying().next().is_some();
+        if others == 0 || state.groups().any(only_copy) && balancer_cannot(&state, node) {
+            return Err(ClusterError::Conflict(format!("{node} holds the only copy of something")));
+        }
+        self.propose_catalog(CatalogCommand::Remove { node: node.to_owned() }, deadline).await?;
+        Ok(self.until(deadline, |state| !state.nodes.contains_key(node)).await)
+    }
+
+    /// Moves a shard's replica from one node to another; `true` once it is there and the old one is gone.
+    ///
+    /// Errors: `NotFound`, `Conflict` (both have one, or neither; no effect).
+    pub async fn move_shard(
+        &self,
+        collection: &str,
+        shard: ShardNumber,
+        from: &NodeName,
+        to: &NodeName,
+        deadline: Instant,
+    ) -> Result<bool> {
+        self.catch_up_with_catalog(deadline).await?;
+        let state = self.inner.catalog.state();
+        for node in [from, to] {
+            if !state.nodes.contains_key(node) {
+                return Err(ClusterError::NotFound(format!("node {node}")));
+            }
+        }
+        let group = group_of(&state, collection, shard)?;
+        let on = |node: &NodeName| group.staying().find(|r| r.node == *node);
+        match (on(from), on(to)) {
+            (Some(_), Some(_)) => {
+                return Err(ClusterError::Conflict(format!("{from} and {to} both hold shard {shard}")));
+            }
+            (None, None) => {
+                return Err(ClusterError::Conflict(format!(
+                    "{from} does not hold shard {shard} of {collection}"
+                )));
+            }
+            (None, Some(_)) => {}
+            (Some(old), None) => {
+                let instead_of = Some(old.replica);
+                let plan = CatalogCommand::Plan { group: group.group, to: Some(to.clone()), instead_of };
+                self.propose_catalog(plan, deadline).await?;
+            }
+        }
+        let number = group.group;
+        let there = |state: &CatalogState| {
+            state.groups().find(|g| g.group == number).is_none_or(|g| {
+                let votes = g.in_phase(Phase::Voter).any(|r| r.node == *to);
+                votes && g.replicas.iter().all(|r| r.node != *from)
+            })
+        };
+        Ok(self.until(deadline, there).await)
+    }
+
+    /// Makes a node the leader of a shard; `true` once it is.
+    ///
+    /// Errors: `NotFound` (no such node holds a voter of it), `Unavailable` (nobody leads now), `Timeout`.
+    pub async fn lead_shard(
+        &self,
+        collection: &str,
+        shard: ShardNumber,
+        node: &NodeName,
+        deadline: Instant,
+    ) -> Result<bool> {
+        self.catch_up_with_catalog(deadline).await?;
+        let state = self.inner.catalog.state();
+        let group = group_of(&state, collection, shard)?;
+        let voter = group.in_phase(Phase::Voter).find(|r| r.node == *node);
+        let voter = voter.ok_or_else(|| {
+            ClusterError::NotFound(format!("a voter of shard {shard} of {collection} on node {node}"))
+        })?;
+        self.hand_over(&group, voter.replica, deadline).await?;
+        Ok(true)
+    }
+
+    /// Waits until the catalog is as wanted; whether it was by the deadline.
+    async fn until(&self, deadline: Instant, done: impl Fn(&CatalogState) -> bool) -> bool {
+        let mut watch = self.inner.catalog.watch();
+        tokio::time::timeout_at(deadline, watch.wait_for(|state| done(state))).await.is_ok()
+    }
+
+    /// Nodes that do not answer now.
+    async fn silent(&self, state: &CatalogState) -> BTreeSet<NodeName> {
+        let reports = self.reports(state).await;
+        state.nodes.keys().filter(|name| !reports.contains_key(*name)).cloned().collect()
+    }
+
+    /// Asks the leader of a group to hand over to one of its voters.
+    async fn hand_over(&self, group: &GroupRecord, to: ReplicaId, deadline: Instant) -> Result<()> {
+        let _ = (group, to, deadline);
+        Err(ClusterError::Unimplemented("leading".to_owned()))
+    }
+}
+
+/// Whether a shard of which `node` has the only copy has no other place.
+fn balancer_cannot(state: &CatalogState, node: &str) -> bool {
+    balancer::stuck_on(state, node, &BTreeSet::new()).is_some()
+}
+
+fn group_of(state: &CatalogState, collection: &str, shard: ShardNumber) -> Result<GroupRecord> {
+    let record =
+        state.collection(collection).ok_or_else(|| ClusterError::NoCollection(collection.to_owned()))?;
+    let group = record.shards.get(shard.0 as usize).cloned();
+    group.ok_or_else(|| ClusterError::NotFound(format!("shard {shard} of {collection}")))
+}

@@ -1,0 +1,402 @@
+//! The calling side: one connection an address, opened when it is needed and again when it broke.
+//!
+//! Invariants: at most one attempt to connect is under way per address, and between two of them lie
+//! `RETRY_AFTER`; a message that hyper hands back unsent is sent once more over a fresh connection.
+
+use super::{
+    ByteStream, CALL_BYTES_MAX, CONNECT_WITHIN, CONNECTION_WINDOW, CallError, Credentials, FRAME_BYTES,
+    Failure, HELLO_WITHIN, PING_EVERY, PING_WITHIN, RETRY_AFTER, STREAM_WINDOW,
+    body::{self, Outgoing},
+    hello, socket,
+};
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use futures::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, Shared},
+};
+use hyper::{
+    Method, Request, Response, StatusCode, Uri,
+    body::Incoming,
+    client::conn::http2::{Builder, SendRequest},
+    http::uri::{Authority, Parts, PathAndQuery, Scheme},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use std::{
+    collections::HashMap,
+    error::Error,
+    io,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+use tokio::time::{Instant, timeout, timeout_at};
+
+/// Calls made, by path and by how they ended.
+const CALLS: &str = "annal_peer_calls_total";
+/// Bytes of bodies, by path and direction.
+const BYTES: &str = "annal_peer_bytes_total";
+
+type Result<T> = std::result::Result<T, CallError>;
+type Sender = SendRequest<Outgoing>;
+
+/// The other nodes, by address (`host:port`); cheap to clone.
+#[derive(Clone)]
+pub struct Peers {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    credentials: Credentials,
+    cluster: ArcSwapOption<String>,
+    links: RwLock<HashMap<String, Arc<Link>>>,
+}
+
+/// The way to one address.
+struct Link {
+    to: String,
+    state: Mutex<State>,
+}
+
+enum State {
+    Idle,
+    Dialing(Shared<BoxFuture<'static, Result<Sender>>>),
+    Live(Sender),
+    Failed(Instant, CallError),
+}
+
+impl Peers {
+    /// No peers yet, and no cluster.
+    pub fn new(credentials: Credentials) -> Peers {
+        let (cluster, links) = Default::default();
+        Peers { inner: Arc::new(Inner { credentials, cluster, links }) }
+    }
+
+    /// The cluster this node belongs to from now on: sent in every hello, and asked of those who call us.
+    ///
+    /// Connections opened before are left to the calls that use them.
+    pub fn set_cluster(&self, cluster_id: String) {
+        self.inner.cluster.store(Some(Arc::new(cluster_id)));
+        for link in self.inner.links.read().unwrap_or_else(PoisonError::into_inner).values() {
+            *link.lock() = State::Idle;
+        }
+    }
+
+    /// The cluster this node belongs to.
+    pub fn cluster(&self) -> Option<Arc<String>> {
+        self.inner.cluster.load_full()
+    }
+
+    pub(super) fn credentials(&self) -> &Credentials {
+        &self.inner.credentials
+    }
+
+    /// Closes the connection to an address that is not needed any more; calls under way finish.
+    pub fn forget(&self, to: &str) {
+        self.inner.links.write().unwrap_or_else(PoisonError::into_inner).remove(to);
+    }
+
+    /// Asks a peer. `path` starts with `/`; `body` is at most [`CALL_BYTES_MAX`].
+    ///
+    /// Cost: one stream on the peer's connection; no copy of a body that fits a frame.
+    pub async fn call(&self, to: &str, path: &'static str, body: Bytes, deadline: Instant) -> Result<Bytes> {
+        let sent = body.len();
+        let exchange = async {
+            let response = self.send(to, Method::POST, path, checked(to, body)?, deadline).await?;
+            read_answer(to, response, deadline).await
+        };
+        counted(path, sent, exchange.await)
+    }
+
+    /// Sends a stream to a peer, behind a `head` of at most [`CALL_BYTES_MAX`]. `body` is read as fast as the
+    /// peer takes it. An error in `body` is one at the peer too, and the call is [`CallError::Lost`].
+    pub async fn upload(
+        &self,
+        to: &str,
+        path: &'static str,
+        head: Bytes,
+        body: ByteStream,
+        deadline: Instant,
+    ) -> Result<Bytes> {
+        if head.len() > CALL_BYTES_MAX {
+            return Err(too_large(to, head.len()));
+        }
+        let counter = metrics::counter!(BYTES, "path" => path, "direction" => "sent");
+        let body = body.inspect(move |item| counter.increment(item.as_ref().map_or(0, |b| b.len() as u64)));
+        let exchange = async {
+            let body = body::flow(Some(head), body.boxed());
+            let response = self.send(to, Method::PUT, path, body, deadline).await?;
+            read_answer(to, response, deadline).await
+        };
+        counted(path, 0, exchange.await)
+    }
+
+    /// Asks a peer for a stream. Its last item is an error if it was cut off; dropping it cancels it at the peer.
+    ///
+    /// `deadline_to_first`: when the peer must have begun to answer; what follows may take its time.
+    pub async fn download(
+        &self,
+        to: &str,
+        path: &'static str,
+        body: Bytes,
+        deadline_to_first: Instant,
+    ) -> Result<ByteStream> {
+        let sent = body.len();
+        let exchange = async {
+            let body = checked(to, body)?;
+            let response = self.send(to, Method::GET, path, body, deadline_to_first).await?;
+            if response.status() != StatusCode::OK {
+                return Err(read_failure(to, response, deadline_to_first).await);
+            }
+            Ok(response)
+        };
+        let response = match exchange.await {
+            Ok(response) => response,
+            Err(error) => return counted(path, sent, Err(error)).map(|_| unreachable!("an error stays one")),
+        };
+        counted(path, sent, Ok(Bytes::new()))?;
+        let counter = metrics::counter!(BYTES, "path" => path, "direction" => "received");
+        let body = body::incoming(response.into_body());
+        Ok(body.inspect(move |item| counter.increment(item.as_ref().map_or(0, |b| b.len() as u64))).boxed())
+    }
+
+    /// Sends a request and waits for the head of its answer.
+    async fn send(
+        &self,
+        to: &str,
+        method: Method,
+        path: &'static str,
+        body: Outgoing,
+        deadline: Instant,
+    ) -> Result<Response<Incoming>> {
+        let link = self.link(to);
+        let mut request = request(method, path, body);
+        // A connection may end between the look at it and the sending: what was never sent is sent once more.
+        for last in [false, true] {
+            let mut sender = match link.live() {
+                Some(sender) => sender,
+                None => timeout_at(deadline, link.dial(self))
+                    .await
+                    .map_err(|_| CallError::Deadline { to: to.to_owned(), sent: false })??,
+            };
+            match timeout_at(deadline, sender.try_send_request(request)).await {
+                Ok(Ok(response)) => return Ok(response),
+                Ok(Err(mut failed)) => match failed.take_message() {
+                    Some(unsent) if !last => request = unsent,
+                    Some(_) => return Err(unreached(to, &failed.into_error())),
+                    None => return Err(broken(to, &failed.into_error())),
+                },
+                Err(_) => return Err(CallError::Deadline { to: to.to_owned(), sent: true }),
+            }
+        }
+        unreachable!("the second attempt returns")
+    }
+
+    fn link(&self, to: &str) -> Arc<Link> {
+        if let Some(link) = self.inner.links.read().unwrap_or_else(PoisonError::into_inner).get(to) {
+            return link.clone();
+        }
+        let mut links = self.inner.links.write().unwrap_or_else(PoisonError::into_inner);
+        let link = || Arc::new(Link { to: to.to_owned(), state: Mutex::new(State::Idle) });
+        links.entry(to.to_owned()).or_insert_with(link).clone()
+    }
+
+    /// Connects and says hello.
+    async fn connect(&self, to: &str) -> Result<Sender> {
+        let unreached = |why: String| CallError::Unreached { to: to.to_owned(), why };
+        let stream = timeout(CONNECT_WITHIN, socket::connect(to))
+            .await
+            .map_err(|_| unreached(format!("no connection within {CONNECT_WITHIN:?}")))?
+            .map_err(|e| unreached(e.to_string()))?;
+        let (mut sender, connection) = Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME_BYTES)
+            .max_send_buf_size(STREAM_WINDOW as usize)
+            .max_local_error_reset_streams(None)
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_WITHIN)
+            .keep_alive_while_idle(true)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| unreached(reason(&e)))?;
+        let address = to.to_owned();
+        tokio::spawn(async move {
+            match connection.await {
+                Ok(()) => tracing::debug!(to = address, "connection to a peer ended"),
+                Err(error) => {
+                    tracing::debug!(to = address, error = reason(&error), "connection to a peer broke")
+                }
+            }
+        });
+        let mut hello = request(Method::POST, hello::PATH, body::whole(Bytes::new()));
+        let cluster = self.cluster();
+        *hello.headers_mut() =
+            hello::headers(self.credentials(), cluster.as_ref().map(|c| c.as_str())).map_err(unreached)?;
+        let answered = async {
+            let response = sender.send_request(hello).await.map_err(|e| unreached(reason(&e)))?;
+            read_answer(to, response, Instant::now() + HELLO_WITHIN).await
+        };
+        match timeout(HELLO_WITHIN, answered).await {
+            Ok(Ok(_)) => Ok(sender),
+            Ok(Err(refused @ CallError::Refused { .. })) => Err(refused),
+            // Whatever went wrong, no call was sent.
+            Ok(Err(error)) => Err(unreached(error.to_string())),
+            Err(_) => Err(unreached(format!("connected, but no answer to hello within {HELLO_WITHIN:?}"))),
+        }
+    }
+}
+
+impl Link {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection, if there is one and it is not known to be broken.
+    fn live(&self) -> Option<Sender> {
+        match &*self.lock() {
+            State::Live(sender) if !sender.is_closed() => Some(sender.clone()),
+            _ => None,
+        }
+    }
+
+    /// Waits for the attempt to connect that is under way, or starts one. It goes on if the caller gives up.
+    async fn dial(self: &Arc<Self>, peers: &Peers) -> Result<Sender> {
+        let attempt = {
+            let mut state = self.lock();
+            match &*state {
+                State::Live(sender) if !sender.is_closed() => return Ok(sender.clone()),
+                State::Failed(at, error) if at.elapsed() < RETRY_AFTER => return Err(error.clone()),
+                State::Dialing(attempt) if attempt.peek().is_none() => attempt.clone(),
+                _ => {
+                    let attempt = self.clone().attempt(peers.clone());
+                    *state = State::Dialing(attempt.clone());
+                    attempt
+                }
+            }
+        };
+        attempt.await
+    }
+
+    fn attempt(self: Arc<Self>, peers: Peers) -> Shared<BoxFuture<'static, Result<Sender>>> {
+        let to = self.to.clone();
+        let task = tokio::spawn(async move {
+            let cluster = peers.cluster();
+            let outcome = peers.connect(&self.to).await;
+            let mut state = self.lock();
+            match &outcome {
+                // The hello told of another cluster than ours is by now: this connection serves those who waited.
+                _ if peers.cluster() != cluster => *state = State::Idle,
+                Ok(sender) => *state = State::Live(sender.clone()),
+                Err(error) => *state = State::Failed(Instant::now(), error.clone()),
+            }
+            outcome
+        });
+        let stopped = move |_| Err(CallError::Unreached { to, why: "the node is stopping".to_owned() });
+        async move { task.await.unwrap_or_else(stopped) }.boxed().shared()
+    }
+}
+
+fn request(method: Method, path: &'static str, body: Outgoing) -> Request<Outgoing> {
+    let mut uri = Parts::default();
+    uri.scheme = Some(Scheme::HTTP);
+    uri.authority = Some(Authority::from_static("annal"));
+    uri.path_and_query = Some(PathAndQuery::from_static(path));
+    let mut request = Request::new(body);
+    *request.method_mut() = method;
+    *request.uri_mut() = Uri::from_parts(uri).expect("all three parts are there");
+    request
+}
+
+fn checked(to: &str, body: Bytes) -> Result<Outgoing> {
+    if body.len() > CALL_BYTES_MAX { Err(too_large(to, body.len())) } else { Ok(body::whole(body)) }
+}
+
+fn too_large(to: &str, bytes: usize) -> CallError {
+    let why = format!("{bytes} bytes in one call, {CALL_BYTES_MAX} at most: not sent");
+    CallError::Refused { to: to.to_owned(), why }
+}
+
+/// The body of an answer, or the failure it tells of.
+async fn read_answer(to: &str, response: Response<Incoming>, deadline: Instant) -> Result<Bytes> {
+    if response.status() != StatusCode::OK {
+        return Err(read_failure(to, response, deadline).await);
+    }
+    read_body(to, response.into_body(), deadline).await
+}
+
+async fn read_body(to: &str, body: Incoming, deadline: Instant) -> Result<Bytes> {
+    match timeout_at(deadline, body::read_whole(body)).await {
+        Ok(read) => read.map_err(|e| CallError::Lost { to: to.to_owned(), why: reason(&e) }),
+        Err(_) => Err(CallError::Deadline { to: to.to_owned(), sent: true }),
+    }
+}
+
+async fn read_failure(to: &str, response: Response<Incoming>, deadline: Instant) -> CallError {
+    let status = response.status();
+    let body = match read_body(to, response.into_body(), deadline).await {
+        Ok(body) => body,
+        Err(error) => return error,
+    };
+    let to = to.to_owned();
+    match status {
+        StatusCode::UNPROCESSABLE_ENTITY => match rmp_serde::from_slice(&body) {
+            Ok(Failure { code, message }) => CallError::Failed { to, code, message },
+            Err(error) => CallError::Lost { to, why: format!("a failure that cannot be read: {error}") },
+        },
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => {
+            CallError::Refused { to, why: String::from_utf8_lossy(&body).into_owned() }
+        }
+        status => {
+            let why = format!("answered {status}: {}", String::from_utf8_lossy(&body));
+            CallError::Lost { to, why }
+        }
+    }
+}
+
+/// What an error after the hand-over to the connection means.
+fn broken(to: &str, error: &hyper::Error) -> CallError {
+    let h2 = causes(error).find_map(|cause| cause.downcast_ref::<h2::Error>());
+    // A stream gets the peer's own GOAWAY as its error only if it lies above the last one the peer looked at.
+    let unprocessed = h2
+        .is_some_and(|e| e.is_remote() && (e.is_go_away() || e.reason() == Some(h2::Reason::REFUSED_STREAM)));
+    if unprocessed { unreached(to, error) } else { CallError::Lost { to: to.to_owned(), why: reason(error) } }
+}
+
+fn unreached(to: &str, error: &hyper::Error) -> CallError {
+    CallError::Unreached { to: to.to_owned(), why: reason(error) }
+}
+
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
+/// An error with its causes, in one line.
+fn reason(error: &(dyn Error + 'static)) -> String {
+    let mut words: Vec<String> = causes(error).map(ToString::to_string).collect();
+    words.dedup();
+    words.join(": ")
+}
+
+/// Counts a call that ended.
+fn counted(path: &'static str, sent: usize, outcome: Result<Bytes>) -> Result<Bytes> {
+    let end = match &outcome {
+        Ok(_) => "answered",
+        Err(CallError::Unreached { .. }) => "unreached",
+        Err(CallError::Lost { .. }) => "lost",
+        Err(CallError::Refused { .. }) => "refused",
+        Err(CallError::Deadline { .. }) => "deadline",
+        Err(CallError::Failed { .. }) => "failed",
+    };
+    metrics::counter!(CALLS, "path" => path, "end" => end).increment(1);
+    metrics::counter!(BYTES, "path" => path, "direction" => "sent").increment(sent as u64);
+    if let Ok(body) = &outcome {
+        metrics::counter!(BYTES, "path" => path, "direction" => "received").increment(body.len() as u64);
+    }
+    outcome
+}
+
+impl From<CallError> for io::Error {
+    fn from(error: CallError) -> Self {
+        io::Error::other(error)
+    }
+}

@@ -1,0 +1,152 @@
+//! Linearizable reads on every replica, while leaders come and go.
+
+use super::{
+    group::{Group, leader_among, write},
+    *,
+};
+use futures::future::join_all;
+use std::sync::atomic::AtomicBool;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_replica_sees_every_acknowledged_write() {
+    let group = Group::of(3).await;
+    let leader = group.leader().await;
+    for n in 1..=100 {
+        put(&leader, command(n)).await;
+        let reads = group.replicas().into_iter().map(|replica| async move {
+            let index = replica.read_index(soon()).await.unwrap();
+            replica.wait_applied(index, soon()).await.unwrap();
+            assert!(replica.machine().position() >= Position(n));
+        });
+        join_all(reads).await;
+    }
+}
+
+#[tokio::test]
+async fn reads_of_a_follower_that_wait_together_share_a_round() {
+    let group = Group::of(3).await;
+    let leader = group.leader().await;
+    let follower = group.replicas().into_iter().find(|r| r.inner.replica != leader.inner.replica).unwrap();
+    let before = (follower.status().read_rounds, leader.status().read_rounds);
+    let results = join_all((0..100).map(|_| follower.read_index(soon()))).await;
+    assert!(results.iter().all(|result| result.is_ok()), "{results:?}");
+    let after = (follower.status().read_rounds, leader.status().read_rounds);
+    assert_eq!((after.0 - before.0, after.1 - before.1), (1, 1));
+}
+
+/// A read never misses what was acknowledged before it started, whoever it asks, and whoever led then. A leader that
+/// was cut off must not answer; in doubt there is no answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_see_acknowledged_writes_while_leaders_change() {
+    let group = Group::of(3).await;
+    let acknowledged = Arc::new(AtomicU64::new(0));
+    let done = Arc::new(AtomicBool::new(false));
+    let writer = {
+        let (replicas, acknowledged, done) = (group.replicas(), acknowledged.clone(), done.clone());
+        tokio::spawn(async move {
+            let mut n = 0;
+            while !done.load(Ordering::SeqCst) {
+                n += 1;
+                // What is not known to be refused may be applied twice: no fewer than acknowledged.
+                write(&replicas, command(n)).await;
+                acknowledged.store(n, Ordering::SeqCst);
+            }
+        })
+    };
+    let readers: Vec<_> = group
+        .replicas()
+        .into_iter()
+        .map(|replica| {
+            let (acknowledged, done) = (acknowledged.clone(), done.clone());
+            tokio::spawn(async move {
+                let (mut answered, mut refused) = (0, 0);
+                while !done.load(Ordering::SeqCst) {
+                    let (at_least, patience) =
+                        (acknowledged.load(Ordering::SeqCst), Instant::now() + Duration::from_millis(300));
+                    match replica.read_index(patience).await {
+                        Ok(index) => {
+                            replica.wait_applied(index, soon()).await.unwrap();
+                            assert!(replica.machine().position() >= Position(at_least), "after {at_least}");
+                            answered += 1;
+                        }
+                        Err(error) => {
+                            assert_eq!(error.effect(), Effect::None);
+                            refused += 1;
+                            tokio::time::sleep(Duration::from_millis(2)).await;
+                        }
+                    }
+                }
+                (answered, refused)
+            })
+        })
+        .collect();
+    for n in 0..4 {
+        let leader = group.leader().await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        if n % 2 == 0 {
+            leader.transfer_leadership(None, soon()).await.unwrap();
+        } else {
+            group.wires.isolate(leader.inner.replica);
+            let rest: Vec<_> =
+                group.replicas().into_iter().filter(|r| r.inner.replica != leader.inner.replica).collect();
+            leader_among(&rest).await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            group.wires.heal();
+        }
+    }
+    done.store(true, Ordering::SeqCst);
+    writer.await.unwrap();
+    let mut all = 0;
+    for reader in readers {
+        let (answered, refused) = reader.await.unwrap();
+        println!("{answered} reads answered, {refused} refused");
+        all += answered;
+    }
+    assert!(all > 300, "{all} reads were answered");
+    group.agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_a_frozen_leader_holds_is_answered_by_the_next() {
+    let group = Group::of(3).await;
+    let old = group.leader().await;
+    put(&old, command(1)).await;
+    let rest: Vec<_> =
+        group.replicas().into_iter().filter(|r| r.inner.replica != old.inner.replica).collect();
+    group.wires.isolate(old.inner.replica);
+    let early = join_all(rest.iter().map(|replica| replica.read_index(soon())));
+    let (early, next) = tokio::join!(early, leader_among(&rest));
+    assert!(early.iter().all(|read| read.is_ok()), "{early:?}");
+    // Later ones do not wait behind those that were held.
+    let at = Instant::now();
+    put(&next, command(2)).await;
+    for replica in &rest {
+        let index = replica.read_index(soon()).await.unwrap();
+        replica.wait_applied(index, soon()).await.unwrap();
+        assert_eq!(replica.machine().position(), Position(2));
+    }
+    assert!(at.elapsed() < Duration::from_millis(600), "{:?}", at.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_reaches_nobody_gives_up_at_the_deadline() {
+    let group = Group::of(3).await;
+    let leader = group.leader().await;
+    let follower = group.replicas().into_iter().find(|r| r.inner.replica != leader.inner.replica).unwrap();
+    group.wires.isolate(follower.inner.replica);
+    let error = follower.read_index(Instant::now() + Duration::from_millis(1200)).await.unwrap_err();
+    assert!(
+        matches!(error, ReplicaError::Deadline { proposed: false } | ReplicaError::NotLeader { .. }),
+        "{error}"
+    );
+    group.wires.heal();
+    let (deadline, mut answer) = (soon(), follower.read_index(soon()).await);
+    while answer.is_err() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        answer = follower.read_index(soon()).await;
+    }
+    answer.unwrap();
+    leader.shutdown().await.unwrap();
+    let error = leader.read_index(soon()).await.unwrap_err();
+    assert!(matches!(error, ReplicaError::Stopped { failed: false, .. }), "{error}");
+}
