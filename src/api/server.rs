@@ -74,7 +74,8 @@ pub async fn serve(listener: TcpListener, front: Front, shutdown: impl Future) -
     let (linger, drain) = (front.options.linger, front.options.drain);
     let exporter = metrics::exporter()?;
     let answering = front.clone();
-    let service = TowerToHyperService::new(tower::service_fn(move |request| answering.clone().answer(request)));
+    let service =
+        TowerToHyperService::new(tower::service_fn(move |request| answering.clone().answer(request)));
     let mut server = auto::Builder::new(TokioExecutor::new());
     server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     server.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD_TIMEOUT);
