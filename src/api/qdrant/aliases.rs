@@ -121,7 +121,7 @@ mod tests {
     fn what_is_no_change_is_named() {
         for (text, message) in [
             ("{}", "Format error in JSON body: missing field `actions`"),
-            (r#"{"actions":[{"move_alias":{}}]}"#, "actions[0].move_alias: unknown variant"),
+            (r#"{"actions":[{"move_alias":{}}]}"#, "actions[0]: unknown variant `move_alias`"),
             (
                 r#"{"actions":[{"create_alias":{"alias_name":"a"}}]}"#,
                 "actions[0].create_alias: missing field",
