@@ -126,6 +126,7 @@ impl From<ClusterError> for ApiError {
     fn from(e: ClusterError) -> Self {
         let told = match &e {
             ClusterError::Precondition { version, .. } => Told::Version(*version),
+            ClusterError::TooOld { oldest, .. } => Told::Oldest(oldest.clone()),
             _ => Told::Nothing,
         };
         ApiError { kind: e.kind(), effect: e.effect(), field: String::new(), why: e.to_string(), told }
@@ -209,8 +210,9 @@ pub(super) mod tests {
         let token = Token::default();
         let missing = ApiError::new(Kind::NotFound, "", "x").telling(Told::Seen(token.clone()));
         assert_eq!(missing.into_response().headers()[&TOKEN], token.to_string());
-        let late = ApiError::new(Kind::Expired, "", "x").telling(Told::Oldest("abc".to_owned()));
-        assert_eq!(late.into_response().headers()[&TOKEN], "abc");
+        let late = ClusterError::TooOld { message: "x".into(), oldest: "abc".into() };
+        let late = ApiError::from(late).into_response();
+        assert_eq!((late.status().as_u16(), &late.headers()[&TOKEN]), (410, &"abc".parse().unwrap()));
         let at = ClusterError::Precondition { message: "x".into(), version: Some(Position(7)) };
         assert_eq!(ApiError::from(at).told, Told::Version(Some(Position(7))));
     }

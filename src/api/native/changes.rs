@@ -13,7 +13,9 @@ use crate::{
         metrics::FeedOpen,
         wishes::refuse_others,
     },
+    changefeed::{self, FeedEvent, FeedOptions},
     cluster::ClusterError,
+    model::{Kind, ShardNumber},
 };
 use axum::{
     Router,
@@ -60,11 +62,20 @@ async fn changes(
 ) -> Result<Response> {
     let Query(parameters) = parameters.map_err(|e| ApiError::invalid("query parameters", e.body_text()))?;
     refuse_others(&headers, &[])?;
-    let style = Style::of(&headers);
-    let _from = from(&parameters, &headers)?;
-    let _ = (parameters.shard, parameters.with_payload, parameters.with_vector);
-    let _ = (collection, api, style);
-    Err(ApiError::unbuilt("", "the change feed"))
+    let from: changefeed::From =
+        from(&parameters, &headers)?.parse().map_err(|why: &str| ApiError::invalid("from", why))?;
+    if api.leaving.is_cancelled() {
+        return Err(ApiError::new(Kind::Unavailable, "", "the node is stopping"));
+    }
+    let options = FeedOptions {
+        shard: parameters.shard.map(ShardNumber),
+        with_payload: parameters.with_payload,
+        with_vector: parameters.with_vector,
+        ..FeedOptions::default()
+    };
+    let events = changefeed::open(&api.cluster, &collection, from, options).await?;
+    let lines = events.map(|event| event.map(Line::from));
+    Ok(Style::of(&headers).answer(lines, api.leaving.cancelled_owned()))
 }
 
 /// Where to begin. A browser that reconnects asks for the same address again, and says in a header how far it came.
@@ -91,6 +102,13 @@ struct Line {
     token: String,
     heartbeat: bool,
     json: Vec<u8>,
+}
+
+impl From<FeedEvent> for Line {
+    fn from(event: FeedEvent) -> Self {
+        let heartbeat = matches!(event, FeedEvent::Heartbeat(_));
+        Line { token: event.token().to_string(), heartbeat, json: event.to_json() }
+    }
 }
 
 impl Style {
