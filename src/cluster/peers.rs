@@ -14,7 +14,7 @@
 
 use super::{
     Cluster, ClusterError, NodeName,
-    catalog::{CatalogState, GroupRecord, Phase},
+    catalog::{CatalogState, GroupRecord, Phase, ReplicaRecord},
     read::{ReadAnswer, ReadAsk},
     report::NodeReport,
     shards::LocalShard,
@@ -30,12 +30,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::future::{BoxFuture, join_all};
 use prost::Message;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::{
-    collections::{BTreeMap, HashMap},
-    io,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 
 const RAFT: &str = "/raft";
@@ -53,6 +48,8 @@ pub(super) enum Ask {
     Lead(ReplicaId),
     /// What has this replica of the node applied?
     Position(ReplicaId),
+    /// Where is group 0?
+    Catalog,
 }
 
 /// What is answered.
@@ -64,6 +61,8 @@ pub(super) enum Answer {
     Lead(Option<ReplicaId>, u64),
     /// To [`Ask::Position`].
     Position(Position),
+    /// To [`Ask::Catalog`]: the replicas of group 0.
+    Catalog(Vec<Seed>),
     /// The node does not hold the replica, or it is not open.
     NotHere,
 }
@@ -138,10 +137,15 @@ struct Calls {
     peers: Peers,
     catalog: watch::Receiver<Arc<CatalogState>>,
     book: ArcSwap<Book>,
+    /// Addresses of some nodes, for a node that has no catalog yet.
+    addresses: ArcSwap<Vec<String>>,
+    /// What those said of group 0.
     seeds: ArcSwap<Vec<Seed>>,
+    /// One such question at a time, and not too often.
+    seeding: tokio::sync::Mutex<Option<Instant>>,
 }
 
-/// A replica of group 0 that a joining node was told of, before it has a catalog to look it up in.
+/// A replica of group 0, as a node that has no catalog yet is told of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Seed {
     pub(super) seat: Seat,
@@ -157,6 +161,16 @@ pub(super) struct Seat {
     pub(super) phase: Phase,
 }
 
+impl Seat {
+    fn of(record: &ReplicaRecord) -> Self {
+        Seat { replica: record.replica, node: record.node.clone(), phase: record.phase }
+    }
+}
+
+/// How long seeds may take to answer, and how often they are asked.
+const SEED_WITHIN: Duration = Duration::from_millis(500);
+const SEED_EVERY: Duration = Duration::from_millis(500);
+
 /// One state of the catalog, by replica and by group.
 #[derive(Default)]
 struct Book {
@@ -169,12 +183,7 @@ struct Book {
 impl Book {
     fn of(catalog: Arc<CatalogState>) -> Book {
         let seats = |group: &GroupRecord| {
-            let seat = |r: &super::catalog::ReplicaRecord| Seat {
-                replica: r.replica,
-                node: r.node.clone(),
-                phase: r.phase,
-            };
-            let mut seats: Vec<Seat> = group.replicas.iter().map(seat).collect();
+            let mut seats: Vec<Seat> = group.replicas.iter().map(Seat::of).collect();
             seats.sort_by_key(|seat| seat.phase != Phase::Voter);
             (group.group, seats.into())
         };
@@ -191,12 +200,35 @@ impl PeerCalls {
     /// The peers of the node `me`, where `catalog` says they are.
     pub(super) fn new(me: NodeName, peers: Peers, catalog: watch::Receiver<Arc<CatalogState>>) -> Self {
         let book = ArcSwap::from_pointee(Book::of(catalog.borrow().clone()));
-        PeerCalls { inner: Arc::new(Calls { me, peers, catalog, book, seeds: ArcSwap::default() }) }
+        let (addresses, seeds, seeding) = Default::default();
+        PeerCalls { inner: Arc::new(Calls { me, peers, catalog, book, addresses, seeds, seeding }) }
     }
 
-    /// Says where group 0 is to a node that has no catalog yet; whatever the catalog says later counts more.
-    pub(super) fn seed(&self, seeds: Vec<Seed>) {
-        self.inner.seeds.store(Arc::new(seeds));
+    /// Names nodes that are asked where group 0 is for as long as there is no catalog here.
+    pub(super) fn seed(&self, addresses: Vec<String>) {
+        self.inner.addresses.store(Arc::new(addresses));
+    }
+
+    /// Asks the seeds where group 0 is, unless the catalog says it.
+    pub(super) async fn find_catalog(&self) {
+        let addresses = self.inner.addresses.load_full();
+        if addresses.is_empty() || !self.book().of.nodes.is_empty() {
+            return;
+        }
+        let mut last = self.inner.seeding.lock().await;
+        if last.is_some_and(|at| at.elapsed() < SEED_EVERY) {
+            return;
+        }
+        let deadline = Instant::now() + SEED_WITHIN;
+        let asks = addresses.iter().map(|to| self.inner.peers.call(to, ASK, pack(&Ask::Catalog), deadline));
+        for answer in join_all(asks).await.into_iter().flatten() {
+            if let Ok(Answer::Catalog(seeds)) = unpack(&answer)
+                && !seeds.is_empty()
+            {
+                self.inner.seeds.store(Arc::new(seeds));
+            }
+        }
+        *last = Some(Instant::now());
     }
 
     /// This node's name.
@@ -238,8 +270,12 @@ impl PeerCalls {
         known.or_else(seed).ok_or_else(unknown)
     }
 
-    fn address_of(&self, replica: ReplicaId) -> Result<String, CallError> {
-        let node = self.node_of(replica);
+    async fn address_of(&self, replica: ReplicaId) -> Result<String, CallError> {
+        let mut node = self.node_of(replica);
+        if node.is_none() {
+            self.find_catalog().await;
+            node = self.node_of(replica);
+        }
         self.address(
             &node.ok_or_else(|| unreached(&format!("replica {replica}"), "no node is known to keep it"))?,
         )
@@ -258,7 +294,7 @@ impl PeerCalls {
         to: ReplicaId,
         errands: &[Errand],
     ) -> Result<Vec<Result<Proposed, Refusal>>, CallError> {
-        let address = self.address_of(to)?;
+        let address = self.address_of(to).await?;
         let deadline = errands.iter().map(|errand| errand.deadline).max().unwrap_or_else(Instant::now);
         let body = wire::Propose::of(to, errands).encode_to_vec().into();
         let answer = self.inner.peers.call(&address, PROPOSE, body, deadline).await?;
@@ -271,9 +307,9 @@ impl PeerCalls {
     }
 
     /// Asks a replica for a read of its shard.
-    pub(super) async fn read(&self, ask: &ReadAsk, deadline: Instant) -> Result<ReadAnswer, ClusterError> {
+    pub(super) async fn read(&self, ask: &ReadAsk, deadline: Instant) -> ReadAnswer {
         let unreached = |e: CallError| ClusterError::Unavailable(e.to_string());
-        let to = self.address_of(ask.replica).map_err(unreached)?;
+        let to = self.address_of(ask.replica).await.map_err(unreached)?;
         let answer = self.inner.peers.call(&to, READ, pack(ask), deadline).await.map_err(unreached)?;
         unpack(&answer).unwrap_or_else(|e| Err(unreached(failed(to, e))))
     }
@@ -296,7 +332,7 @@ impl Network for PeerCalls {
     ) -> BoxFuture<'static, Result<Bytes, Unreached>> {
         let calls = self.clone();
         Box::pin(async move {
-            let address = calls.address_of(to).map_err(|e| Unreached(e.to_string()))?;
+            let address = calls.address_of(to).await.map_err(|e| Unreached(e.to_string()))?;
             let answer = calls.inner.peers.call(&address, RAFT, addressed(to, &message), deadline).await;
             answer.map_err(|e| Unreached(e.to_string()))
         })
@@ -311,7 +347,7 @@ impl Network for PeerCalls {
     ) -> BoxFuture<'static, Result<Bytes, Unreached>> {
         let calls = self.clone();
         Box::pin(async move {
-            let address = calls.address_of(to).map_err(|e| Unreached(e.to_string()))?;
+            let address = calls.address_of(to).await.map_err(|e| Unreached(e.to_string()))?;
             let head = addressed(to, &head);
             let answer = calls.inner.peers.upload(&address, SNAPSHOT, head, body, deadline).await;
             answer.map_err(|e| Unreached(e.to_string()))
@@ -441,6 +477,14 @@ impl Cluster {
     fn answer_ask(&self, ask: Ask) -> Answer {
         match ask {
             Ask::Report => Answer::Report(self.report()),
+            Ask::Catalog => {
+                let state = self.inner.catalog.state();
+                let seed = |r: &ReplicaRecord| {
+                    let address = state.nodes.get(&r.node)?.peer.clone();
+                    Some(Seed { seat: Seat::of(r), address })
+                };
+                Answer::Catalog(state.catalog.replicas.iter().filter_map(seed).collect())
+            }
             Ask::Lead(replica) => {
                 let leadership = match self.held(replica) {
                     Some(shard) => shard.replica.leadership(),

@@ -462,7 +462,10 @@ impl Cluster {
         let ReadAsk { replica, collection, fresh, read, view, keep, within_ms } = ask;
         let deadline = Instant::now() + Duration::from_millis(within_ms);
         let local = self.held(replica).ok_or_else(|| {
-            ClusterError::Unavailable(format!("replica {replica} is not open on {}", self.inner.options.node))
+            ClusterError::Unavailable(format!(
+                "replica {replica} is not open on {}",
+                self.inner.router.calls.me()
+            ))
         })?;
         let (view, age) = match view {
             Some(name) => (self.inner.reads.take(name)?, None),

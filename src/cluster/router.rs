@@ -178,7 +178,11 @@ impl Router {
         if let Some(found) = known.leader().filter(|leader| !but.contains(leader)) {
             return Some(found);
         }
-        let seats = self.calls.seats(group);
+        let mut seats = self.calls.seats(group);
+        if seats.is_empty() && group == 0 {
+            self.calls.find_catalog().await;
+            seats = self.calls.seats(group);
+        }
         let deadline = Instant::now() + LOOK_WITHIN;
         let asks = seats.iter().filter(|seat| seat.node != *self.calls.me());
         let mut asks: FuturesUnordered<_> = asks
@@ -348,10 +352,12 @@ impl Tries {
         self.asked.clear();
         self.last.get_or_insert_with(|| ClusterError::Unavailable("nobody is known to lead".to_owned()));
         let news = async {
-            match leadership {
-                Some(mut leadership) if leadership.changed().await.is_ok() => {}
-                _ => std::future::pending().await,
+            if let Some(mut leadership) = leadership
+                && leadership.changed().await.is_ok()
+            {
+                return;
             }
+            std::future::pending().await
         };
         let wait = jittered((PAUSE[0] * 2u32.saturating_pow(self.pauses)).min(PAUSE[1]));
         self.pauses = (self.pauses + 1).min(8);

@@ -20,7 +20,6 @@ use crate::{
 use futures::future::{join_all, try_join_all};
 use std::{
     collections::BTreeMap,
-    future::Future,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -35,21 +34,13 @@ impl Cluster {
         projection: Projection,
         options: &ReadOptions,
     ) -> Result<Seen<Vec<Record>>> {
-        let work = async |reading: Arc<Reading>| {
-            let mut by_shard: BTreeMap<ShardNumber, Vec<PointId>> = BTreeMap::new();
-            for id in &ids {
-                by_shard.entry(reading.collection.shard_of(*id)).or_default().push(*id);
+        let mut reading = self.reading(name, options).await?;
+        loop {
+            match reading.end(name, reading.retrieve(&ids, &projection).await).await? {
+                End::Read(seen) => return Ok(seen),
+                End::Anew(next) => reading = next,
             }
-            let gets = by_shard.into_iter().map(|(shard, ids)| {
-                let get = Arc::new(ShardRead::Get { ids, projection: projection.clone() });
-                let reading = &reading;
-                async move { reading.shard(shard, get).await.and_then(records) }
-            });
-            let found: BTreeMap<PointId, Record> =
-                try_join_all(gets).await?.into_iter().flatten().map(|r| (r.id, r)).collect();
-            Ok(ids.iter().filter_map(|id| found.get(id).cloned()).collect())
-        };
-        self.reading(name, options, work).await
+        }
     }
 
     /// Reads points in the order of their ids.
@@ -59,18 +50,14 @@ impl Cluster {
         request: ScrollRequest,
         options: &ReadOptions,
     ) -> Result<Seen<ScrollPage>> {
-        let limit = request.limit;
+        let (mut reading, limit) = (self.reading(name, options).await?, request.limit);
         let read = Arc::new(ShardRead::Scroll(request));
-        let work = async |reading: Arc<Reading>| {
-            let pages = reading.every(&read, page).await?;
-            let mut next: Vec<PointId> = pages.iter().filter_map(|p| p.next).collect();
-            let mut points: Vec<Record> = pages.into_iter().flat_map(|p| p.points).collect();
-            points.sort_by_key(|r| r.id);
-            next.extend(points.get(limit).map(|r| r.id));
-            points.truncate(limit);
-            Ok(ScrollPage { points, next: next.into_iter().min() })
-        };
-        self.reading(name, options, work).await
+        loop {
+            match reading.end(name, reading.scroll(&read, limit).await).await? {
+                End::Read(seen) => return Ok(seen),
+                End::Anew(next) => reading = next,
+            }
+        }
     }
 
     /// Counts points that pass the filter.
@@ -80,9 +67,15 @@ impl Cluster {
         filter: Option<Filter>,
         options: &ReadOptions,
     ) -> Result<Seen<u64>> {
+        let mut reading = self.reading(name, options).await?;
         let read = Arc::new(ShardRead::Count(filter));
-        let work = async |reading: Arc<Reading>| Ok(reading.every(&read, count).await?.into_iter().sum());
-        self.reading(name, options, work).await
+        loop {
+            let counted = reading.every(&read, count).await.map(|counts| counts.into_iter().sum());
+            match reading.end(name, counted).await? {
+                End::Read(seen) => return Ok(seen),
+                End::Anew(next) => reading = next,
+            }
+        }
     }
 
     /// Searches.
@@ -94,12 +87,9 @@ impl Cluster {
         request: SearchRequest,
         options: &ReadOptions,
     ) -> Result<Seen<Vec<ScoredPoint>>> {
-        let requests = [request];
-        let work = async |reading: Arc<Reading>| {
-            let mut answers = reading.search(&requests).await.map_err(|(_, error)| error)?;
-            Ok(answers.pop().unwrap_or_default())
-        };
-        self.reading(name, options, work).await
+        let found = self.searched(name, &[request], options).await.map_err(|(_, error)| error)?;
+        let Seen { mut value, token, age } = found;
+        Ok(Seen { value: value.pop().unwrap_or_default(), token, age })
     }
 
     /// Searches; one answer for each request, all at the same position of each shard.
@@ -111,33 +101,34 @@ impl Cluster {
         requests: Vec<SearchRequest>,
         options: &ReadOptions,
     ) -> Result<Seen<Vec<Vec<ScoredPoint>>>> {
-        let work = async |reading: Arc<Reading>| {
-            reading.search(&requests).await.map_err(|error| match error {
-                (Some(i), ClusterError::Invalid(e)) => e.within(format_args!("searches[{i}]")).into(),
-                (_, other) => other,
-            })
-        };
-        self.reading(name, options, work).await
+        self.searched(name, &requests, options).await.map_err(|error| match error {
+            (Some(i), ClusterError::Invalid(e)) => e.within(format_args!("searches[{i}]")).into(),
+            (_, other) => other,
+        })
     }
 
-    /// Reads a collection by its name; anew if it was dropped meanwhile.
-    async fn reading<T>(
+    async fn searched(
         &self,
         name: &str,
+        requests: &[SearchRequest],
         options: &ReadOptions,
-        work: impl AsyncFn(Arc<Reading>) -> Result<T>,
-    ) -> Result<Seen<T>> {
-        let mut collection = self.lookup(name, options.deadline).await?;
+    ) -> std::result::Result<Seen<Vec<Vec<ScoredPoint>>>, InBatch> {
+        let whole = |error| (None, error);
+        let mut reading = self.reading(name, options).await.map_err(whole)?;
         loop {
-            let reading = Arc::new(Reading::new(self, collection, options));
-            match work(reading.clone()).await {
-                Ok(value) => return Ok(reading.seen(value)),
-                Err(ClusterError::Gone(id)) => {
-                    collection = self.lookup_after(name, id, options.deadline).await?;
-                }
-                Err(error) => return Err(error),
+            let (about, found) = match reading.search(requests).await {
+                Ok(found) => (None, Ok(found)),
+                Err((about, error)) => (about, Err(error)),
+            };
+            match reading.end(name, found).await.map_err(|error| (about, error))? {
+                End::Read(seen) => return Ok(seen),
+                End::Anew(next) => reading = next,
             }
         }
+    }
+
+    async fn reading(&self, name: &str, options: &ReadOptions) -> Result<Reading> {
+        Ok(Reading::new(self, self.lookup(name, options.deadline).await?, options))
     }
 
     /// Figures of every shard, each at least as new as this call.
@@ -164,12 +155,23 @@ impl Cluster {
         scrub: bool,
         options: &ReadOptions,
     ) -> Result<Vec<ShardHash>> {
-        let work = async |reading: Arc<Reading>| {
+        let mut reading = self.reading(name, options).await?;
+        loop {
             let shards = &reading.collection.shards;
-            try_join_all(shards.iter().map(|shard| reading.hash(shard, at, scrub))).await
-        };
-        Ok(self.reading(name, options, work).await?.value)
+            let hashes = try_join_all(shards.iter().map(|shard| reading.hash(shard, at, scrub))).await;
+            match reading.end(name, hashes).await? {
+                End::Read(seen) => return Ok(seen.value),
+                End::Anew(next) => reading = next,
+            }
+        }
     }
+}
+
+/// How a look at a collection ended.
+enum End<T> {
+    Read(Seen<T>),
+    /// The collection was dropped, and its name is another one's by now.
+    Anew(Reading),
 }
 
 /// One request that reads a collection.
@@ -204,6 +206,42 @@ impl Reading {
         let part = self.cluster.read_shard(live, &self.wish(shard, read, keep)).await?;
         self.note(shard, &part);
         Ok(part)
+    }
+
+    /// What is to be done about an answer.
+    async fn end<T>(&self, name: &str, read: Result<T>) -> Result<End<T>> {
+        match read {
+            Ok(value) => Ok(End::Read(self.seen(value))),
+            Err(ClusterError::Gone(id)) => {
+                let next = self.cluster.lookup_after(name, id, self.options.deadline).await?;
+                Ok(End::Anew(Reading::new(&self.cluster, next, &self.options)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn retrieve(&self, ids: &[PointId], projection: &Projection) -> Result<Vec<Record>> {
+        let mut by_shard: BTreeMap<ShardNumber, Vec<PointId>> = BTreeMap::new();
+        for id in ids {
+            by_shard.entry(self.collection.shard_of(*id)).or_default().push(*id);
+        }
+        let gets = by_shard.into_iter().map(|(shard, ids)| {
+            let get = Arc::new(ShardRead::Get { ids, projection: projection.clone() });
+            async move { self.shard(shard, get).await.and_then(records) }
+        });
+        let found: BTreeMap<PointId, Record> =
+            try_join_all(gets).await?.into_iter().flatten().map(|r| (r.id, r)).collect();
+        Ok(ids.iter().filter_map(|id| found.get(id).cloned()).collect())
+    }
+
+    async fn scroll(&self, read: &Arc<ShardRead>, limit: usize) -> Result<ScrollPage> {
+        let pages = self.every(read, page).await?;
+        let mut next: Vec<PointId> = pages.iter().filter_map(|p| p.next).collect();
+        let mut points: Vec<Record> = pages.into_iter().flat_map(|p| p.points).collect();
+        points.sort_by_key(|r| r.id);
+        next.extend(points.get(limit).map(|r| r.id));
+        points.truncate(limit);
+        Ok(ScrollPage { points, next: next.into_iter().min() })
     }
 
     async fn shard(&self, shard: ShardNumber, read: Arc<ShardRead>) -> Result<Found> {
