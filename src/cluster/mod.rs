@@ -13,6 +13,7 @@ mod balancer;
 mod catalog;
 mod collections;
 mod error;
+mod figures;
 mod follow;
 mod forward;
 pub mod found;
@@ -54,6 +55,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use error::ClusterError;
+pub use figures::{Figures, ReplicaFigures};
 pub use follow::{FollowError, Followed, Parts, ShardEvents, ShardStream};
 pub use token::Token;
 
