@@ -23,6 +23,8 @@ mod router;
 mod scatter;
 mod shards;
 mod steward;
+#[cfg(test)]
+mod tests;
 mod token;
 mod transfer;
 mod write;
