@@ -1,5 +1,6 @@
-//! How near one replica comes to its log: proposals through Raft against `GroupLog::append` alone, same clients,
-//! same payloads, same disk. Each client waits for its answer before it sends the next command.
+//! How near replicas come to their logs: proposals through Raft against `GroupLog::append` alone, same clients, same
+//! payloads, same disk. Each client waits for its answer before it sends the next command. One replica against its
+//! log; then three in this process, over a network in memory, against three logs of which two must have the entry.
 //!
 //! `cargo bench --bench replica [-- SECONDS]`; the folder is made in `TMPDIR`.
 
@@ -8,11 +9,13 @@
 use annal::{
     machine::{Bookmark, MachineError, Outcome, StateMachine, Verdict},
     model::{Position, ReplicaId},
-    replica::{GroupId, LogIndex, Replica, ReplicaOptions, Term, Wait},
+    replica::{GroupId, LogIndex, Network, Nobody, Replica, ReplicaOptions, Term, Unreached, Wait},
 };
-use annal_wal::{Entry, Log, LogId, Options};
+use annal_wal::{Entry, GroupLog, Log, LogId, Options};
 use bytes::Bytes;
+use futures::{StreamExt, future::BoxFuture, stream::BoxStream, stream::FuturesUnordered};
 use std::{
+    collections::BTreeMap,
     future::Future,
     io,
     sync::{Arc, Mutex},
@@ -44,10 +47,10 @@ impl StateMachine for Counter {
         Ok(None)
     }
     fn write_snapshot(&self, _: &mut dyn io::Write) -> Result<(), MachineError> {
-        unreachable!("one voter sends none")
+        unreachable!("nothing is purged that a member lacks")
     }
     fn install_snapshot(&self, _: &mut dyn io::Read) -> Result<(), MachineError> {
-        unreachable!("one voter receives none")
+        unreachable!("nothing is purged that a member lacks")
     }
 }
 
@@ -100,26 +103,7 @@ async fn run(time: Duration) {
     let dir = tempfile::tempdir().unwrap();
     let (log, _) = Log::open(dir.path(), Options::default()).unwrap();
 
-    let raw = log.create_group(GroupId(1)).await.unwrap();
-    let next = Arc::new(tokio::sync::Mutex::new(0));
-    let append = move |bytes: usize| {
-        let (raw, next, payload) = (raw.clone(), next.clone(), Bytes::from(vec![7; bytes]));
-        move || {
-            let (raw, next, payload) = (raw.clone(), next.clone(), payload.clone());
-            async move {
-                let (told, outcome) = tokio::sync::oneshot::channel();
-                {
-                    let mut index = next.lock().await;
-                    let id = LogId { term: Term(1), leader: 1, index: LogIndex(*index) };
-                    raw.append(vec![Entry { id, payload }], move |result| told.send(result).unwrap())
-                        .await
-                        .unwrap();
-                    *index += 1;
-                }
-                outcome.await.unwrap().unwrap();
-            }
-        }
-    };
+    let append = raw(vec![log.create_group(GroupId(1)).await.unwrap()]);
 
     println!("medians of {ROUNDS} rounds; each round: the log alone, then two ways through Raft");
     println!(
@@ -129,7 +113,8 @@ async fn run(time: Duration) {
     for (clients, bytes) in [(1, 1 << 10), (64, 1 << 10), (256, 1 << 10), (64, 16 << 10)] {
         let mut rounds: [Vec<Load>; 3] = Default::default();
         for _ in 0..ROUNDS {
-            rounds[0].push(load(clients, time, append(bytes)).await);
+            let one: Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync> = append(bytes).into();
+            rounds[0].push(load(clients, time, move || one()).await);
             for (n, wait) in [(1, Wait::Applied), (2, Wait::Committed)] {
                 let replica = found(&log, &mut group).await;
                 let (proposing, payload) = (replica.clone(), Bytes::from(vec![7; bytes]));
@@ -153,14 +138,154 @@ async fn run(time: Duration) {
     }
     idle(&log, &mut group).await;
     log.shutdown().await.unwrap();
+    three(time).await;
+}
+
+/// Appends to logs alone: done when most of them have it on disk.
+fn raw(logs: Vec<GroupLog>) -> impl Fn(usize) -> Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync> {
+    let next = Arc::new(tokio::sync::Mutex::new(0));
+    let logs = Arc::new(logs);
+    move |bytes| {
+        let (logs, next, payload) = (logs.clone(), next.clone(), Bytes::from(vec![7; bytes]));
+        Box::new(move || {
+            let (logs, next, payload) = (logs.clone(), next.clone(), payload.clone());
+            Box::pin(async move {
+                let mut outcomes = FuturesUnordered::new();
+                {
+                    let mut index = next.lock().await;
+                    let id = LogId { term: Term(1), leader: 1, index: LogIndex(*index) };
+                    for log in logs.iter() {
+                        let (told, outcome) = tokio::sync::oneshot::channel();
+                        let entry = Entry { id, payload: payload.clone() };
+                        // Whoever has enough answers no longer listens.
+                        log.append(vec![entry], move |result| drop(told.send(result))).await.unwrap();
+                        outcomes.push(outcome);
+                    }
+                    *index += 1;
+                }
+                for _ in 0..logs.len() / 2 + 1 {
+                    outcomes.next().await.unwrap().unwrap().unwrap();
+                }
+            })
+        })
+    }
+}
+
+/// Three replicas against three logs.
+async fn three(time: Duration) {
+    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let logs: Vec<Log> =
+        dirs.iter().map(|dir| Log::open(dir.path(), Options::default()).unwrap().0).collect();
+    let mut groups = Vec::new();
+    for log in &logs {
+        groups.push(log.create_group(GroupId(1)).await.unwrap());
+    }
+    let append = raw(groups);
+    println!("three replicas in one process; medians of {ROUNDS} rounds");
+    println!("clients  bytes | two of three logs/s  p50us |   applied/s  p50us  p99us  of the logs");
+    let mut group = 2;
+    for (clients, bytes) in [(1, 1 << 10), (64, 1 << 10), (256, 1 << 10), (64, 16 << 10)] {
+        let mut rounds: [Vec<Load>; 2] = Default::default();
+        for _ in 0..ROUNDS {
+            let one: Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync> = append(bytes).into();
+            rounds[0].push(load(clients, time, move || one()).await);
+            let replicas = found_three(&logs, &mut group).await;
+            let (leader, payload) = (replicas[0].clone(), Bytes::from(vec![7; bytes]));
+            let propose = move || {
+                let (replica, payload) = (leader.clone(), payload.clone());
+                let deadline = Instant::now() + Duration::from_secs(10);
+                async move { replica.propose(payload, deadline, Wait::Applied).await.unwrap() }
+            };
+            rounds[1].push(load(clients, time, propose).await);
+            for replica in replicas.iter().rev() {
+                replica.shutdown().await.unwrap();
+            }
+        }
+        let [alone, applied] = rounds.map(|mut of| {
+            of.sort_by(|a, b| a.rate.total_cmp(&b.rate));
+            of.swap_remove(ROUNDS / 2)
+        });
+        println!(
+            "{clients:7} {bytes:6} | {:19.0} {:6} | {:11.0} {:6} {:6} {:12.2}",
+            alone.rate,
+            alone.p50,
+            applied.rate,
+            applied.p50,
+            applied.p99,
+            applied.rate / alone.rate
+        );
+    }
+    for log in logs {
+        log.shutdown().await.unwrap();
+    }
+}
+
+/// A group of three, the first of which leads.
+async fn found_three(logs: &[Log], group: &mut u32) -> Vec<Replica<Counter>> {
+    let id = GroupId(*group);
+    *group += 1;
+    let wires = Arc::new(Wires::default());
+    let mut replicas = Vec::new();
+    for (log, replica) in logs.iter().zip(1..) {
+        let (options, machine) = (ReplicaOptions::new(ReplicaId(replica)), Arc::new(Counter::default()));
+        let of = log.create_group(id).await.unwrap();
+        let replica = Replica::open(options, log, of, machine, Arc::new(Wire(wires.clone()))).await.unwrap();
+        replicas.push(replica);
+    }
+    *wires.0.lock().unwrap() = replicas.iter().cloned().zip(1..).map(|(r, n)| (ReplicaId(n), r)).collect();
+    replicas[0].found((1..=3).map(ReplicaId).collect()).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let first = Bytes::from_static(b"first");
+    while replicas[0].propose(first.clone(), deadline, Wait::Applied).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        // Should another have won the election.
+        for replica in &replicas[1..] {
+            let _ = replica.transfer_leadership(Some(ReplicaId(1)), deadline).await;
+        }
+    }
+    replicas
+}
+
+/// A network in memory.
+#[derive(Default)]
+struct Wires(Mutex<BTreeMap<ReplicaId, Replica<Counter>>>);
+
+struct Wire(Arc<Wires>);
+
+impl Network for Wire {
+    fn call(
+        &self,
+        to: ReplicaId,
+        message: Bytes,
+        _: Instant,
+    ) -> BoxFuture<'static, Result<Bytes, Unreached>> {
+        let replica = self.0.0.lock().unwrap()[&to].clone();
+        Box::pin(async move {
+            let answer = tokio::spawn(async move { replica.answer(message).await }).await.unwrap();
+            answer.map_err(|error| Unreached(error.to_string()))
+        })
+    }
+
+    fn send_snapshot(
+        &self,
+        _: ReplicaId,
+        _: Bytes,
+        _: BoxStream<'static, io::Result<Bytes>>,
+        _: Instant,
+    ) -> BoxFuture<'static, Result<Bytes, Unreached>> {
+        unreachable!("nothing is purged that a member lacks")
+    }
 }
 
 /// A replica of a new group.
 async fn found(log: &Log, group: &mut u32) -> Replica<Counter> {
     let id = GroupId(*group);
     *group += 1;
-    let (options, machine) = (ReplicaOptions::sole(ReplicaId(1)), Arc::new(Counter::default()));
-    Replica::open(options, log, log.create_group(id).await.unwrap(), machine).await.unwrap()
+    let (options, machine) = (ReplicaOptions::new(ReplicaId(1)), Arc::new(Counter::default()));
+    let of = log.create_group(id).await.unwrap();
+    let replica = Replica::open(options, log, of, machine, Arc::new(Nobody)).await.unwrap();
+    replica.found([ReplicaId(1)].into()).await.unwrap();
+    replica
 }
 
 /// What many groups cost that do nothing.

@@ -169,8 +169,8 @@ impl Default for Cluster {
             join: Vec::new(),
             replace_after_ms: 600_000,
             heartbeat_ms: 100,
-            election_ms_min: 500,
-            election_ms_max: 1_000,
+            election_ms_min: 900,
+            election_ms_max: 1_300,
         }
     }
 }

@@ -15,14 +15,19 @@ use crate::{
     },
     config::{Config, ConfigError},
     identity::Incarnation,
+    model::ReplicaId,
     net::{self, Credentials, Peers},
+    replica::ReplicaOptions,
     shard::ShardOptions,
     store::{Store, StoreError},
 };
 use folder::Folder;
-use std::{future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
+
+/// How often a replica reads all it has to see whether it still adds up.
+const SCRUB_EVERY: Duration = Duration::from_secs(24 * 3600);
 
 /// A node that listens, and nothing more yet.
 pub struct Node {
@@ -189,7 +194,8 @@ async fn start(
     let store = tokio::task::spawn_blocking(move || opening.open_store(cache_bytes)).await??;
     let standing = Standing { identity: settled, door, lost };
     let options = cluster_options(config, &standing);
-    let opening = Cluster::open(options, log.clone(), store.clone(), standing.door.peers().clone());
+    let identity = standing.identity.clone();
+    let opening = Cluster::open(options, standing, log.clone(), store.clone());
     let cluster = tokio::select! {
         opened = opening => opened?,
         () = stopping.cancelled() => {
@@ -197,7 +203,7 @@ async fn start(
             return Ok(None);
         }
     };
-    standing.identity.set_founded().map_err(|source| NodeError::File { path, source })?;
+    identity.set_founded().map_err(|source| NodeError::File { path, source })?;
     Ok(Some(Up { log, store, cluster }))
 }
 
@@ -262,9 +268,6 @@ fn cluster_options(config: &Config, standing: &Standing) -> ClusterOptions {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let me = standing.door.me();
     ClusterOptions {
-        cluster_id: standing.identity.get().cluster_id,
-        node: me.node.clone(),
-        incarnation: standing.identity.get().incarnation.to_string(),
         region: me.region.clone(),
         zone: me.zone.clone(),
         http: me.http.clone(),
@@ -272,6 +275,14 @@ fn cluster_options(config: &Config, standing: &Standing) -> ClusterOptions {
         search_threads: if config.search.threads == 0 { cores } else { config.search.threads },
         index_dir: config.data_dir.join("index"),
         shard: ShardOptions { seal_bytes: config.index.seal_bytes, ..ShardOptions::default() },
+        replica: ReplicaOptions {
+            heartbeat_ms: config.cluster.heartbeat_ms,
+            election_ms: config.cluster.election_ms_min..config.cluster.election_ms_max,
+            incoming: config.data_dir.join("store"),
+            ..ReplicaOptions::new(ReplicaId(0))
+        },
+        replace_after: Duration::from_millis(config.cluster.replace_after_ms),
+        scrub_every: SCRUB_EVERY,
     }
 }
 

@@ -11,8 +11,11 @@
 //! ```
 //!
 //! A body may have several lines. Of an answer's headers only those of Annal's that tell something stable
-//! (`annal-effect`, `retry-after`) are shown; `time` is masked. A line `# node: KEY=VALUE …` at the top sets the
-//! node's environment; `@restart` instead of a request kills the node with SIGKILL and starts it again.
+//! (`annal-effect`, `retry-after`) are shown; `time` is masked. Lines at the top of a script change that:
+//! `# node: KEY=VALUE …` sets the node's environment, `# show: HEADER …` shows that these headers are there, and
+//! `# mask: KEY …` shows the values under these keys of a JSON answer as `N`, ports of this host as `PORT`.
+//! In a request `$TOKEN` stands for the last `Annal-Token`. `@restart` instead of a request kills the node with
+//! SIGKILL and starts it again.
 //! `REWRITE=1 cargo test --test http` writes the answers anew: review them as code.
 
 #![allow(clippy::unwrap_used, missing_docs)]
@@ -48,7 +51,8 @@ fn run(path: &Path) -> Option<String> {
     let script = fs::read_to_string(path).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let mut options = NodeOptions::new(folder.path());
-    options.environment = environment(&script);
+    options.environment = settings(&script, "node").map(|s| s.split_once('=').unwrap()).map(owned).collect();
+    let mut token = String::new();
     let mut node = Node::start(options);
     node.wait_ready();
     let mut replayed = String::new();
@@ -58,7 +62,9 @@ fn run(path: &Path) -> Option<String> {
             node = node.kill_and_restart();
             String::new()
         } else {
-            shown(&send(&node, &exchange.request))
+            let answer = send(&node, &exchange.request.replace("$TOKEN", &token));
+            token = answer.header("annal-token").map_or(token, str::to_owned);
+            shown(&answer, &script)
         };
         if answer.trim() != exchange.answer.trim() {
             writeln!(
@@ -82,11 +88,14 @@ fn run(path: &Path) -> Option<String> {
     (!wrong.is_empty()).then_some(wrong)
 }
 
-/// `# node: KEY=VALUE …` lines.
-fn environment(script: &str) -> Vec<(String, String)> {
-    let settings =
-        script.lines().filter_map(|line| line.strip_prefix("# node: ")).flat_map(str::split_whitespace);
-    settings.map(|s| s.split_once('=').unwrap()).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
+/// The words of the lines `# NAME: WORD …`.
+fn settings<'a>(script: &'a str, name: &str) -> impl Iterator<Item = &'a str> {
+    let head = format!("# {name}: ");
+    script.lines().filter_map(move |line| line.strip_prefix(&head)).flat_map(str::split_whitespace)
+}
+
+fn owned((key, value): (&str, &str)) -> (String, String) {
+    (key.to_owned(), value.to_owned())
 }
 
 /// Splits a script: blank lines and comments, a request, `---`, an answer up to the next blank line.
@@ -133,15 +142,25 @@ fn is_header(line: &str) -> bool {
 }
 
 /// An answer as scripts show it.
-fn shown(answer: &Answer) -> String {
+fn shown(answer: &Answer, script: &str) -> String {
     let mut text = format!("{}\n", answer.status);
     for name in ["annal-effect", "retry-after"] {
         if let Some(value) = answer.header(name) {
             writeln!(text, "{name}: {value}").unwrap();
         }
     }
-    // One list item of a result a line: readable, and a small difference stays small.
-    writeln!(text, "{}", mask_time(&answer.text)).unwrap();
+    for name in settings(script, "show").filter(|name| answer.header(name).is_some()) {
+        writeln!(text, "{name}: …").unwrap();
+    }
+    let mut body = mask_time(&answer.text);
+    let mut masked = settings(script, "mask").peekable();
+    if masked.peek().is_some() {
+        body = mask_ports(&body);
+    }
+    for key in masked {
+        body = mask_values(&body, key);
+    }
+    writeln!(text, "{body}").unwrap();
     text
 }
 
@@ -153,4 +172,27 @@ fn mask_time(body: &str) -> String {
         }
         _ => body.trim_end().to_owned(),
     }
+}
+
+fn mask_ports(body: &str) -> String {
+    const HOST: &str = "127.0.0.1:";
+    let mut parts = body.split(HOST);
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |masked, part| {
+        masked + HOST + "PORT" + part.trim_start_matches(|c: char| c.is_ascii_digit())
+    })
+}
+
+/// Numbers and strings under a key.
+fn mask_values(body: &str, key: &str) -> String {
+    let head = format!("\"{key}\":");
+    let mut parts = body.split(head.as_str());
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |masked, part| {
+        let rest = match part.strip_prefix('"') {
+            Some(text) => text.split_once('"').map_or("", |(_, rest)| rest),
+            None => part.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || "+-.".contains(c)),
+        };
+        masked + &head + "N" + rest
+    })
 }

@@ -28,6 +28,9 @@ pub(super) struct BodyLimit(pub(super) usize);
 /// A parsed JSON body.
 pub(super) struct Json<T>(pub(super) T);
 
+/// A parsed JSON body, or the default if the body is empty.
+pub(super) struct JsonIfAny<T>(pub(super) T);
+
 impl<S, T> FromRequest<S> for Json<T>
 where
     S: Send + Sync,
@@ -36,17 +39,42 @@ where
 {
     type Rejection = ApiError;
 
-    async fn from_request(mut request: Request, state: &S) -> Result<Self> {
-        let wishes = request.extract_parts::<Wishes>().await?;
-        let bytes = tokio::time::timeout_at(wishes.deadline, collect(request, BodyLimit::from_ref(state)))
-            .await
-            .map_err(|_| ApiError::new(Kind::Timeout, "body", "did not arrive in time"))??;
-        if bytes.len() <= PARSED_ASIDE_BYTES {
-            return parse(&bytes).map(Json);
-        }
-        let parsed = tokio::task::spawn_blocking(move || parse(&bytes)).await;
-        parsed.map_err(|e| ApiError::new(Kind::Internal, "body", e.to_string()))?.map(Json)
+    async fn from_request(request: Request, state: &S) -> Result<Self> {
+        parse_aside(arrived(request, BodyLimit::from_ref(state)).await?).await.map(Json)
     }
+}
+
+impl<S, T> FromRequest<S> for JsonIfAny<T>
+where
+    S: Send + Sync,
+    T: DeserializeOwned + Default + Send + 'static,
+    BodyLimit: FromRef<S>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self> {
+        let bytes = arrived(request, BodyLimit::from_ref(state)).await?;
+        if bytes.is_empty() {
+            return Ok(JsonIfAny(T::default()));
+        }
+        parse_aside(bytes).await.map(JsonIfAny)
+    }
+}
+
+/// The whole body, within the request's deadline.
+async fn arrived(mut request: Request, limit: BodyLimit) -> Result<Bytes> {
+    let wishes = request.extract_parts::<Wishes>().await?;
+    tokio::time::timeout_at(wishes.deadline, collect(request, limit))
+        .await
+        .map_err(|_| ApiError::new(Kind::Timeout, "body", "did not arrive in time"))?
+}
+
+async fn parse_aside<T: DeserializeOwned + Send + 'static>(bytes: Bytes) -> Result<T> {
+    if bytes.len() <= PARSED_ASIDE_BYTES {
+        return parse(&bytes);
+    }
+    let parsed = tokio::task::spawn_blocking(move || parse(&bytes)).await;
+    parsed.map_err(|e| ApiError::new(Kind::Internal, "body", e.to_string()))?
 }
 
 async fn collect(request: Request, BodyLimit(bytes_max): BodyLimit) -> Result<Bytes> {
@@ -103,6 +131,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for At<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::error::tests::assert_refused;
 
     #[derive(Debug, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -128,8 +157,7 @@ mod tests {
             ("", "Format error in JSON body: EOF"),
             (r#"{"points":[]} x"#, "Format error in JSON body: trailing characters"),
         ] {
-            let error = parse::<Outer>(text.as_bytes()).unwrap_err();
-            assert!(error.to_string().starts_with(message), "{text}: {error}");
+            assert_refused(parse::<Outer>(text.as_bytes()), 400, message, text);
         }
         parse::<Outer>(br#"{"points":[{"n":1}]}"#).unwrap();
     }

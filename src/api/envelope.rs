@@ -1,11 +1,14 @@
 //! Qdrant's envelope around every answer, and the time it took.
 //!
 //! A handler gives back a [`Reply`] or an [`ApiError`]; both travel outward as a response extension, and
-//! [`wrap`] writes the body: `{"result":…,"status":"ok","time":…}` or `{"status":{"error":"…"},"time":…}`.
-//! 401 and 403 are plain text, as Qdrant's are.
+//! [`wrap`] writes the body: `{"result":…,"status":"ok","time":…}` or `{"status":{"error":"…"},"time":…}`, with a
+//! key more where the error tells more. 401 and 403 are plain text, as Qdrant's are.
 
-use super::error::ApiError;
-use crate::{cluster::Token, model::Kind};
+use super::error::{ApiError, Told};
+use crate::{
+    cluster::{Seen, Token, Written},
+    model::Kind,
+};
 use axum::{
     body::Body,
     extract::Request,
@@ -15,15 +18,20 @@ use axum::{
 };
 use bytes::Bytes;
 use serde::Serialize;
-use std::time::Instant;
+use serde_json::Value;
+use std::time::{Duration, Instant};
 
 /// What was written or seen, to be passed on.
 pub(super) const TOKEN: HeaderName = HeaderName::from_static("annal-token");
+
+/// How old an answer may be that is weaker than linearizable, in milliseconds, rounded up.
+const AGE: HeaderName = HeaderName::from_static("annal-age-ms");
 
 /// A result on its way out: JSON text, and what it had seen.
 pub(super) struct Reply {
     result: Vec<u8>,
     token: Option<Token>,
+    age: Option<Duration>,
 }
 
 impl Reply {
@@ -34,12 +42,17 @@ impl Reply {
 
     /// A result that is JSON text already.
     pub(super) fn json(result: Vec<u8>) -> Self {
-        Reply { result, token: None }
+        Reply { result, token: None, age: None }
     }
 
-    /// The same result with what it had seen (or wrote).
-    pub(super) fn seen(self, token: Token) -> Self {
-        Reply { token: Some(token), ..self }
+    /// The same result with what its read had seen.
+    pub(super) fn seen<T>(self, seen: Seen<T>) -> Self {
+        Reply { token: Some(seen.token), age: seen.age, ..self }
+    }
+
+    /// The same result with what was written.
+    pub(super) fn wrote(self, written: Written) -> Self {
+        Reply { token: Some(written.token), ..self }
     }
 }
 
@@ -53,6 +66,10 @@ impl IntoResponse for Reply {
         if let Some(token) = self.token {
             let text = HeaderValue::try_from(token.to_string()).expect("a token is URL-safe base64");
             response.headers_mut().insert(TOKEN, text);
+        }
+        if let Some(age) = self.age {
+            let ms = age.as_micros().div_ceil(1_000) as u64;
+            response.headers_mut().insert(AGE, ms.into());
         }
         response.extensions_mut().insert(Unwrapped(self.result.into()));
         response
@@ -74,7 +91,7 @@ pub(super) async fn wrap(request: Request, next: Next) -> Response {
                 .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
             *response.body_mut() = text.into();
         } else {
-            let body = failure(&error.to_string(), time());
+            let body = failure(error, time());
             write_json(&mut response, body);
         }
     }
@@ -91,18 +108,49 @@ fn success(result: &[u8], seconds: f64) -> Vec<u8> {
     [br#"{"result":"#.as_slice(), result, end.as_bytes()].concat()
 }
 
-fn failure(message: &str, seconds: f64) -> Vec<u8> {
-    let message = serde_json::Value::from(message);
-    format!(r#"{{"status":{{"error":{message}}},"time":{seconds:.9}}}"#).into_bytes()
+fn failure(error: &ApiError, seconds: f64) -> Vec<u8> {
+    let message = Value::from(error.to_string());
+    let more = match &error.told {
+        Told::Version(version) => format!(r#""version":{},"#, Value::from(version.map(|v| v.0))),
+        Told::Oldest(token) => format!(r#""oldest":{},"#, Value::from(token.as_str())),
+        Told::Nothing | Told::Seen(_) => String::new(),
+    };
+    format!(r#"{{"status":{{"error":{message}}},{more}"time":{seconds:.9}}}"#).into_bytes()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Position;
 
     #[test]
     fn envelopes_are_qdrants() {
         assert_eq!(success(b"true", 0.25), br#"{"result":true,"status":"ok","time":0.250000000}"#);
-        assert_eq!(failure("no \"x\"", 0.0), br#"{"status":{"error":"no \"x\""},"time":0.000000000}"#,);
+        let error = ApiError::invalid("", "no \"x\"");
+        assert_eq!(failure(&error, 0.0), br#"{"status":{"error":"no \"x\""},"time":0.000000000}"#);
+    }
+
+    #[test]
+    fn errors_that_tell_more_have_a_key_more() {
+        for (told, key) in [
+            (Told::Version(Some(Position(7))), r#""version":7,"#),
+            (Told::Version(None), r#""version":null,"#),
+            (Told::Oldest("abc".to_owned()), r#""oldest":"abc","#),
+        ] {
+            let body = failure(&ApiError::new(Kind::Precondition, "", "x").telling(told), 0.0);
+            let wanted = format!(r#"{{"status":{{"error":"x"}},{key}"time":0.000000000}}"#);
+            assert_eq!(String::from_utf8(body).unwrap(), wanted);
+        }
+    }
+
+    #[test]
+    fn the_age_is_never_understated() {
+        let reply = |age| Reply::new(&true).seen(Seen { value: (), token: Token::default(), age });
+        let age =
+            |age| reply(age).into_response().headers().get(AGE).map(|ms| ms.to_str().unwrap().to_owned());
+        assert_eq!(age(None), None);
+        assert_eq!(age(Some(Duration::from_micros(1))).as_deref(), Some("1"));
+        assert_eq!(age(Some(Duration::from_micros(2_001))).as_deref(), Some("3"));
+        assert_eq!(age(Some(Duration::from_secs(2))).as_deref(), Some("2000"));
     }
 }

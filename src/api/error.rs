@@ -1,13 +1,14 @@
 //! Errors as users see them: the only place where an error becomes a status.
 //!
 //! Invariants: every error answer carries `annal-effect: none | unknown`; 429 and 503 carry an integer
-//! `Retry-After`; the message names the field as the user wrote it.
+//! `Retry-After`; the message names the field as the user wrote it; what was seen is passed on as for answers.
 //! Not here: the body (see `envelope`), which needs the time the request took.
 //! Source: the table in `docs/ARCHITECTURE.md`; it agrees with Qdrant's statuses where both have one.
 
+use super::envelope::TOKEN;
 use crate::{
-    cluster::ClusterError,
-    model::{Effect, Invalid, Kind},
+    cluster::{ClusterError, Token},
+    model::{Effect, Invalid, Kind, Position},
 };
 use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header::RETRY_AFTER},
@@ -29,6 +30,22 @@ pub(super) struct ApiError {
     pub(super) field: String,
     /// What is wrong, with the quantities.
     pub(super) why: String,
+    /// What it tells beside that.
+    pub(super) told: Told,
+}
+
+/// What an error tells beside its message.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Told {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// The version a point is at: `version` in the body, null if there is no such point.
+    Version(Option<Position>),
+    /// Where a feed can still start: `oldest` in the body, and `Annal-Token`.
+    Oldest(String),
+    /// What was seen: `Annal-Token`.
+    Seen(Token),
 }
 
 /// What every handler answers.
@@ -37,7 +54,13 @@ pub(super) type Result<T> = std::result::Result<T, ApiError>;
 impl ApiError {
     /// An error without effect.
     pub(super) fn new(kind: Kind, field: impl Into<String>, why: impl Into<String>) -> Self {
-        ApiError { kind, effect: Effect::None, field: field.into(), why: why.into() }
+        let told = Told::Nothing;
+        ApiError { kind, effect: Effect::None, field: field.into(), why: why.into(), told }
+    }
+
+    /// The same error, telling more.
+    pub(super) fn telling(self, told: Told) -> Self {
+        ApiError { told, ..self }
     }
 
     /// The caller must fix `field`.
@@ -101,7 +124,12 @@ impl From<Invalid> for ApiError {
 
 impl From<ClusterError> for ApiError {
     fn from(e: ClusterError) -> Self {
-        ApiError { kind: e.kind(), effect: e.effect(), field: String::new(), why: e.to_string() }
+        let told = match &e {
+            ClusterError::Precondition { version, .. } => Told::Version(*version),
+            ClusterError::TooOld { oldest, .. } => Told::Oldest(oldest.clone()),
+            _ => Told::Nothing,
+        };
+        ApiError { kind: e.kind(), effect: e.effect(), field: String::new(), why: e.to_string(), told }
     }
 }
 
@@ -113,14 +141,33 @@ impl IntoResponse for ApiError {
         if let Some(seconds) = self.retry_after() {
             headers.insert(RETRY_AFTER, seconds);
         }
+        let token = match &self.told {
+            Told::Oldest(token) => HeaderValue::try_from(token).ok(),
+            Told::Seen(token) => HeaderValue::try_from(token.to_string()).ok(),
+            Told::Nothing | Told::Version(_) => None,
+        };
+        headers.extend(token.map(|token| (TOKEN, token)));
         response.extensions_mut().insert(self);
         response
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// Panics unless `outcome` is an error with this status whose message starts so; `case` says which one it is.
+    #[track_caller]
+    pub(in crate::api) fn assert_refused<T: fmt::Debug>(
+        outcome: Result<T>,
+        status: u16,
+        message: &str,
+        case: impl fmt::Display,
+    ) {
+        let error = outcome.expect_err("is refused");
+        assert!(error.to_string().starts_with(message), "{case}: {error}");
+        assert_eq!(error.status().as_u16(), status, "{case}");
+    }
 
     #[test]
     fn each_kind_has_its_status() {
@@ -156,6 +203,18 @@ mod tests {
             (response.status().as_u16(), &response.headers()[&EFFECT]),
             (408, &"unknown".parse().unwrap())
         );
+    }
+
+    #[test]
+    fn what_was_seen_is_passed_on() {
+        let token = Token::default();
+        let missing = ApiError::new(Kind::NotFound, "", "x").telling(Told::Seen(token.clone()));
+        assert_eq!(missing.into_response().headers()[&TOKEN], token.to_string());
+        let late = ClusterError::TooOld { message: "x".into(), oldest: "abc".into() };
+        let late = ApiError::from(late).into_response();
+        assert_eq!((late.status().as_u16(), &late.headers()[&TOKEN]), (410, &"abc".parse().unwrap()));
+        let at = ClusterError::Precondition { message: "x".into(), version: Some(Position(7)) };
+        assert_eq!(ApiError::from(at).told, Told::Version(Some(Position(7))));
     }
 
     #[test]

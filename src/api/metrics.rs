@@ -1,4 +1,6 @@
-//! Figures of the HTTP door, and the exporter for those of every floor.
+//! Figures that are counted as things happen: those of the HTTP door, and the exporter for those of every floor.
+//!
+//! Not here: figures that are looked up when somebody asks (see `scrape`).
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use std::{io, sync::OnceLock, time::Duration};
@@ -9,6 +11,9 @@ const REQUESTS: &str = "annal_http_requests_total";
 const SECONDS: &str = "annal_http_request_seconds";
 /// Requests being served now.
 const IN_FLIGHT: &str = "annal_http_requests_in_flight";
+
+/// Change feeds that are being followed now.
+const FEEDS: &str = "annal_http_feeds_open";
 
 /// How often collected figures are folded into their histograms.
 pub(super) const UPKEEP: Duration = Duration::from_secs(5);
@@ -33,6 +38,7 @@ fn install() -> Result<PrometheusHandle, BuildError> {
     metrics::describe_counter!(REQUESTS, "Requests answered, by route, method and status");
     metrics::describe_histogram!(SECONDS, metrics::Unit::Seconds, "How long they took, by route and method");
     metrics::describe_gauge!(IN_FLIGHT, "Requests being served now");
+    metrics::describe_gauge!(FEEDS, "Change feeds that are being followed now");
     Ok(handle)
 }
 
@@ -49,6 +55,22 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         metrics::gauge!(IN_FLIGHT).decrement(1.0);
+    }
+}
+
+/// A change feed that is being followed; counted out when dropped.
+pub(super) struct FeedOpen(());
+
+impl FeedOpen {
+    pub(super) fn enter() -> Self {
+        metrics::gauge!(FEEDS).increment(1.0);
+        FeedOpen(())
+    }
+}
+
+impl Drop for FeedOpen {
+    fn drop(&mut self) {
+        metrics::gauge!(FEEDS).decrement(1.0);
     }
 }
 

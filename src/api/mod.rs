@@ -1,7 +1,7 @@
 //! The public HTTP door: Qdrant's REST (tier 1) and Annal's own routes.
 //!
 //! ```text
-//! request → observe → envelope → compress → catch panic → auth ─┬─ probes, metrics, what is not built (501)
+//! request → observe → envelope → compress → catch panic → auth ─┬─ probes, metrics, change feeds, what is not built (501)
 //!                                                               └─ admit → wishes → deadline → decompress → handler
 //! ```
 //!
@@ -16,6 +16,7 @@ mod error;
 mod metrics;
 mod native;
 mod qdrant;
+mod scrape;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -41,10 +42,14 @@ use error::ApiError;
 use metrics_exporter_prometheus::PrometheusHandle;
 use std::{any::Any, io, sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tower::ServiceBuilder;
 use tower_http::{
     catch_panic::CatchPanicLayer,
-    compression::{CompressionLayer, CompressionLevel, predicate::SizeAbove},
+    compression::{
+        CompressionLayer, CompressionLevel, Predicate,
+        predicate::{NotForContentType, SizeAbove},
+    },
     decompression::RequestDecompressionLayer,
 };
 use tracing::Instrument;
@@ -60,7 +65,9 @@ pub struct ApiOptions {
     pub timeout_default: Duration,
     /// Requests served at once; more are turned away with 429.
     pub in_flight_max: usize,
-    /// How long requests in flight may take to finish after a shutdown was asked for.
+    /// How long a node that leaves still answers new requests, so that clients find another one in between.
+    pub linger: Duration,
+    /// How long requests in flight may take to finish after that.
     pub drain: Duration,
 }
 
@@ -71,6 +78,7 @@ impl Default for ApiOptions {
             body_bytes_max: 32 * 1024 * 1024,
             timeout_default: Duration::from_secs(30),
             in_flight_max: 1_024,
+            linger: Duration::from_millis(300),
             drain: Duration::from_secs(10),
         }
     }
@@ -82,6 +90,8 @@ struct Api {
     cluster: Cluster,
     body_limit: BodyLimit,
     exporter: PrometheusHandle,
+    /// Cancelled once the node leaves: answers without an end end then.
+    leaving: CancellationToken,
 }
 
 impl FromRef<Api> for Cluster {
@@ -99,11 +109,21 @@ impl FromRef<Api> for BodyLimit {
 /// The whole door as one service.
 ///
 /// Errors: another metrics recorder is installed in this process.
-fn router(cluster: Cluster, options: &ApiOptions) -> io::Result<Router> {
-    let api = Api { cluster, body_limit: BodyLimit(options.body_bytes_max), exporter: exporter()? };
-    let built = qdrant::built().merge(native::built());
-    let open = qdrant::probes().merge(qdrant::unbuilt()).merge(native::audits()).merge(native::unbuilt());
-    Ok(layered(built, open, options).with_state(api))
+fn router(cluster: Cluster, options: &ApiOptions, leaving: CancellationToken) -> io::Result<Router> {
+    let body_limit = BodyLimit(options.body_bytes_max);
+    let api = Api { cluster, body_limit, exporter: exporter()?, leaving };
+    Ok(layered(built(), open(), options).with_state(api))
+}
+
+/// Routes that are turned away by load, read the wishes, and keep a deadline.
+fn built() -> Router<Api> {
+    qdrant::built().merge(native::built())
+}
+
+/// Routes that do none of this.
+fn open() -> Router<Api> {
+    let unbuilt = qdrant::unbuilt().merge(native::unbuilt());
+    qdrant::probes().merge(native::audits()).merge(native::feeds()).merge(unbuilt)
 }
 
 /// The door of a node that has no cluster to ask yet.
@@ -132,7 +152,7 @@ fn layered<S: Clone + Send + Sync + 'static>(
     built.merge(open).fallback(unknown).method_not_allowed_fallback(unknown).layer(
         ServiceBuilder::new()
             .layer(from_fn(observe))
-            .layer(compress.compress_when(SizeAbove::new(COMPRESSED_BYTES_MIN)))
+            .layer(compress.compress_when(compressed()))
             .layer(from_fn(envelope::wrap))
             .layer(CatchPanicLayer::custom(panicked))
             .layer(from_fn_with_state(Arc::new(options.keys.clone()), auth::check)),
@@ -141,6 +161,13 @@ fn layered<S: Clone + Send + Sync + 'static>(
 
 /// Answers below this are sent as they are: compressing them costs more than it saves.
 const COMPRESSED_BYTES_MIN: u64 = 8_192;
+
+/// What is compressed: what is large and has an end. A compressor would hold the lines of a feed back.
+fn compressed() -> impl Predicate {
+    SizeAbove::new(COMPRESSED_BYTES_MIN)
+        .and(NotForContentType::const_new("application/x-ndjson"))
+        .and(NotForContentType::SSE)
+}
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 

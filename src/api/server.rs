@@ -1,16 +1,25 @@
 //! Serves the front on a listener until asked to stop, then lets requests in flight finish.
+//!
+//! A kept-alive connection that is closed while a request is on its way to it loses that request, and its client does
+//! not know whether it was served. So a node that leaves answers for a while yet, and asks every client that it
+//! answers to come back on another connection; what is closed in the end is idle.
 
 use super::{ApiOptions, metrics, router, starting};
 use crate::cluster::Cluster;
 use arc_swap::ArcSwap;
-use axum::Router;
+use axum::{
+    BoxError, Router,
+    body::{Body, Bytes, HttpBody},
+    http::{HeaderValue, Request, Response, Version, header::CONNECTION},
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
     service::TowerToHyperService,
 };
-use std::{io, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 /// How long a client may take to send the head of a request.
@@ -21,43 +30,65 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Front {
     router: Arc<ArcSwap<Router>>,
     options: Arc<ApiOptions>,
+    leaving: CancellationToken,
 }
 
 impl Front {
     /// The front of a node that is starting: alive, and everything else is unavailable without effect.
     pub fn starting(options: ApiOptions) -> Front {
-        Front { router: Arc::new(ArcSwap::from_pointee(starting())), options: Arc::new(options) }
+        let router = Arc::new(ArcSwap::from_pointee(starting()));
+        Front { router, options: Arc::new(options), leaving: CancellationToken::new() }
     }
 
     /// From now on `cluster` answers.
     ///
     /// Errors: another metrics recorder is installed in this process.
     pub fn open(&self, cluster: Cluster) -> io::Result<()> {
-        self.router.store(Arc::new(router(cluster, &self.options)?));
+        self.router.store(Arc::new(router(cluster, &self.options, self.leaving.clone())?));
         Ok(())
+    }
+
+    /// From now on clients are asked to go elsewhere, and feeds end. What comes is still answered.
+    pub fn leave(&self) {
+        self.leaving.cancel();
+    }
+
+    async fn answer<B>(self, request: Request<B>) -> Result<Response<Body>, Infallible>
+    where
+        B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
+        let has_goodbyes_of_its_own = request.version() >= Version::HTTP_2;
+        let mut response = Router::clone(&self.router.load()).oneshot(request).await?;
+        if self.leaving.is_cancelled() && !has_goodbyes_of_its_own {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(response)
     }
 }
 
-/// Serves `front` over HTTP/1.1 and HTTP/2 until `shutdown` is ready; then accepts nothing new, and gives
-/// what is in flight [`ApiOptions::drain`] to finish.
+/// Serves `front` over HTTP/1.1 and HTTP/2 until `shutdown` is ready; then leaves, accepts nothing new after
+/// [`ApiOptions::linger`], and gives what is in flight [`ApiOptions::drain`] to finish.
 ///
 /// Errors: another metrics recorder is installed in this process. A failing connection ends alone.
 pub async fn serve(listener: TcpListener, front: Front, shutdown: impl Future) -> io::Result<()> {
-    let drain = front.options.drain;
+    let (linger, drain) = (front.options.linger, front.options.drain);
     let exporter = metrics::exporter()?;
-    let service = TowerToHyperService::new(tower::service_fn(move |request| {
-        let router = Router::clone(&front.router.load());
-        router.oneshot(request)
-    }));
+    let answering = front.clone();
+    let service =
+        TowerToHyperService::new(tower::service_fn(move |request| answering.clone().answer(request)));
     let mut server = auto::Builder::new(TokioExecutor::new());
     server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     server.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD_TIMEOUT);
     let connections = GracefulShutdown::new();
     let mut upkeep = tokio::time::interval(metrics::UPKEEP);
-    let mut shutdown = std::pin::pin!(shutdown);
+    let mut end = std::pin::pin!(async {
+        shutdown.await;
+        front.leave();
+        tokio::time::sleep(linger).await;
+    });
     loop {
         tokio::select! {
-            _ = &mut shutdown => break,
+            () = &mut end => break,
             _ = upkeep.tick() => exporter.run_upkeep(),
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
@@ -87,4 +118,49 @@ pub async fn serve(listener: TcpListener, front: Front, shutdown: impl Future) -
         tracing::warn!(?drain, "requests were still in flight");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::routing::get;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+        sync::oneshot,
+    };
+
+    const PING: &[u8] = b"GET /ping HTTP/1.1\r\nhost: a\r\n\r\n";
+
+    async fn answer(connection: &mut TcpStream) -> String {
+        let mut buffer = vec![0; 4_096];
+        let read = connection.read(&mut buffer).await.unwrap();
+        String::from_utf8(buffer[..read].to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_node_that_leaves_answers_first_and_asks_clients_to_go_elsewhere() {
+        let options = ApiOptions { linger: Duration::from_millis(200), ..ApiOptions::default() };
+        let front = Front::starting(options);
+        front.router.store(Arc::new(Router::new().route("/ping", get(async || "pong"))));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = tokio::spawn(serve(listener, front, stopped));
+        let mut kept = TcpStream::connect(address).await.unwrap();
+        kept.write_all(PING).await.unwrap();
+        assert!(!answer(&mut kept).await.contains("connection: close"));
+        stop.send(()).unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        // The kept connection and a new one are answered, and closed behind the answer.
+        let mut new = TcpStream::connect(address).await.unwrap();
+        for connection in [&mut kept, &mut new] {
+            connection.write_all(PING).await.unwrap();
+            let text = answer(connection).await;
+            assert!(text.contains("connection: close") && text.ends_with("pong"), "{text}");
+            assert_eq!(answer(connection).await, "", "closed");
+        }
+        serving.await.unwrap().unwrap();
+        TcpStream::connect(address).await.unwrap_err();
+    }
 }

@@ -3,7 +3,10 @@
 use super::{body::Json, envelope::Reply, error::Result, *};
 use axum::{
     body::{Body, to_bytes},
-    http::{StatusCode, header::CONTENT_LENGTH},
+    http::{
+        StatusCode,
+        header::{CONTENT_LENGTH, CONTENT_TYPE},
+    },
     routing::{get, post},
 };
 use serde_json::{Value, json};
@@ -21,7 +24,8 @@ fn stack(options: &ApiOptions) -> Router {
     let built = Router::new()
         .route("/echo", post(async |Json(body): Json<Value>| Reply::new(&body)))
         .route("/hang", get(hang).post(hang))
-        .route("/panic", post(panic));
+        .route("/panic", post(panic))
+        .route("/lines", get(async || ([(CONTENT_TYPE, "application/x-ndjson")], "x".repeat(10_000))));
     layered(built, refusing(&["GET PUT /later/{thing}"]), options)
         .with_state(BodyLimit(options.body_bytes_max))
 }
@@ -163,6 +167,13 @@ async fn large_answers_are_compressed_for_who_asks() {
 }
 
 #[tokio::test]
+async fn feeds_are_never_compressed() {
+    let request = Request::get("/lines").header("accept-encoding", "gzip");
+    let (response, body) = send(&stack(&options()), request, "").await;
+    assert_eq!((response.headers().get("content-encoding"), body.len()), (None, 10_000));
+}
+
+#[tokio::test]
 async fn known_and_unknown_routes() {
     let stack = stack(&options());
     for (method, path, status, message) in [
@@ -197,7 +208,5 @@ async fn without_a_key_nothing_but_the_probes_is_open() {
 /// The route tables agree with each other: building the router panics if two routes are the same.
 #[test]
 fn every_route_stands_once() {
-    let built = qdrant::built().merge(native::built());
-    let open = qdrant::probes().merge(qdrant::unbuilt()).merge(native::unbuilt());
-    let _ = layered(built, open, &options());
+    let _ = layered(built(), open(), &options());
 }

@@ -1,12 +1,12 @@
 //! How a request wants to be carried out: Annal's headers and Qdrant's query parameters.
 //!
-//! Invariants: what is not understood is refused, never ignored; a wish may strengthen, never weaken. Every
-//! read is linearizable, so weaker consistencies are checked and then strengthened to it; every write is
-//! acknowledged only when a quorum has it, so `ordering` and `consistency` are checked and then met.
+//! Invariants: what is not understood is refused, never ignored. A read is linearizable unless `Annal-Consistency`
+//! asks for less, and of two wishes the stronger one counts: Qdrant's `consistency` of more than one replica makes it
+//! linearizable. Every write is acknowledged only when a quorum has it, so `ordering` is checked and then met.
 
 use super::error::{ApiError, Result};
 use crate::{
-    cluster::{ReadOptions, Token, WriteOptions},
+    cluster::{Consistency, ReadOptions, Token, WriteOptions},
     model::RequestId,
 };
 use axum::{
@@ -29,6 +29,7 @@ pub(super) struct Wishes {
     pub(super) deadline: Instant,
     wait: bool,
     at_least: Option<Token>,
+    consistency: Consistency,
     request: Option<RequestId>,
 }
 
@@ -59,21 +60,21 @@ impl Wishes {
 
     /// For a read.
     pub(super) fn read(self) -> ReadOptions {
-        ReadOptions { at_least: self.at_least, ..ReadOptions::linearizable(self.deadline) }
+        ReadOptions { deadline: self.deadline, at_least: self.at_least, consistency: self.consistency }
     }
 
     /// Reads and checks everything a request says about how it wants to be carried out.
     fn parse(headers: &HeaderMap, uri: &Uri, now: Instant, timeout_default: Duration) -> Result<Self> {
         let Query(parameters) = Query::<Parameters>::try_from_uri(uri)
             .map_err(|e| ApiError::invalid("query parameters", root_cause(&e)))?;
-        if let Some(text) = &parameters.consistency {
-            check_qdrant_consistency(text)?;
-        }
-        refuse_unknown(headers)?;
+        let several = parameters.consistency.as_deref().map(asks_several).transpose()?.unwrap_or(false);
+        refuse_others(headers, &BUILT)?;
         let at_least = parsed::<Token>(headers, "Annal-Token")?;
-        if let Some(text) = one(headers, "Annal-Consistency")? {
-            check_consistency(text, at_least.is_some())?;
-        }
+        let asked = one(headers, "Annal-Consistency")?
+            .map(|text| consistency(text, at_least.is_some()))
+            .transpose()?
+            .unwrap_or_default();
+        let consistency = if several { Consistency::Linearizable } else { asked };
         let request = parsed(headers, "Idempotency-Key")?;
         let by_parameter = parameters
             .timeout
@@ -92,7 +93,8 @@ impl Wishes {
             .transpose()?
             .map(Duration::from_millis);
         let timeout = by_parameter.into_iter().chain(by_header).min().unwrap_or(timeout_default);
-        Ok(Wishes { deadline: now + timeout, wait: parameters.wait.unwrap_or(false), at_least, request })
+        let wait = parameters.wait.unwrap_or(false);
+        Ok(Wishes { deadline: now + timeout, wait, at_least, consistency, request })
     }
 }
 
@@ -100,16 +102,17 @@ impl Wishes {
 const UNBUILT: [&str; 2] = ["annal-as-of", "annal-explain"];
 const BUILT: [&str; 3] = ["annal-consistency", "annal-token", "annal-timeout-ms"];
 
-fn refuse_unknown(headers: &HeaderMap) -> Result<()> {
-    for name in headers.keys().map(|name| name.as_str()).filter(|name| name.starts_with("annal-")) {
-        if UNBUILT.contains(&name) {
-            return Err(ApiError::unbuilt(format!("header {name}"), ""));
+/// Refuses headers of Annal's that the route does not honour.
+pub(super) fn refuse_others(headers: &HeaderMap, honoured: &[&str]) -> Result<()> {
+    let ours = headers.keys().map(|name| name.as_str()).filter(|name| name.starts_with("annal-"));
+    match ours.into_iter().find(|name| !honoured.contains(name)) {
+        None => Ok(()),
+        Some(name) if UNBUILT.contains(&name) => Err(ApiError::unbuilt(format!("header {name}"), "")),
+        Some(name) if BUILT.contains(&name) => {
+            Err(ApiError::invalid(format!("header {name}"), "means nothing on this route"))
         }
-        if !BUILT.contains(&name) {
-            return Err(ApiError::invalid(format!("header {name}"), "is not known"));
-        }
+        Some(name) => Err(ApiError::invalid(format!("header {name}"), "is not known")),
     }
-    Ok(())
 }
 
 /// The one value of a header, if it is there.
@@ -142,15 +145,20 @@ fn bounded(name: &str, value: u64, max: u64, unit: &str) -> Result<u64> {
     Err(ApiError::invalid(name, format!("{value} is not within 1 to {max} {unit}")))
 }
 
-/// `linearizable`, `at-least` (with a token), `bounded=50ms` or `local`; all are answered linearizably.
-fn check_consistency(text: &str, has_token: bool) -> Result<()> {
+/// `linearizable`, `at-least` (with a token), `bounded=50ms` or `local`.
+fn consistency(text: &str, has_token: bool) -> Result<Consistency> {
     const NAME: &str = "Annal-Consistency";
     match text {
-        "linearizable" | "local" => Ok(()),
-        "at-least" if has_token => Ok(()),
+        "linearizable" => Ok(Consistency::Linearizable),
+        "local" => Ok(Consistency::Local),
+        "at-least" if has_token => Ok(Consistency::AtLeast),
         "at-least" => Err(ApiError::invalid(NAME, "at-least needs an Annal-Token to be at least at")),
         _ => match text.strip_prefix("bounded=").and_then(|bound| bound.strip_suffix("ms")) {
-            Some(ms) => number(NAME, ms).map(drop),
+            Some(ms) => match number(NAME, ms)? {
+                // Nothing that was acknowledged before may be missing.
+                0 => Ok(Consistency::Linearizable),
+                ms => Ok(Consistency::Bounded(Duration::from_millis(ms))),
+            },
             None => Err(ApiError::invalid(
                 NAME,
                 format!("\"{text}\" is none of linearizable, at-least, bounded=…ms, local"),
@@ -159,11 +167,11 @@ fn check_consistency(text: &str, has_token: bool) -> Result<()> {
     }
 }
 
-/// A count of replicas, or `majority`, `quorum`, `all`: a linearizable read gives the newest of all of them.
-fn check_qdrant_consistency(text: &str) -> Result<()> {
-    match text {
-        "majority" | "quorum" | "all" => Ok(()),
-        _ if text.parse::<u32>().is_ok_and(|n| n > 0) => Ok(()),
+/// A count of replicas, or `majority`, `quorum`, `all`: whether the newest of several is wanted.
+fn asks_several(text: &str) -> Result<bool> {
+    match (text, text.parse::<u32>()) {
+        ("majority" | "quorum" | "all", _) => Ok(true),
+        (_, Ok(replicas)) if replicas > 0 => Ok(replicas > 1),
         _ => Err(ApiError::invalid(
             "consistency",
             format!("\"{text}\" is neither a positive number nor majority, quorum or all"),
@@ -206,6 +214,7 @@ impl<S: Sync> FromRequestParts<S> for Wishes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::error::tests::assert_refused;
 
     fn parse(query: &str, headers: &[(&'static str, &str)]) -> Result<(Wishes, Duration)> {
         let now = Instant::now();
@@ -228,9 +237,45 @@ mod tests {
                 .unwrap();
         assert_eq!((wishes.wait, timeout), (true, Duration::from_secs(5)));
         assert_eq!(wishes.request, Some(RequestId { client: "me".into(), seq: 7 }));
-        for consistency in ["linearizable", "bounded=50ms", "local"] {
-            parse("", &[("annal-consistency", consistency)]).unwrap();
+    }
+
+    #[test]
+    fn of_two_wishes_the_stronger_one_counts() {
+        let token = Token::default().to_string();
+        for (query, header, consistency) in [
+            ("", None, Consistency::Linearizable),
+            ("", Some("linearizable"), Consistency::Linearizable),
+            ("", Some("bounded=50ms"), Consistency::Bounded(Duration::from_millis(50))),
+            ("", Some("bounded=0ms"), Consistency::Linearizable),
+            ("", Some("local"), Consistency::Local),
+            ("", Some("at-least"), Consistency::AtLeast),
+            ("consistency=1", Some("local"), Consistency::Local),
+            ("consistency=1", None, Consistency::Linearizable),
+            ("consistency=2", Some("local"), Consistency::Linearizable),
+            ("consistency=majority", Some("bounded=50ms"), Consistency::Linearizable),
+            ("consistency=quorum", Some("at-least"), Consistency::Linearizable),
+            ("consistency=all", Some("local"), Consistency::Linearizable),
+        ] {
+            let mut headers = vec![("annal-token", token.as_str())];
+            headers.extend(header.map(|text| ("annal-consistency", text)));
+            let read = parse(query, &headers).unwrap().0.read();
+            assert_eq!(read.consistency, consistency, "{query} {header:?}");
+            assert_eq!(read.at_least, Some(Token::default()), "seen at all of them");
         }
+    }
+
+    #[test]
+    fn a_route_names_the_headers_it_does_not_honour() {
+        let headers =
+            |name: &'static str| HeaderMap::from_iter([(name.parse().unwrap(), "1".parse().unwrap())]);
+        refuse_others(&headers("accept"), &[]).unwrap();
+        refuse_others(&headers("annal-token"), &["annal-token"]).unwrap();
+        assert_refused(
+            refuse_others(&headers("annal-token"), &[]),
+            400,
+            "header annal-token: means nothing",
+            "",
+        );
     }
 
     #[test]
@@ -266,9 +311,7 @@ mod tests {
             ("", &[("idempotency-key", "me")], 400, "Idempotency-Key: wants CLIENT/SEQ"),
             ("", &[("idempotency-key", "a/b/1")], 400, "Idempotency-Key: wants CLIENT/SEQ"),
         ] {
-            let error = parse(query, headers).unwrap_err();
-            assert!(error.to_string().starts_with(message), "{query} {headers:?}: {error}");
-            assert_eq!(error.status().as_u16(), status, "{query} {headers:?}");
+            assert_refused(parse(query, headers), status, message, format_args!("{query} {headers:?}"));
         }
     }
 }

@@ -3,7 +3,10 @@
 //! A batch is one upsert; its points' ids are row numbers, or a field of the payload. `--resume` asks the server
 //! which ids it has and sends the others, so no file has to remember how far an import came.
 
-use super::Done;
+use super::{
+    Done,
+    server::{Answer, Client, Failure, Server, part},
+};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json, value::RawValue};
@@ -16,7 +19,6 @@ use std::{
     sync::{Mutex, PoisonError, mpsc},
     time::{Duration, Instant},
 };
-use ureq::Agent;
 
 /// Loads vectors from a file into a collection.
 ///
@@ -52,12 +54,8 @@ pub(super) struct Import {
     /// Leaves out points whose ids are there already.
     #[arg(long)]
     resume: bool,
-    /// A node of the cluster.
-    #[arg(long, default_value = "http://127.0.0.1:6333")]
-    url: String,
-    /// The key, if the node wants one.
-    #[arg(long, env = "ANNAL_API_KEY", hide_env_values = true)]
-    api_key: Option<String>,
+    #[command(flatten)]
+    server: Server,
     /// Prints the result as JSON.
     #[arg(long)]
     json: bool,
@@ -90,13 +88,11 @@ struct Loaded {
     there_already: u64,
 }
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-
 impl Import {
     pub(super) fn run(self) -> Done {
         let matrix = Matrix::open(&self.file)?;
         let payloads = self.payload.as_deref().map(Payloads::open).transpose()?;
-        let server = Server::new(&self);
+        let server = Collection::new(&self);
         server.ensure_collection(matrix.dim, self.distance, self.vector.as_deref())?;
         let bar = progress(matrix.rows);
         let started = Instant::now();
@@ -123,7 +119,7 @@ impl Import {
         &self,
         matrix: Matrix,
         payloads: Option<Payloads>,
-        server: &Server,
+        server: &Collection,
         bar: &ProgressBar,
     ) -> Result<Loaded, Failure> {
         let (batches, queue) = mpsc::sync_channel::<Vec<Row>>(self.concurrency as usize);
@@ -298,83 +294,48 @@ impl Payloads {
 }
 
 /// The collection on the server.
-struct Server {
-    agent: Agent,
-    collection: String,
-    api_key: Option<String>,
+struct Collection {
+    client: Client,
+    path: String,
 }
 
-/// How often a request that had no effect, or that may be repeated, is sent again.
-const ATTEMPTS: u32 = 8;
+/// How long a batch is sent again: an upsert may be repeated, it says the same again.
+const INSIST: Duration = Duration::from_secs(60);
 
-impl Server {
+impl Collection {
     fn new(import: &Import) -> Self {
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(Duration::from_secs(120)))
-            .build();
-        Server {
-            agent: config.into(),
-            collection: format!("{}/collections/{}", import.url.trim_end_matches('/'), import.collection),
-            api_key: import.api_key.clone(),
-        }
+        let path = format!("/collections/{}", part(&import.collection));
+        Collection { client: import.server.client(), path }
     }
 
-    /// Sends until it is answered: an upsert may be repeated, it says the same again.
-    fn call(&self, method: &str, path: &str, body: &str) -> Result<(u16, Value), Failure> {
-        let mut wait = Duration::from_millis(200);
-        for attempt in 1.. {
-            let mut request = ureq::http::Request::builder()
-                .method(method)
-                .uri(format!("{}{path}", self.collection))
-                .header("content-type", "application/json");
-            if let Some(key) = &self.api_key {
-                request = request.header("api-key", key);
-            }
-            let last = attempt == ATTEMPTS;
-            match self.agent.run(request.body(body.to_owned())?) {
-                Ok(mut answer) => {
-                    let status = answer.status().as_u16();
-                    let again = matches!(status, 408 | 429 | 503);
-                    if !again || last {
-                        return Ok((status, answer.body_mut().read_json().unwrap_or(Value::Null)));
-                    }
-                }
-                Err(e) if last => return Err(e.into()),
-                Err(_) => {}
-            }
-            std::thread::sleep(wait);
-            wait *= 2;
-        }
-        unreachable!("the loop ends with its last attempt")
+    fn call(&self, method: &str, path: &str, body: &str) -> Result<Answer, Failure> {
+        self.client.insist(method, &format!("{}{path}", self.path), body, INSIST)
     }
 
     fn ensure_collection(&self, dim: usize, distance: Distance, vector: Option<&str>) -> Result<(), Failure> {
-        let (status, _) = self.call("GET", "", "")?;
-        if status != 404 {
-            return expect(status, &Value::Null, "the collection");
+        let answer = self.call("GET", "", "")?;
+        if answer.status != 404 {
+            return answer.expect("the collection").map(drop);
         }
         let params = json!({"size": dim, "distance": distance.name()});
         let vectors = match vector {
             Some(name) => json!({ name: params }),
             None => params,
         };
-        let (status, answer) = self.call("PUT", "", &json!({ "vectors": vectors }).to_string())?;
-        expect(status, &answer, "creating the collection")
+        let answer = self.call("PUT", "", &json!({ "vectors": vectors }).to_string())?;
+        answer.expect("creating the collection").map(drop)
     }
 
     fn ids_there(&self, rows: &[Row]) -> Result<HashSet<String>, Failure> {
         let ids: Vec<&str> = rows.iter().map(|r| r.id.as_str()).collect();
         let body = format!(r#"{{"ids":[{}],"with_payload":false,"with_vector":false}}"#, ids.join(","));
-        let (status, answer) = self.call("POST", "/points", &body)?;
-        expect(status, &answer, "reading ids")?;
+        let answer = self.call("POST", "/points", &body)?.expect("reading ids")?;
         let there = answer["result"].as_array().map_or(&[][..], Vec::as_slice);
         Ok(there.iter().map(|record| record["id"].to_string()).collect())
     }
 
     fn upsert(&self, rows: &[Row], vector: Option<&str>) -> Result<(), Failure> {
-        let (status, answer) = self.call("PUT", "/points?wait=true", &upsert_body(rows, vector)?)?;
-        expect(status, &answer, "writing points")
+        self.call("PUT", "/points?wait=true", &upsert_body(rows, vector)?)?.expect("writing points").map(drop)
     }
 }
 
@@ -397,11 +358,4 @@ fn upsert_body(rows: &[Row], vector: Option<&str>) -> Result<String, Failure> {
     }
     body.push_str("]}");
     Ok(body)
-}
-
-fn expect(status: u16, answer: &Value, what: &str) -> Result<(), Failure> {
-    match status {
-        200 => Ok(()),
-        _ => Err(format!("{what}: the server answers {status} {}", answer["status"]["error"]).into()),
-    }
 }

@@ -1,5 +1,6 @@
-//! `annal log`: checks or prints the log of a node that does not run; never writes.
+//! `annal log`: follows a collection's changes; checks or prints the log of a node that does not run, never writing.
 
+use super::{Done, tail::Tail};
 use annal_wal::{DumpedRecord, VerifyReport};
 use clap::Subcommand;
 use std::{
@@ -8,7 +9,7 @@ use std::{
     process::ExitCode,
 };
 
-/// Checks or prints a stopped node's log.
+/// Follows a collection's changes; checks or prints a stopped node's log.
 #[derive(Subcommand)]
 pub(super) enum Log {
     /// Checks every frame of the log; exits 1 and names segment and offset if one is damaged.
@@ -30,15 +31,14 @@ pub(super) enum Log {
         #[arg(long)]
         group: Option<u32>,
     },
-    /// Follows a collection's changes (not built yet).
-    Tail(super::NotBuilt),
+    Tail(Tail),
 }
 
 impl Log {
-    /// Exit code: 0 intact, 1 damaged or unreadable, 2 not built yet.
-    pub(super) fn run(self) -> ExitCode {
-        let done = match self {
-            Log::Tail(n) => return n.refuse("log tail"),
+    /// Errors: 1 for a log that is damaged or cannot be read.
+    pub(super) fn run(self) -> Result<Done, ExitCode> {
+        let intact = match self {
+            Log::Tail(tail) => return Ok(tail.run()),
             Log::Verify { dir, json } => annal_wal::verify(&log_dir(dir)).map(|report| tell(&report, json)),
             Log::Dump { dir, json, group } => {
                 let mut out = BufWriter::new(io::stdout().lock());
@@ -52,13 +52,11 @@ impl Log {
                 report.map(|report| damage(&report))
             }
         };
-        match done {
-            Ok(true) => ExitCode::SUCCESS,
-            Ok(false) => ExitCode::FAILURE,
-            Err(e) => {
-                eprintln!("annal: {e}");
-                ExitCode::FAILURE
-            }
+        match intact {
+            Ok(true) => Ok(Ok(())),
+            // What is damaged is printed already.
+            Ok(false) => Err(ExitCode::FAILURE),
+            Err(e) => Ok(Err(e.into())),
         }
     }
 }

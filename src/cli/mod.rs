@@ -2,8 +2,14 @@
 
 mod import;
 mod log;
+mod node;
 mod serve;
+mod server;
+mod shard;
 mod status;
+mod table;
+mod tail;
+mod wish;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
@@ -20,11 +26,17 @@ struct Cli {
 enum Command {
     /// Runs a node.
     Serve(serve::Serve),
-    /// Shows nodes, shards, leaders and positions.
+    /// Shows nodes, shards, leaders, positions and lag, by region.
     Status(status::Status),
+    /// Drains or removes a node.
+    #[command(subcommand)]
+    Node(node::Node),
+    /// Moves, splits or leads a shard.
+    #[command(subcommand)]
+    Shard(shard::Shard),
     /// Loads vectors from a file into a collection.
     Import(import::Import),
-    /// Checks or prints a stopped node's log.
+    /// Follows a collection's changes; checks or prints a stopped node's log.
     #[command(subcommand)]
     Log(log::Log),
     /// Prints a completion script for a shell.
@@ -32,10 +44,6 @@ enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
-    /// Drains or removes a node (not built yet).
-    Node(NotBuilt),
-    /// Moves, splits or leads a shard (not built yet).
-    Shard(NotBuilt),
     /// Writes a collection to a file (not built yet).
     Export(NotBuilt),
     /// Writes a backup (not built yet).
@@ -63,14 +71,20 @@ pub(crate) fn run() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Serve(serve) => serve.run(),
         Command::Status(status) => status.run(),
+        Command::Node(node) => node.run(),
+        Command::Shard(shard) => match shard.run() {
+            Ok(done) => done,
+            Err(code) => return code,
+        },
         Command::Import(import) => import.run(),
-        Command::Log(log) => return log.run(),
+        Command::Log(log) => match log.run() {
+            Ok(done) => done,
+            Err(code) => return code,
+        },
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "annal", &mut std::io::stdout());
             Ok(())
         }
-        Command::Node(n) => return n.refuse("node"),
-        Command::Shard(n) => return n.refuse("shard"),
         Command::Export(n) => return n.refuse("export"),
         Command::Backup(n) => return n.refuse("backup"),
         Command::Restore(n) => return n.refuse("restore"),

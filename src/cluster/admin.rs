@@ -1,21 +1,21 @@
 //! What people ask of the cluster itself: nodes drained and removed, shards moved and led.
 //!
-//! A wish becomes a plan in the catalog, and the call waits until it is carried out. It can be asked again: what is
-//! done is not done twice, and what a deadline cut off goes on by itself.
+//! A wish becomes a plan in the catalog, and the call waits until it is carried out (`true`) or its deadline has come
+//! (`false`: it goes on by itself). It can be asked again: what is done is not done twice.
 
 use super::{
     Cluster, ClusterError, NodeName, Result, balancer,
     catalog::{CatalogCommand, CatalogState, GroupRecord, NodeState, Phase},
 };
-use crate::model::{Effect, ReplicaId, ShardNumber};
+use crate::model::{ReplicaId, ShardNumber};
 use std::collections::BTreeSet;
 use tokio::time::Instant;
 
 impl Cluster {
-    /// Moves all shards off a node; returns once none is left there. The node stays a member.
+    /// Moves all shards off a node; `true` once none is left there. The node stays a member.
     ///
-    /// Errors: `Conflict` (a shard has no other place to go to; no effect), `NotFound`, `Timeout` (it goes on).
-    pub async fn drain_node(&self, node: &str, deadline: Instant) -> Result<()> {
+    /// Errors: `Conflict` (a shard has no other place to go to; no effect), `NotFound`.
+    pub async fn drain_node(&self, node: &str, deadline: Instant) -> Result<bool> {
         self.catch_up_with_catalog(deadline).await?;
         let state = self.inner.catalog.state();
         let silent = self.silent(&state).await;
@@ -29,7 +29,7 @@ impl Cluster {
             let shards = state.groups().filter(|g| g.group != 0);
             shards.flat_map(|g| &g.replicas).all(|r| r.node != node)
         };
-        self.until(&format!("draining {node}"), deadline, empty).await
+        Ok(self.until(deadline, empty).await)
     }
 
     /// Lets a drained node take replicas again.
@@ -37,15 +37,14 @@ impl Cluster {
         self.propose_catalog(CatalogCommand::Drain { node: node.to_owned(), drain: false }, deadline).await
     }
 
-    /// Moves all off a node and forgets it; returns once it is forgotten. A node that is not there is forgotten.
+    /// Moves all off a node and forgets it; `true` once it is forgotten. A node that is not there is forgotten.
     ///
-    /// Errors: `Conflict` (it holds the only copy of a shard and no other node can take it; no effect), `Timeout` (it
-    /// goes on).
-    pub async fn remove_node(&self, node: &str, deadline: Instant) -> Result<()> {
+    /// Errors: `Conflict` (it holds the only copy of a shard and no other node can take it; no effect).
+    pub async fn remove_node(&self, node: &str, deadline: Instant) -> Result<bool> {
         self.catch_up_with_catalog(deadline).await?;
         let state = self.inner.catalog.state();
         if !state.nodes.contains_key(node) {
-            return Ok(());
+            return Ok(true);
         }
         let others = state.nodes.values().filter(|n| n.name != node && n.state == NodeState::Active).count();
         let only_copy = |g: &GroupRecord| g.staying().all(|r| r.node == node) && g.staying().next().is_some();
@@ -53,12 +52,12 @@ impl Cluster {
             return Err(ClusterError::Conflict(format!("{node} holds the only copy of something")));
         }
         self.propose_catalog(CatalogCommand::Remove { node: node.to_owned() }, deadline).await?;
-        self.until(&format!("removing {node}"), deadline, |state| !state.nodes.contains_key(node)).await
+        Ok(self.until(deadline, |state| !state.nodes.contains_key(node)).await)
     }
 
-    /// Moves a shard's replica from one node to another; returns once it is there. Already there: nothing to do.
+    /// Moves a shard's replica from one node to another; `true` once it is there and the old one is gone.
     ///
-    /// Errors: `NotFound`, `Conflict` (both have one, or neither), `Timeout` (it goes on).
+    /// Errors: `NotFound`, `Conflict` (both have one, or neither; no effect).
     pub async fn move_shard(
         &self,
         collection: &str,
@@ -66,7 +65,7 @@ impl Cluster {
         from: &NodeName,
         to: &NodeName,
         deadline: Instant,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         self.catch_up_with_catalog(deadline).await?;
         let state = self.inner.catalog.state();
         for node in [from, to] {
@@ -99,10 +98,10 @@ impl Cluster {
                 votes && g.replicas.iter().all(|r| r.node != *from)
             })
         };
-        self.until(&format!("moving shard {shard} of {collection}"), deadline, there).await
+        Ok(self.until(deadline, there).await)
     }
 
-    /// Makes a node the leader of a shard; returns once it is.
+    /// Makes a node the leader of a shard; `true` once it is.
     ///
     /// Errors: `NotFound` (no such node holds a voter of it), `Unavailable` (nobody leads now), `Timeout`.
     pub async fn lead_shard(
@@ -111,7 +110,7 @@ impl Cluster {
         shard: ShardNumber,
         node: &NodeName,
         deadline: Instant,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         self.catch_up_with_catalog(deadline).await?;
         let state = self.inner.catalog.state();
         let group = group_of(&state, collection, shard)?;
@@ -119,19 +118,14 @@ impl Cluster {
         let voter = voter.ok_or_else(|| {
             ClusterError::NotFound(format!("a voter of shard {shard} of {collection} on node {node}"))
         })?;
-        self.hand_over(&group, voter.replica, deadline).await
+        self.hand_over(&group, voter.replica, deadline).await?;
+        Ok(true)
     }
 
-    /// Waits until the catalog is as wanted.
-    async fn until(&self, what: &str, deadline: Instant, done: impl Fn(&CatalogState) -> bool) -> Result<()> {
+    /// Waits until the catalog is as wanted; whether it was by the deadline.
+    async fn until(&self, deadline: Instant, done: impl Fn(&CatalogState) -> bool) -> bool {
         let mut watch = self.inner.catalog.watch();
-        let waited = tokio::time::timeout_at(deadline, watch.wait_for(|state| done(state))).await;
-        match waited {
-            Ok(_) => Ok(()),
-            Err(_) => {
-                Err(ClusterError::Timeout { what: format!("{what} (it goes on)"), effect: Effect::Unknown })
-            }
-        }
+        tokio::time::timeout_at(deadline, watch.wait_for(|state| done(state))).await.is_ok()
     }
 
     /// Nodes that do not answer now.

@@ -7,8 +7,9 @@
 //! Not here: the hash (`shard/`), seeding another replica in its place (`transfer`).
 
 use super::{
-    Cluster, Result,
-    catalog::{CatalogCommand, CatalogState, GroupRecord, Phase},
+    Cluster, Consistency, Result,
+    catalog::{CatalogCommand, CatalogState, Phase},
+    read::{Found, Freshness, ShardRead, Wish},
     shards::LocalShard,
 };
 use crate::{
@@ -49,7 +50,7 @@ impl Cluster {
                 let due = compared.get(id).is_none_or(|at| at.elapsed() >= COMPARE_EVERY);
                 if due && local.replica.status().role == Role::Leader {
                     compared.insert(*id, Instant::now());
-                    if let Err(error) = self.compare(&state, *id).await {
+                    if let Err(error) = self.compare(&state, local).await {
                         tracing::debug!(replica = id.0, %error, "replicas could not be compared");
                     }
                 }
@@ -73,28 +74,31 @@ impl Cluster {
         }
     }
 
-    /// Compares what the replicas of the group of `me` recorded at the last position they all recorded.
-    async fn compare(&self, state: &CatalogState, me: ReplicaId) -> Result<()> {
-        let Some(group) = state.groups().find(|g| g.replica(me).is_some()) else { return Ok(()) };
-        let marks = self.marks(group, Instant::now() + COMPARE_WITHIN).await;
-        let Some(wrong) = minority(&marks) else { return Ok(()) };
-        for (replica, position) in wrong {
+    /// Compares what the replicas of the group led by `local` recorded at its last mark.
+    async fn compare(&self, state: &CatalogState, local: &LocalShard) -> Result<()> {
+        let found = state
+            .collections
+            .values()
+            .find_map(|c| c.shards.iter().find(|g| g.replica(local.id).is_some()).map(|group| (c.id, group)));
+        let Some((collection, group)) = found else { return Ok(()) };
+        let deadline = Instant::now() + COMPARE_WITHIN;
+        let fresh = Freshness { consistency: Consistency::Local, at_least: None };
+        let read = Arc::new(ShardRead::HashAt(local.position()));
+        let wish = Wish { collection, read, fresh, keep: false, deadline };
+        let asked = group
+            .in_phase(Phase::Voter)
+            .map(async |r| (r.replica, self.read_replica(r.replica, &wish).await.map(|part| part.found)));
+        let mut marks: BTreeMap<ReplicaId, (Position, String)> = BTreeMap::new();
+        for (replica, answer) in futures::future::join_all(asked).await {
+            if let Ok(Found::Hash(Some(mark))) = answer {
+                marks.insert(replica, mark);
+            }
+        }
+        for (replica, position) in minority(&marks) {
             tracing::error!(replica = replica.0, %position, "a replica differs from the others and is given up");
             self.give_up(replica).await;
         }
         Ok(())
-    }
-
-    /// The hashes that each replica of a group recorded, by position; those that do not answer are left out.
-    async fn marks(
-        &self,
-        group: &GroupRecord,
-        deadline: Instant,
-    ) -> BTreeMap<ReplicaId, BTreeMap<Position, u128>> {
-        let voters = group.in_phase(Phase::Voter);
-        let asked = voters.map(async |r| (r.replica, self.marks_of(r, deadline).await));
-        let answers = futures::future::join_all(asked).await;
-        answers.into_iter().filter_map(|(id, marks)| Some((id, marks.ok()?))).collect()
     }
 
     async fn give_up(&self, replica: ReplicaId) {
@@ -105,40 +109,37 @@ impl Cluster {
     }
 }
 
-/// Those that differ from a majority at the last position that all recorded; `None` while there is no majority
-/// against anyone.
-fn minority(marks: &BTreeMap<ReplicaId, BTreeMap<Position, u128>>) -> Option<Vec<(ReplicaId, Position)>> {
-    let mut all = marks.values();
-    let first = all.next()?;
-    let shared = first.keys().rev().find(|p| marks.values().all(|m| m.contains_key(p)))?;
-    let mut votes: BTreeMap<u128, usize> = BTreeMap::new();
-    for hashes in marks.values() {
-        *votes.entry(hashes[shared]).or_default() += 1;
+/// Those that differ from a majority of all that recorded the same position.
+fn minority(marks: &BTreeMap<ReplicaId, (Position, String)>) -> Vec<(ReplicaId, Position)> {
+    let mut votes: BTreeMap<&(Position, String), usize> = BTreeMap::new();
+    for mark in marks.values() {
+        *votes.entry(mark).or_default() += 1;
     }
-    let (right, agree) = votes.into_iter().max_by_key(|(_, votes)| *votes)?;
-    let wrong: Vec<_> =
-        marks.iter().filter(|(_, m)| m[shared] != right).map(|(id, _)| (*id, *shared)).collect();
-    (!wrong.is_empty() && agree * 2 > marks.len()).then_some(wrong)
+    let Some((right, agree)) = votes.into_iter().max_by_key(|(_, votes)| *votes) else { return Vec::new() };
+    let at_that_position = marks.iter().filter(|(_, mark)| mark.0 == right.0);
+    let (agreeing, wrong): (Vec<_>, Vec<_>) = at_that_position.partition(|(_, mark)| *mark == right);
+    debug_assert_eq!(agreeing.len(), agree);
+    if agree < 2 || agree <= wrong.len() {
+        return Vec::new();
+    }
+    wrong.into_iter().map(|(id, mark)| (*id, mark.0)).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn marks(of: &[(u64, &[(u64, u128)])]) -> BTreeMap<ReplicaId, BTreeMap<Position, u128>> {
-        let marks = |m: &[(u64, u128)]| m.iter().map(|(p, h)| (Position(*p), *h)).collect();
-        of.iter().map(|(id, m)| (ReplicaId(*id), marks(m))).collect()
+    fn marks(of: &[(u64, u64, &str)]) -> BTreeMap<ReplicaId, (Position, String)> {
+        of.iter().map(|(id, at, hash)| (ReplicaId(*id), (Position(*at), (*hash).to_owned()))).collect()
     }
 
     #[test]
-    fn a_majority_decides_at_the_last_shared_position() {
-        let equal = marks(&[(1, &[(1, 7), (2, 8)]), (2, &[(1, 7), (2, 8), (3, 9)]), (3, &[(1, 7)])]);
-        assert_eq!(minority(&equal), None);
-        let differs = marks(&[(1, &[(1, 7), (2, 8)]), (2, &[(1, 7), (2, 8)]), (3, &[(1, 6), (2, 5)])]);
-        assert_eq!(minority(&differs), Some(vec![(ReplicaId(3), Position(2))]));
-        let tie = marks(&[(1, &[(1, 7)]), (2, &[(1, 8)])]);
-        assert_eq!(minority(&tie), None);
-        assert_eq!(minority(&marks(&[(1, &[(1, 7)]), (2, &[])])), None);
-        assert_eq!(minority(&BTreeMap::new()), None);
+    fn a_majority_decides_at_one_position() {
+        assert_eq!(minority(&marks(&[(1, 2, "a"), (2, 2, "a"), (3, 1, "b")])), []);
+        let differs = marks(&[(1, 2, "a"), (2, 2, "a"), (3, 2, "b")]);
+        assert_eq!(minority(&differs), [(ReplicaId(3), Position(2))]);
+        assert_eq!(minority(&marks(&[(1, 1, "a"), (2, 1, "b")])), []);
+        assert_eq!(minority(&marks(&[(1, 1, "a"), (2, 1, "b"), (3, 1, "c")])), []);
+        assert_eq!(minority(&BTreeMap::new()), []);
     }
 }

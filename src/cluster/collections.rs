@@ -4,7 +4,7 @@
 
 use super::{
     AliasAction, Cluster, ClusterError, CollectionChange, CollectionInfo, CollectionSpec, ReadOptions,
-    Result, WriteOptions, Written,
+    Result, Seen, WriteOptions, Written,
     catalog::{CatalogCommand, CollectionRecord},
     placement,
 };
@@ -14,7 +14,12 @@ use tokio::time::Instant;
 
 impl Cluster {
     /// Creates a collection; its shards are there when this returns.
-    pub async fn create_collection(&self, name: &str, spec: CollectionSpec, deadline: Instant) -> Result<()> {
+    pub async fn create_collection(
+        &self,
+        name: &str,
+        spec: CollectionSpec,
+        deadline: Instant,
+    ) -> Result<Written> {
         loop {
             let placement = placement::place(&self.inner.catalog.state(), &spec, &self.alive().await);
             let create = CatalogCommand::Create { name: name.to_owned(), spec: spec.clone(), placement };
@@ -34,7 +39,7 @@ impl Cluster {
         name: &str,
         change: CollectionChange,
         deadline: Instant,
-    ) -> Result<()> {
+    ) -> Result<Written> {
         self.change(CatalogCommand::Update { name: name.to_owned(), change }, name, deadline).await
     }
 
@@ -57,7 +62,7 @@ impl Cluster {
     pub async fn change_aliases(&self, actions: Vec<AliasAction>, deadline: Instant) -> Result<()> {
         self.propose_catalog(CatalogCommand::Alias { actions }, deadline).await.map_err(|e| match e {
             ClusterError::Missing(what) => ClusterError::NotFound(what),
-            ClusterError::Exists(what) => ClusterError::Conflict(what),
+            ClusterError::Exists(what) => ClusterError::Conflict(format!("Wrong input: {what}")),
             other => other,
         })
     }
@@ -75,7 +80,7 @@ impl Cluster {
     }
 
     /// A collection as it stands.
-    pub async fn collection(&self, name: &str, options: &ReadOptions) -> Result<CollectionInfo> {
+    pub async fn collection(&self, name: &str, options: &ReadOptions) -> Result<Seen<CollectionInfo>> {
         let collection = self.lookup(name, options.deadline).await?;
         let mut info = CollectionInfo {
             id: collection.record.id,
@@ -88,7 +93,8 @@ impl Cluster {
             segments: 0,
             building: false,
         };
-        for stats in self.shard_stats(&collection, options).await? {
+        let seen = self.shard_stats(&collection, options).await?;
+        for stats in seen.value {
             info.points += stats.points;
             info.vectors += stats.vectors;
             info.indexed_vectors += stats.indexed_vectors;
@@ -98,7 +104,7 @@ impl Cluster {
                 *info.field_points.entry(path).or_default() += points;
             }
         }
-        Ok(info)
+        Ok(Seen { value: info, token: seen.token, age: seen.age })
     }
 
     /// Indexes a payload field.
@@ -110,8 +116,7 @@ impl Cluster {
         options: &WriteOptions,
     ) -> Result<Written> {
         let command = CatalogCommand::CreateField { name: name.to_owned(), path, of };
-        self.change(command, name, options.deadline).await?;
-        self.written(name, options).await
+        self.change(command, name, options.deadline).await
     }
 
     /// Drops the index of a payload field.
@@ -122,19 +127,17 @@ impl Cluster {
         options: &WriteOptions,
     ) -> Result<Written> {
         let command = CatalogCommand::DropField { name: name.to_owned(), path };
-        self.change(command, name, options.deadline).await?;
-        self.written(name, options).await
+        self.change(command, name, options.deadline).await
     }
 
     /// Changes the catalog and waits until every shard of the collection has applied it.
-    async fn change(&self, command: CatalogCommand, name: &str, deadline: Instant) -> Result<()> {
+    async fn change(&self, command: CatalogCommand, name: &str, deadline: Instant) -> Result<Written> {
         self.propose_catalog(command, deadline).await.map_err(|e| match e {
             ClusterError::Exists(_) => ClusterError::CollectionExists(name.to_owned()),
             ClusterError::Missing(_) => ClusterError::NoCollection(name.to_owned()),
             other => other,
         })?;
-        self.configure(name, deadline).await?;
-        Ok(())
+        self.configure(name, deadline).await
     }
 
     /// Tells every shard the catalog's schema through its own log. Telling it twice is harmless.
@@ -150,11 +153,14 @@ impl Cluster {
     /// Tells every shard of a dropped collection that it is, then the catalog that all know it.
     pub(super) async fn retire(&self, record: Arc<CollectionRecord>, deadline: Instant) -> Result<()> {
         let id = record.id;
+        let collection = self.inner.shards.live(record);
+        let bodies = collection.shards.iter().map(|s| (s.number, Body::Retire)).collect();
+        let options = WriteOptions { wait: true, deadline, request: None, token: None };
+        match self.write(&collection, bodies, &options).await {
+            // Told before.
+            Ok(_) | Err(ClusterError::Gone(_)) => {}
+            Err(e) => return Err(e),
+        }
         self.propose_catalog(CatalogCommand::Dropped { id }, deadline).await
-    }
-
-    /// Where the shards stand after a change that they have applied.
-    async fn written(&self, name: &str, options: &WriteOptions) -> Result<Written> {
-        self.configure(name, options.deadline).await
     }
 }

@@ -53,6 +53,14 @@ pub enum ClusterError {
     /// The token's log suffix is gone, or it is older than what is kept.
     #[error("{0}")]
     Expired(String),
+    /// No replica's log reaches back to where a feed was to go on.
+    #[error("{message}")]
+    TooOld {
+        /// Which shard, and how far it reaches.
+        message: String,
+        /// The oldest token that can be resumed.
+        oldest: String,
+    },
     /// Nothing was proposed.
     #[error("{0}")]
     Unavailable(String),
@@ -100,7 +108,7 @@ impl ClusterError {
             | ClusterError::Exists(_)
             | ClusterError::Stale(_) => Kind::Conflict,
             ClusterError::Precondition { .. } => Kind::Precondition,
-            ClusterError::Expired(_) => Kind::Expired,
+            ClusterError::Expired(_) | ClusterError::TooOld { .. } => Kind::Expired,
             ClusterError::Unavailable(_) => Kind::Unavailable,
             ClusterError::Limited(_) => Kind::Limited,
             ClusterError::Timeout { .. } => Kind::Timeout,

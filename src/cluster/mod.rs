@@ -4,6 +4,7 @@
 //! hold; `transfer` lets the leader of each group bring its membership to what the catalog says; `steward`, on the
 //! catalog's leader alone, plans what is missing. `router` takes a write to the leader of its shard, `scatter` and
 //! `read` take a read to a replica of each.
+//! `follow` gives a shard's commands and what they did from wherever a replica reaches back.
 //! Not here: what a shard does with a command (`shard/`), following the log from outside (`changefeed/`).
 
 mod admin;
@@ -12,6 +13,8 @@ mod balancer;
 mod catalog;
 mod collections;
 mod error;
+mod figures;
+mod follow;
 mod forward;
 pub mod found;
 mod peers;
@@ -54,6 +57,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use error::ClusterError;
+pub use figures::{Figures, ReplicaFigures};
+pub use follow::{FollowError, Followed, Parts, ShardEvents, ShardStream};
 pub use token::Token;
 
 /// The live view of the cluster; cheap to clone.

@@ -428,7 +428,7 @@ fn of_replica(error: ReplicaError) -> Failure {
 
 impl Cluster {
     /// What this node answers its peers.
-    pub fn peer_service(&self) -> Arc<dyn net::Service> {
+    pub(super) fn peer_service(&self) -> Arc<dyn net::Service> {
         Arc::new(PeerService { cluster: self.clone() })
     }
 

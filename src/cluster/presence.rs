@@ -15,12 +15,11 @@ use super::{
     shards::{LocalShard, Shards},
 };
 use crate::{
-    net::{ByteStream, Failure, Service},
+    net::Failure,
     replica::{Network, Replica, ReplicaOptions, Role},
     store::Store,
 };
 use annal_wal::Log;
-use bytes::Bytes;
 use futures::{
     FutureExt,
     future::{BoxFuture, join_all},
@@ -102,7 +101,7 @@ impl Cluster {
                 closing: CancellationToken::new(),
             }),
         };
-        door.open(cluster.peer_service(Arc::new(NoOthers)));
+        door.open(cluster.peer_service());
         if who.founding {
             cluster.inner.catalog_replica.found(BTreeSet::from([id])).await?;
             let found = CatalogCommand::Join { node: cluster.own_record() };
@@ -292,41 +291,5 @@ impl LocalShard {
     async fn caught_up(&self, deadline: Instant) -> Result<()> {
         let index = self.replica.read_index(deadline).await?;
         Ok(self.replica.wait_applied(index, deadline).await?)
-    }
-}
-
-/// Answers on no path.
-struct NoOthers;
-
-impl Service for NoOthers {
-    fn answer(
-        &self,
-        _: &str,
-        path: &str,
-        _: Bytes,
-    ) -> BoxFuture<'static, std::result::Result<Bytes, Failure>> {
-        let failure = Failure::no_path(path);
-        Box::pin(async { Err(failure) })
-    }
-
-    fn receive(
-        &self,
-        _: &str,
-        path: &str,
-        _: Bytes,
-        _: ByteStream,
-    ) -> BoxFuture<'static, std::result::Result<Bytes, Failure>> {
-        let failure = Failure::no_path(path);
-        Box::pin(async { Err(failure) })
-    }
-
-    fn stream(
-        &self,
-        _: &str,
-        path: &str,
-        _: Bytes,
-    ) -> BoxFuture<'static, std::result::Result<ByteStream, Failure>> {
-        let failure = Failure::no_path(path);
-        Box::pin(async { Err(failure) })
     }
 }

@@ -136,9 +136,10 @@ impl Cluster {
         &self,
         collection: &LiveCollection,
         options: &ReadOptions,
-    ) -> Result<Vec<ShardStats>> {
+    ) -> Result<Seen<Vec<ShardStats>>> {
         let reading = Reading::new(self, collection.clone(), options);
-        reading.every(&Arc::new(ShardRead::Stats), stats).await
+        let stats = reading.every(&Arc::new(ShardRead::Stats), stats).await?;
+        Ok(reading.seen(stats))
     }
 
     /// The hash of each shard's state, on every replica that answers in time.

@@ -105,6 +105,11 @@ impl Shards {
         Shards { me, lost, log, store, index_dir, options, replica, network, open, turn }
     }
 
+    /// The log all of them share.
+    pub(super) fn log_status(&self) -> annal_wal::LogStatus {
+        self.log.status()
+    }
+
     /// The replicas that are open.
     pub(super) fn open(&self) -> Arc<Open> {
         self.open.load_full()

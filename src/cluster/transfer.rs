@@ -13,13 +13,13 @@
 //! Not here: what should be where (`balancer`), copying data (Raft's snapshots and log).
 
 use super::{
-    Cluster, Result,
+    Cluster, Result, WriteOptions,
     catalog::{CatalogCommand, CatalogState, CollectionRecord, GroupRecord, Phase},
     shards::LocalShard,
 };
 use crate::{
     machine::StateMachine,
-    model::{Body, ReplicaId},
+    model::{Body, ReplicaId, ShardNumber},
     replica::{Members, Replica, Role},
 };
 use futures::future::join_all;
@@ -174,7 +174,12 @@ impl Cluster {
             && local.shard.view().schema().version < record.schema.version
         {
             let body = Body::Configure(record.schema.clone());
-            self.tell(record, local, body, Instant::now() + STEP_WITHIN).await?;
+            let collection = self.inner.shards.live(record.clone());
+            let number = record.shards.iter().position(|g| g.group == group.group).unwrap_or_default();
+            let bodies = [(ShardNumber(number as u32), body)].into();
+            let deadline = Instant::now() + STEP_WITHIN;
+            let options = WriteOptions { wait: true, deadline, request: None, token: None };
+            self.write(&collection, bodies, &options).await?;
         }
         Ok(())
     }

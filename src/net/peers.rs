@@ -26,7 +26,7 @@ use std::{
     collections::HashMap,
     error::Error,
     io,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
 };
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -120,13 +120,25 @@ impl Peers {
             return Err(too_large(to, head.len()));
         }
         let counter = metrics::counter!(BYTES, "path" => path, "direction" => "sent");
-        let body = body.inspect(move |item| counter.increment(item.as_ref().map_or(0, |b| b.len() as u64)));
+        // What broke the body says more than the reset that follows from it.
+        let broke = Arc::new(OnceLock::new());
+        let of = broke.clone();
+        let body = body.inspect(move |item| match item {
+            Ok(bytes) => counter.increment(bytes.len() as u64),
+            Err(error) => _ = of.set(error.to_string()),
+        });
         let exchange = async {
             let body = body::flow(Some(head), body.boxed());
             let response = self.send(to, Method::PUT, path, body, deadline).await?;
             read_answer(to, response, deadline).await
         };
-        counted(path, 0, exchange.await)
+        let outcome = exchange.await.map_err(|error| match (error, broke.get()) {
+            (CallError::Lost { to, .. }, Some(why)) => {
+                CallError::Lost { to, why: format!("what was sent broke: {why}") }
+            }
+            (error, _) => error,
+        });
+        counted(path, 0, outcome)
     }
 
     /// Asks a peer for a stream. Its last item is an error if it was cut off; dropping it cancels it at the peer.
@@ -148,11 +160,9 @@ impl Peers {
             }
             Ok(response)
         };
-        let response = match exchange.await {
-            Ok(response) => response,
-            Err(error) => return counted(path, sent, Err(error)).map(|_| unreachable!("an error stays one")),
-        };
-        counted(path, sent, Ok(Bytes::new()))?;
+        let response = exchange.await;
+        count(path, sent, 0, response.as_ref().err());
+        let response = response?;
         let counter = metrics::counter!(BYTES, "path" => path, "direction" => "received");
         let body = body::incoming(response.into_body());
         Ok(body.inspect(move |item| counter.increment(item.as_ref().map_or(0, |b| b.len() as u64))).boxed())
@@ -377,22 +387,27 @@ fn reason(error: &(dyn Error + 'static)) -> String {
     words.join(": ")
 }
 
-/// Counts a call that ended.
 fn counted(path: &'static str, sent: usize, outcome: Result<Bytes>) -> Result<Bytes> {
-    let end = match &outcome {
-        Ok(_) => "answered",
-        Err(CallError::Unreached { .. }) => "unreached",
-        Err(CallError::Lost { .. }) => "lost",
-        Err(CallError::Refused { .. }) => "refused",
-        Err(CallError::Deadline { .. }) => "deadline",
-        Err(CallError::Failed { .. }) => "failed",
+    count(path, sent, outcome.as_ref().map_or(0, Bytes::len), outcome.as_ref().err());
+    outcome
+}
+
+/// Counts a call that ended.
+fn count(path: &'static str, sent: usize, received: usize, error: Option<&CallError>) {
+    let end = match error {
+        None => "answered",
+        Some(CallError::Unreached { .. }) => "unreached",
+        Some(CallError::Lost { .. }) => "lost",
+        Some(CallError::Refused { .. }) => "refused",
+        Some(CallError::Deadline { .. }) => "deadline",
+        Some(CallError::Failed { .. }) => "failed",
     };
     metrics::counter!(CALLS, "path" => path, "end" => end).increment(1);
-    metrics::counter!(BYTES, "path" => path, "direction" => "sent").increment(sent as u64);
-    if let Ok(body) = &outcome {
-        metrics::counter!(BYTES, "path" => path, "direction" => "received").increment(body.len() as u64);
+    for (direction, bytes) in [("sent", sent), ("received", received)] {
+        if bytes > 0 {
+            metrics::counter!(BYTES, "path" => path, "direction" => direction).increment(bytes as u64);
+        }
     }
-    outcome
 }
 
 impl From<CallError> for io::Error {

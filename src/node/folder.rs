@@ -297,14 +297,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_damaged_store_is_set_aside_and_the_log_kept() {
-        for harm in [truncate as fn(&Path), scramble, remove] {
+        for (name, harm) in [("truncate", truncate as fn(&Path)), ("scramble", scramble)] {
             let (dir, folder, member) = lived_in(&[]).await;
             let mut files = walk(&dir.path().join("store"));
             files.retain(|p| !p.ends_with("lock") && fs::metadata(p).unwrap().len() > 0);
             files.iter().for_each(|file| harm(file));
             let store = folder.open_store(1 << 20).unwrap();
             assert!(store.keyspaces().is_empty());
-            assert!(dir.path().join("damaged/store").exists());
+            assert!(dir.path().join("damaged/store").exists(), "{name}");
             assert!(!dir.path().join("damaged/wal").exists());
             drop(store);
             let opened = folder.open_log(options(), OWN).unwrap();
@@ -320,9 +320,5 @@ mod tests {
     fn scramble(path: &Path) {
         let bytes = fs::read(path).unwrap().iter().map(|b| b ^ 0x55).collect::<Vec<_>>();
         fs::write(path, bytes).unwrap();
-    }
-
-    fn remove(path: &Path) {
-        fs::remove_file(path).unwrap();
     }
 }

@@ -140,6 +140,7 @@ impl<M: StateMachine> Replica<M> {
         .map_err(|lost| ReplicaError::Raft(lost.to_string().into()))??;
         let mark = Mark::of(bookmark.as_ref())?;
         check_continues(&group, &mark)?;
+        drop_superseded(&group, &mark).await?;
 
         let progress = Arc::new(Progress::new(group.clone(), mark.clone(), position));
         let machine_released = CancellationToken::new();
@@ -172,7 +173,13 @@ impl<M: StateMachine> Replica<M> {
         let opened = Replica {
             inner: Arc::new(Inner {
                 replica,
-                proposer: Proposer::start(raft.clone(), group.clone(), limits, progress.clone()),
+                proposer: Proposer::start(
+                    raft.clone(),
+                    group.clone(),
+                    limits,
+                    leadership.clone(),
+                    progress.clone(),
+                ),
                 reads,
                 leadership,
                 incoming: options.incoming,
@@ -293,6 +300,20 @@ fn check_continues(group: &GroupLog, mark: &Mark) -> Result<(), ReplicaError> {
         (Some(applied), _, None) if state.vote.is_none() => Err(ReplicaError::LogLost { applied }),
         _ => Ok(()),
     }
+}
+
+/// A crash can leave a snapshot installed beside entries that an older leader had appended at or above the snapshot's
+/// last one. That one is committed, so those above it of an older term never will be: they are dropped.
+async fn drop_superseded(group: &GroupLog, mark: &Mark) -> Result<(), ReplicaError> {
+    let state = group.state();
+    let (Some(applied), Some(last)) = (mark.applied, state.last.as_ref().map(entry::id_from_log)) else {
+        return Ok(());
+    };
+    if last < applied && last.index() >= applied.index() {
+        let certain = state.committed.max(state.purged).map(|id| id.index);
+        group.truncate_after(certain).await?;
+    }
+    Ok(())
 }
 
 /// Minds what rarely changes: who leads is told; Raft's clock runs only while there are others to hear from (so that

@@ -9,7 +9,7 @@
 //! nobody, and many callers share the cost of an entry, which is far above that of a command.
 
 use super::{
-    Applier, ReplicaError,
+    Applier, Leadership, ReplicaError,
     entry::{Commands, RaftLogId, Types},
     progress::Progress,
     reads::ReadIndex,
@@ -30,7 +30,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
     time::{Instant, timeout_at},
 };
 
@@ -117,6 +117,12 @@ struct Waiting {
 }
 
 impl Waiting {
+    /// Nothing was proposed: `settled` stays as it is, so that a caller that gives up just now learns that too.
+    fn turn_away(self, leader: Option<ReplicaId>) {
+        // A caller that gave up is no longer there.
+        let _ = self.answer.send(Err(ReplicaError::NotLeader { leader }));
+    }
+
     fn entry_bytes(&self) -> usize {
         Commands::COMMAND_HEAD_BYTES + self.command.len()
     }
@@ -128,10 +134,11 @@ impl Proposer {
         raft: Raft<Types, Applier<M>>,
         log: GroupLog,
         limits: ProposeLimits,
+        leadership: watch::Receiver<Leadership>,
         progress: Arc<Progress>,
     ) -> Self {
         let (queue, waiting) = mpsc::unbounded_channel();
-        tokio::spawn(propose_all(raft, limits, waiting));
+        tokio::spawn(propose_all(raft, limits, leadership, waiting));
         Proposer { log, limits, room: Arc::new(Semaphore::new(limits.queue_bytes)), queue, progress }
     }
 
@@ -180,12 +187,31 @@ impl Proposer {
 async fn propose_all<M: StateMachine>(
     raft: Raft<Types, Applier<M>>,
     limits: ProposeLimits,
+    mut leadership: watch::Receiver<Leadership>,
     mut queue: mpsc::UnboundedReceiver<Waiting>,
 ) {
     let under_way = Arc::new(Semaphore::new(limits.entries_under_way));
     let mut held = None;
     loop {
-        let slot = under_way.clone().acquire_owned().await.expect("never closed");
+        let known = *leadership.borrow_and_update();
+        let deposed = known.leader != Some(ReplicaId(*raft.node_id()));
+        if deposed && under_way.available_permits() == 0 {
+            held.take().into_iter().for_each(|waiting: Waiting| waiting.turn_away(known.leader));
+        }
+        let slot = tokio::select! {
+            biased;
+            slot = under_way.clone().acquire_owned() => slot.expect("never closed"),
+            // What a leader had under way when it lost its office may hold all slots for long. Whoever comes then
+            // is turned away; openraft does that with those that come to a free one.
+            waiting = queue.recv(), if deposed => {
+                let Some(waiting) = waiting else { return };
+                waiting.turn_away(known.leader);
+                continue;
+            }
+            Ok(()) = leadership.changed() => {
+                continue;
+            }
+        };
         let first = match held.take() {
             Some(waiting) => waiting,
             None => match queue.recv().await {

@@ -142,6 +142,11 @@ impl<M: StateMachine> Rounds<M> {
     /// Runs rounds until nobody can ask any more; readers left then learn that the replica stopped.
     async fn run(mut self) {
         while self.gather().await {
+            if self.progress.check_running().is_err() {
+                let stopped = Err(self.progress.stopped(false));
+                self.answer(&stopped);
+                continue;
+            }
             let Leadership { leader, .. } = *self.leadership.borrow_and_update();
             let here = leader == Some(self.peers.replica);
             self.turn_away(|reader| !here && (reader.here_only || leader.is_none() && !reader.tried), leader);
@@ -162,10 +167,6 @@ impl<M: StateMachine> Rounds<M> {
                     self.turn_away(|reader| reader.here_only, None);
                     self.wait_for_news().await;
                 }
-            }
-            if self.progress.check_running().is_err() {
-                let stopped = Err(self.progress.stopped(false));
-                self.answer(&stopped);
             }
         }
     }

@@ -199,6 +199,56 @@ def named_vectors():
     client.delete_collection(name)
 
 
+def aliases_and_the_cluster():
+    for name, size in (("blue", 2), ("green", 3)):
+        client.create_collection(name, vectors_config=m.VectorParams(size=size, distance=m.Distance.DOT))
+    client.upsert("blue", points=[m.PointStruct(id=1, vector=[1, 0])])
+
+    def change(*actions):
+        return client.update_collection_aliases(change_aliases_operations=list(actions))
+
+    create = lambda alias, of: m.CreateAliasOperation(
+        create_alias=m.CreateAlias(alias_name=alias, collection_name=of)
+    )
+    drop = lambda alias: m.DeleteAliasOperation(delete_alias=m.DeleteAlias(alias_name=alias))
+    assert change(create("live", "blue"))
+    assert [(a.alias_name, a.collection_name) for a in client.get_aliases().aliases] == [("live", "blue")]
+    assert client.collection_exists("live") and client.count("live").count == 1
+    assert client.query_points("live", query=[1.0, 0.0]).points[0].id == 1
+    assert change(drop("live"), create("live", "green"), create("old", "blue"))
+    assert [a.alias_name for a in client.get_collection_aliases("green").aliases] == ["live"]
+    assert client.get_collection("live").config.params.vectors.size == 3
+    rename = m.RenameAlias(old_alias_name="old", new_alias_name="older")
+    assert change(m.RenameAliasOperation(rename_alias=rename))
+    assert change(drop("nobody"))
+    with refused(404, "`nowhere` doesn't exist!"):
+        change(create("x", "nowhere"))
+    with refused(404, "Alias old does not exists!"):
+        change(m.RenameAliasOperation(rename_alias=rename))
+    with refused(409, "already exists!"):
+        change(create("blue", "green"))
+    assert sorted(a.alias_name for a in client.get_aliases().aliases) == ["live", "older"]
+
+    cluster = client.cluster_status()
+    assert cluster.status == "enabled" and str(cluster.peer_id) in cluster.peers
+    assert cluster.raft_info.leader == cluster.peer_id and cluster.raft_info.role == m.StateRole.LEADER
+    assert cluster.consensus_thread_status.consensus_thread_status == "working"
+    info = client.collection_cluster_info("older")
+    assert (info.peer_id, info.shard_count, info.remote_shards) == (cluster.peer_id, 1, [])
+    shard = info.local_shards[0]
+    assert (shard.shard_id, shard.points_count, shard.state) == (0, 1, m.ReplicaState.ACTIVE)
+    with refused(404, "there is no peer 1"):
+        move = m.MoveShard(shard_id=0, from_peer_id=1, to_peer_id=2)
+        client.cluster_collection_update("blue", cluster_operation=m.MoveShardOperation(move_shard=move))
+    for consistency in (m.ReadConsistencyType.MAJORITY, m.ReadConsistencyType.ALL, 2):
+        assert client.retrieve("blue", ids=[1], consistency=consistency)[0].id == 1
+    client.upsert("blue", points=[m.PointStruct(id=2, vector=[1, 0])], ordering=m.WriteOrdering.STRONG)
+    for name in ("blue", "green"):
+        client.delete_collection(name)
+    assert client.get_aliases().aliases == []
+
+
 unnamed_vector()
 named_vectors()
+aliases_and_the_cluster()
 print("qdrant-client: ok")

@@ -5,6 +5,7 @@
 
 use super::{
     Unbuilt,
+    aliases::resolved,
     index::type_name,
     refuse_unbuilt,
     settings::{Dense, DenseChange, Hnsw, Optimizers, Placement, Quantization, Sparse, Wal, lay_over},
@@ -17,8 +18,8 @@ use crate::{
         error::{ApiError, Result},
         wishes::Wishes,
     },
-    cluster::{Cluster, CollectionChange, CollectionInfo, CollectionSpec},
-    model::{HnswParams, SparseParams, VectorParams},
+    cluster::{Cluster, CollectionChange, CollectionInfo, CollectionSpec, ReadOptions},
+    model::{HnswParams, Kind, SparseParams, VectorParams},
 };
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
@@ -44,7 +45,10 @@ pub(super) async fn exists(
     At(collection): At<String>,
     wishes: Wishes,
 ) -> Result<Reply> {
-    let exists = cluster.collections(&wishes.read()).await?.contains(&collection);
+    let exists = match resolved(&cluster, collection, &wishes.read()).await {
+        Err(error) if error.kind != Kind::NotFound => return Err(error),
+        found => found.is_ok(),
+    };
     Ok(Reply::new(&json!({"exists": exists})))
 }
 
@@ -54,7 +58,8 @@ pub(super) async fn info(
     At(collection): At<String>,
     wishes: Wishes,
 ) -> Result<Reply> {
-    Ok(Reply::new(&described(&cluster.collection(&collection, &wishes.read()).await?)))
+    let seen = cluster.collection(&collection, &wishes.read()).await?;
+    Ok(Reply::new(&described(&seen.value)).seen(seen))
 }
 
 /// `PUT /collections/{collection}`
@@ -65,8 +70,8 @@ pub(super) async fn create(
     Json(body): Json<CreateBody>,
 ) -> Result<Reply> {
     check_name("collection name", &collection)?;
-    cluster.create_collection(&collection, body.into_model()?, wishes.deadline).await?;
-    Ok(Reply::new(&true))
+    let written = cluster.create_collection(&collection, body.into_model()?, wishes.deadline).await?;
+    Ok(Reply::new(&true).wrote(written))
 }
 
 /// `PATCH /collections/{collection}`
@@ -77,9 +82,9 @@ pub(super) async fn update(
     Json(body): Json<UpdateBody>,
 ) -> Result<Reply> {
     let deadline = wishes.deadline;
-    let now = cluster.collection(&collection, &wishes.read()).await?;
-    cluster.update_collection(&collection, body.into_model(&now.spec)?, deadline).await?;
-    Ok(Reply::new(&true))
+    let now = cluster.collection(&collection, &ReadOptions::linearizable(deadline)).await?;
+    let change = body.into_model(&now.value.spec)?;
+    Ok(Reply::new(&true).wrote(cluster.update_collection(&collection, change, deadline).await?))
 }
 
 /// `DELETE /collections/{collection}`
@@ -92,7 +97,7 @@ pub(super) async fn delete(
 }
 
 /// Checks a name that becomes part of paths.
-fn check_name(field: &str, name: &str) -> Result<()> {
+pub(super) fn check_name(field: &str, name: &str) -> Result<()> {
     let chars = name.chars().count();
     if !(1..=NAME_CHARS_MAX).contains(&chars) {
         return Err(ApiError::invalid(field, format!("has {chars} characters, not 1 to {NAME_CHARS_MAX}")));
@@ -400,6 +405,7 @@ fn described_sparse(spec: &CollectionSpec) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::error::tests::assert_refused;
     use crate::model::{CollectionId, Distance, FieldType, Schema};
     use std::sync::Arc;
 
@@ -553,9 +559,7 @@ mod tests {
             (json!({"vector": {}}), 400, "vector: unknown field `vector`"),
         ] {
             let text = body.to_string();
-            let error = create(body).unwrap_err();
-            assert!(error.to_string().starts_with(message), "{text}: {error}");
-            assert_eq!(error.status().as_u16(), status, "{text}");
+            assert_refused(create(body), status, message, text);
         }
     }
 
@@ -612,9 +616,7 @@ mod tests {
             (json!({"sparse_vectors": {}}), 501, "sparse_vectors: is not"),
             (json!({"shard_number": 2}), 400, "shard_number: unknown field"),
         ] {
-            let error = update(body).unwrap_err();
-            assert!(error.to_string().starts_with(message), "{error}");
-            assert_eq!(error.status().as_u16(), status, "{error}");
+            assert_refused(update(body), status, message, message);
         }
     }
 

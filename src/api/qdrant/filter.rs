@@ -433,7 +433,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::body::parse;
+    use crate::api::{body::parse, error::tests::assert_refused};
 
     fn read(condition: &str) -> Result<Condition> {
         let filter = read_filter(&format!(r#"{{"must":{condition}}}"#))?;
@@ -605,9 +605,7 @@ mod tests {
             ),
             (r#"{"must":[{"slice":{}}]}"#, 501, "must[0].slice: is not"),
         ] {
-            let error = read_filter(text).unwrap_err();
-            assert!(error.to_string().starts_with(message), "{text}: {error}");
-            assert_eq!(error.status().as_u16(), status, "{text}");
+            assert_refused(read_filter(text), status, message, text);
         }
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! Source: Qdrant's public specification, 1.19 and 1.20.
 
+mod aliases;
 mod answer;
+mod cluster;
 mod collections;
 mod filter;
 mod index;
@@ -12,6 +14,7 @@ mod service;
 mod settings;
 mod vector;
 
+pub(super) use points::{PointContent, acknowledged};
 pub(super) use service::{probes, vital_signs};
 
 use super::{
@@ -32,9 +35,14 @@ pub(super) fn built() -> Router<Api> {
         .patch(collections::update)
         .delete(collections::delete);
     Router::new()
+        .route("/cluster", get(cluster::info))
+        .route("/aliases", get(aliases::list))
         .route("/collections", get(collections::list))
+        .route("/collections/aliases", post(aliases::change))
         .route("/collections/{collection}", collection)
         .route("/collections/{collection}/exists", get(collections::exists))
+        .route("/collections/{collection}/aliases", get(aliases::of_collection))
+        .route("/collections/{collection}/cluster", get(cluster::of_collection).post(cluster::change))
         .route("/collections/{collection}/index", put(index::create))
         .route("/collections/{collection}/index/{field}", axum::routing::delete(index::delete))
         .route("/collections/{collection}/points", put(points::upsert).post(points::retrieve))
@@ -54,9 +62,6 @@ pub(super) fn unbuilt() -> Router<Api> {
         "GET /telemetry",
         "GET DELETE /issues",
         "GET PUT /quotas",
-        "GET /aliases",
-        "POST /collections/aliases",
-        "GET /collections/{collection}/aliases",
         "PUT DELETE /collections/{collection}/vectors/{vector}",
         "GET /collections/{collection}/optimizations",
         "POST /collections/{collection}/facet",
@@ -75,11 +80,9 @@ pub(super) fn unbuilt() -> Router<Api> {
         "POST /collections/{collection}/points/recommend/groups",
         "POST /collections/{collection}/points/discover",
         "POST /collections/{collection}/points/discover/batch",
-        "GET /cluster",
         "GET /cluster/telemetry",
         "POST /cluster/recover",
         "DELETE /cluster/peer/{peer}",
-        "GET POST /collections/{collection}/cluster",
         "GET PUT /collections/{collection}/shards",
         "POST /collections/{collection}/shards/delete",
         "GET POST /snapshots",

@@ -12,7 +12,7 @@ use crate::{
     api::{
         body::{At, Json},
         envelope::Reply,
-        error::{ApiError, Result},
+        error::{ApiError, Result, Told},
         wishes::Wishes,
     },
     cluster::{Cluster, ClusterError, PointSelector, Written},
@@ -45,12 +45,12 @@ pub(super) async fn upsert(
 }
 
 /// What became of a write, as Qdrant says it.
-pub(super) fn acknowledged(written: Written) -> Reply {
+pub(in crate::api) fn acknowledged(written: Written) -> Reply {
     let result = match written.position {
         Some(position) => json!({"operation_id": position, "status": "completed"}),
         None => json!({"status": "acknowledged"}),
     };
-    Reply::new(&result).seen(written.token)
+    Reply::new(&result).wrote(written)
 }
 
 /// Points row by row or column by column.
@@ -70,6 +70,25 @@ struct PointBody {
     id: PointId,
     vector: PointVectors,
     payload: Option<Payload>,
+}
+
+/// A point whose id stands beside it; one that it names itself must be the same.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api) struct PointContent {
+    id: Option<PointId>,
+    vector: PointVectors,
+    payload: Option<Payload>,
+}
+
+impl PointContent {
+    /// The point under its id.
+    pub(in crate::api) fn into_model(self, id: PointId) -> Result<Point> {
+        match self.id {
+            Some(other) if other != id => Err(ApiError::invalid("id", format!("is {other}, not {id}"))),
+            _ => PointBody { id, vector: self.vector, payload: self.payload }.into_model(),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -195,7 +214,7 @@ pub(super) async fn retrieve(
     let seen = cluster.retrieve(&collection, body.ids, projection, &wishes.read()).await?;
     let mut answer = Answer::default();
     answer.list(&seen.value, Answer::record);
-    Ok(Reply::json(answer.0).seen(seen.token))
+    Ok(Reply::json(answer.0).seen(seen))
 }
 
 /// Which points to read.
@@ -218,10 +237,12 @@ pub(super) async fn get(
     let id = id.parse().map_err(|why: &str| ApiError::invalid("id", format!("\"{id}\": {why}")))?;
     let all = Projection { payload: PayloadSelector::All, vectors: VectorSelector::All };
     let seen = cluster.retrieve(&collection, vec![id], all, &wishes.read()).await?;
-    let record = seen.value.first().ok_or(ClusterError::NoPoint(id))?;
+    let Some(record) = seen.value.first() else {
+        return Err(ApiError::from(ClusterError::NoPoint(id)).telling(Told::Seen(seen.token)));
+    };
     let mut answer = Answer::default();
     answer.record(record);
-    Ok(Reply::json(answer.0).seen(seen.token))
+    Ok(Reply::json(answer.0).seen(seen))
 }
 
 /// `POST /collections/{collection}/points/scroll`
@@ -237,7 +258,7 @@ pub(super) async fn scroll(
     answer.list(&seen.value.points, Answer::record);
     answer.next_page(seen.value.next);
     answer.text("}");
-    Ok(Reply::json(answer.0).seen(seen.token))
+    Ok(Reply::json(answer.0).seen(seen))
 }
 
 /// Which page to read.
@@ -275,7 +296,7 @@ pub(super) async fn count(
 ) -> Result<Reply> {
     refuse_unbuilt([("shard_key", body.shard_key)])?;
     let seen = cluster.count(&collection, filter_field(body.filter)?, &wishes.read()).await?;
-    Ok(Reply::new(&json!({"count": seen.value})).seen(seen.token))
+    Ok(Reply::new(&json!({"count": seen.value})).seen(seen))
 }
 
 /// Which points to count; the count is exact, whatever `exact` says.
@@ -397,7 +418,10 @@ fn strings<'de, A: SeqAccess<'de>>(mut list: A) -> std::result::Result<Vec<Strin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{api::body::parse, model::Vector};
+    use crate::{
+        api::{body::parse, error::tests::assert_refused},
+        model::Vector,
+    };
     use serde_json::Value;
 
     fn upsert(text: &str) -> Result<Vec<Point>> {
@@ -463,9 +487,7 @@ mod tests {
             (r#"{"points":[],"update_mode":"insert_only"}"#, 501, "update_mode: is not"),
             (r#"{"points":[],"shard_key":"a"}"#, 501, "shard_key: is not"),
         ] {
-            let error = upsert(text).unwrap_err();
-            assert!(error.to_string().starts_with(message), "{text}: {error}");
-            assert_eq!(error.status().as_u16(), status, "{text}");
+            assert_refused(upsert(text), status, message, text);
         }
     }
 
@@ -480,8 +502,7 @@ mod tests {
             (r#"{"points":[]}"#, "points: is empty"),
             (r#"{"filter":{"must":[{}]}}"#, "filter.must[0]: is no condition"),
         ] {
-            let error = read(text).unwrap_err();
-            assert!(error.to_string().starts_with(message), "{text}: {error}");
+            assert_refused(read(text), 400, message, text);
         }
     }
 

@@ -42,7 +42,7 @@ pub(super) async fn query(
     Json(body): Json<QueryBody>,
 ) -> Result<Reply> {
     let seen = cluster.search(&collection, body.into_model()?, &wishes.read()).await?;
-    Ok(Reply::json(one(&seen.value, points)).seen(seen.token))
+    Ok(Reply::json(one(&seen.value, points)).seen(seen))
 }
 
 /// `POST /collections/{collection}/points/query/batch`
@@ -54,7 +54,7 @@ pub(super) async fn query_batch(
 ) -> Result<Reply> {
     let requests = body.into_model(QueryBody::into_model)?;
     let seen = cluster.search_batch(&collection, requests, &wishes.read()).await?;
-    Ok(Reply::json(many(&seen.value, points)).seen(seen.token))
+    Ok(Reply::json(many(&seen.value, points)).seen(seen))
 }
 
 /// `POST /collections/{collection}/points/search`
@@ -65,7 +65,7 @@ pub(super) async fn search(
     Json(body): Json<SearchBody>,
 ) -> Result<Reply> {
     let seen = cluster.search(&collection, body.into_model()?, &wishes.read()).await?;
-    Ok(Reply::json(one(&seen.value, list)).seen(seen.token))
+    Ok(Reply::json(one(&seen.value, list)).seen(seen))
 }
 
 /// `POST /collections/{collection}/points/search/batch`
@@ -77,7 +77,7 @@ pub(super) async fn search_batch(
 ) -> Result<Reply> {
     let requests = body.into_model(SearchBody::into_model)?;
     let seen = cluster.search_batch(&collection, requests, &wishes.read()).await?;
-    Ok(Reply::json(many(&seen.value, list)).seen(seen.token))
+    Ok(Reply::json(many(&seen.value, list)).seen(seen))
 }
 
 // --- answers ---
@@ -405,7 +405,7 @@ impl<'de> Deserialize<'de> for SearchVector {
 mod tests {
     use super::*;
     use crate::{
-        api::body::parse,
+        api::{body::parse, error::tests::assert_refused},
         model::{PayloadSelector, PointId, VectorSelector},
     };
 
@@ -494,9 +494,7 @@ mod tests {
             (r#"{"query":[[1],[2]]}"#, 501, "query: a multi-dense vector"),
             (r#"{"query":{"indices":[1],"values":[1]}}"#, 501, "query.indices: is not"),
         ] {
-            let error = query(text).unwrap_err();
-            assert!(error.to_string().starts_with(message), "{text}: {error}");
-            assert_eq!(error.status().as_u16(), status, "{text}");
+            assert_refused(query(text), status, message, text);
         }
     }
 

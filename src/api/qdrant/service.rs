@@ -4,8 +4,8 @@ use crate::{
     api::{
         Api,
         error::{ApiError, Result},
+        scrape,
     },
-    cluster::Cluster,
     model::Kind,
 };
 use axum::{Json, Router, extract::State, http::header::CONTENT_TYPE, response::IntoResponse, routing::get};
@@ -30,13 +30,15 @@ async fn version() -> impl IntoResponse {
     Json(json!({"title": "annal - vector search engine, Qdrant-compatible", "version": QDRANT_VERSION}))
 }
 
-async fn ready(State(cluster): State<Cluster>) -> Result<&'static str> {
-    match cluster.unready() {
+async fn ready(State(api): State<Api>) -> Result<&'static str> {
+    let leaving = api.leaving.is_cancelled().then(|| "the node is stopping".to_owned());
+    match leaving.or_else(|| api.cluster.unready()) {
         None => Ok("all shards are ready"),
         Some(why) => Err(ApiError::new(Kind::Unavailable, "", why)),
     }
 }
 
 async fn figures(State(api): State<Api>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], api.exporter.render())
+    let text = api.exporter.render() + &scrape::written(&api.cluster.figures());
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text)
 }

@@ -10,7 +10,7 @@ mod state;
 
 pub(super) use command::CatalogCommand;
 pub(super) use record::{CollectionRecord, GroupRecord, NodeRecord, NodeState, Phase, ReplicaRecord};
-pub(super) use state::{CatalogState, EXISTS, FOUNDER, MISSING, STALE};
+pub(super) use state::{CatalogState, EXISTS, MISSING, STALE};
 
 use super::NodeName;
 use crate::{

@@ -381,27 +381,30 @@ impl CatalogState {
         Ok(())
     }
 
+    /// Words and cases as Qdrant has them: deleting an alias that is not there changes nothing.
     fn alias(&mut self, actions: Vec<AliasAction>) -> Result<()> {
+        let taken = |name: &String| match self.collections.contains_key(name) {
+            true => Err(rejection(EXISTS, format!("Collection `{name}` already exists!"))),
+            false => Ok(()),
+        };
         let mut aliases = self.aliases.clone();
         for action in actions {
             match action {
                 AliasAction::Create { alias, collection } => {
-                    if self.collections.contains_key(&alias) {
-                        return Err(rejection(EXISTS, format!("{alias} is the name of a collection")));
-                    }
                     if !self.collections.contains_key(&collection) {
-                        return Err(missing("collection", &collection));
+                        return Err(rejection(MISSING, format!("Collection `{collection}` doesn't exist!")));
                     }
+                    taken(&alias)?;
                     aliases.insert(alias, collection);
                 }
                 AliasAction::Delete { alias } => {
-                    aliases.remove(&alias).ok_or_else(|| missing("alias", &alias))?;
+                    aliases.remove(&alias);
                 }
                 AliasAction::Rename { from, to } => {
-                    if self.collections.contains_key(&to) {
-                        return Err(rejection(EXISTS, format!("{to} is the name of a collection")));
-                    }
-                    let of = aliases.remove(&from).ok_or_else(|| missing("alias", &from))?;
+                    taken(&to)?;
+                    let of = aliases.remove(&from);
+                    let of =
+                        of.ok_or_else(|| rejection(MISSING, format!("Alias {from} does not exists!")))?;
                     aliases.insert(to, of);
                 }
             }

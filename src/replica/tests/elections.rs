@@ -1,7 +1,7 @@
 //! Who leads: elections, leaders that are lost or cut off, leadership that is handed over.
 
 use super::{
-    group::{Group, id, leader_among, write},
+    group::{Group, id, leader_among, set, write},
     model::Told,
     *,
 };
@@ -35,6 +35,22 @@ async fn a_lost_leader_is_followed_by_another() {
     assert_eq!(next.status().role, Role::Leader);
     assert_eq!(next.status().term, term);
     assert_eq!(group.replica(lost_id.0).machine().commands().len(), 40);
+}
+
+/// With the options a node has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_leader_is_missed_for_about_a_second() {
+    let mut group = Group::with(3, |options| {
+        let usual = ReplicaOptions::new(options.replica);
+        (options.heartbeat_ms, options.election_ms) = (usual.heartbeat_ms, usual.election_ms);
+    })
+    .await;
+    let lost = group.leader().await.inner.replica;
+    group.kill(lost).await;
+    let at = Instant::now();
+    group.leader().await;
+    println!("a new leader after {:?}", at.elapsed());
+    assert!(at.elapsed() < Duration::from_millis(2500), "a new leader after {:?}", at.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -96,7 +112,9 @@ async fn leadership_is_handed_over() {
     let mut n = 0;
     for to in [2, 3, 1, 1, 2] {
         let leader = group.leader().await;
+        let at = Instant::now();
         leader.transfer_leadership(Some(id(to)), soon()).await.unwrap();
+        println!("handed over in {:?}", at.elapsed());
         // It leads when that returns.
         assert_eq!(group.replica(to).status().role, Role::Leader);
         n += 1;
@@ -152,6 +170,24 @@ async fn messages_that_are_lost_and_late_only_slow_a_group_down() {
             assert!(commands.contains(&command(writer * 1000 + n)), "{writer} {n}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_is_founded_before_most_of_its_founders_are_there() {
+    let mut group = Group::of(0).await;
+    group.join(1).await;
+    for _ in 0..2 {
+        group.replica(1).found(set(1..=3)).await.unwrap();
+    }
+    assert_eq!(group.replica(1).leadership().borrow().leader, None);
+    group.join(2).await;
+    // Another founder may be asked, too.
+    group.replica(2).found(set(1..=3)).await.unwrap();
+    let leader = group.leader().await;
+    put(&leader, command(1)).await;
+    group.join(3).await;
+    put(&leader, command(2)).await;
+    group.agree().await;
 }
 
 /// Whatever happens to leaders: what was acknowledged is there once, and what was said to have had no effect is not.

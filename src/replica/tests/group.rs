@@ -193,7 +193,7 @@ pub(super) fn set(replicas: impl IntoIterator<Item = u64>) -> BTreeSet<ReplicaId
 }
 
 impl Group {
-    /// Replicas 1 to `count`, founded and led.
+    /// Replicas 1 to `count`, founded and led, or none.
     pub(super) async fn of(count: u64) -> Group {
         Group::with(count, |_| {}).await
     }
@@ -203,8 +203,10 @@ impl Group {
         for replica in 1..=count {
             group.start(id(replica), memory(), Arc::default()).await;
         }
-        group.replica(1).found(set(1..=count)).await.unwrap();
-        group.leader().await;
+        if count > 0 {
+            group.replica(1).found(set(1..=count)).await.unwrap();
+            group.leader().await;
+        }
         group
     }
 

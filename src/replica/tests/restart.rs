@@ -182,6 +182,36 @@ async fn a_machine_behind_all_history_is_refused() {
     assert_eq!(error.kind(), crate::model::Kind::Corrupt);
 }
 
+/// What a crash leaves just after a snapshot of a later term was installed: entries of an older leader at the same
+/// places.
+#[tokio::test]
+async fn entries_that_a_snapshot_superseded_are_dropped() {
+    use crate::replica::entry::{RaftLeaderId, RaftLogId, RaftMembership, StoredMembership};
+    let disk = memory();
+    let (log, group) = open_log(&disk, log_options()).await;
+    for index in 0..20 {
+        let id = annal_wal::LogId { term: Term(1), leader: 1, index: LogIndex(index) };
+        let entry = annal_wal::Entry { id, payload: Bytes::from_static(&[0]) };
+        group.append(vec![entry], |result| result.unwrap()).await.unwrap();
+    }
+    let committed = annal_wal::LogId { term: Term(1), leader: 1, index: LogIndex(5) };
+    group.save_committed(Some(committed)).await.unwrap();
+    let vote = annal_wal::Vote { term: Term(3), node: 2, committed: true };
+    group.save_vote(vote).await.unwrap();
+
+    let applied = RaftLogId::new(RaftLeaderId { term: 3, node_id: 2 }, 12);
+    let membership = RaftMembership::new_with_defaults(vec![[ME.0].into()], []);
+    let mark = Mark { applied: Some(applied), membership: StoredMembership::new(Some(applied), membership) };
+    let machine = Arc::new(Journal::default());
+    machine.apply(vec![command(1)], mark.to_bookmark()).unwrap();
+    machine.persist().unwrap();
+    let replica = alone(options(), &log, group, machine).await.unwrap();
+    assert_eq!(put(&replica, command(2)).await, 2);
+    let ladder = replica.status().ladder;
+    assert_eq!(ladder.purged, Some(LogIndex(12)), "{ladder:?}");
+    assert_eq!(ladder.applied, Some(LogIndex(14)), "{ladder:?}");
+}
+
 #[tokio::test]
 async fn a_machine_without_its_log_is_refused() {
     let disk = memory();

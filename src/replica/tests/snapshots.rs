@@ -61,6 +61,32 @@ async fn a_learner_joins_by_snapshot_and_goes_on() {
     assert_eq!(leader.status().members.learners, [ReplicaId(4)].into());
 }
 
+/// The machine is ahead of its log just after a snapshot: commands went on while it was sent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_learner_that_dies_just_after_a_snapshot_goes_on_from_it() {
+    let mut group = purged().await;
+    let leader = group.leader().await;
+    let writing = {
+        let leader = leader.clone();
+        tokio::spawn(async move {
+            for n in 21..=120 {
+                put(&leader, command(n)).await;
+            }
+        })
+    };
+    for learner in [4, 5, 6] {
+        group.join(learner).await;
+        leader.add_learner(ReplicaId(learner), soon()).await.unwrap();
+        let replica = group.replica(learner);
+        until("a snapshot is installed", || replica.machine().position() > Position(0)).await;
+        drop(replica);
+        group.restart(ReplicaId(learner)).await;
+    }
+    writing.await.unwrap();
+    group.agree().await;
+    assert_eq!(group.replica(6).machine().position(), Position(120));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_that_is_cut_or_damaged_changes_nothing() {
     let mut group = purged().await;

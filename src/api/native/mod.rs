@@ -1,0 +1,54 @@
+//! Annal's own routes, under `/annal/v1`. Their answers are plain JSON, without Qdrant's envelope, but for `points/cas`,
+//! which answers as the writes it stands beside.
+
+mod admin;
+mod audit;
+mod cas;
+mod changes;
+
+pub(super) use audit::audits;
+pub(super) use changes::feeds;
+
+use super::{Api, refusing};
+use crate::cluster::{Cluster, NodeInfo};
+use axum::{
+    Json, Router,
+    extract::State,
+    routing::{delete, get, post},
+};
+
+/// Routes that are built.
+pub(super) fn built() -> Router<Api> {
+    Router::new()
+        .route("/annal/v1/info", get(info))
+        .route("/annal/v1/cluster", get(topology))
+        .route("/annal/v1/cluster/nodes/{node}", delete(admin::remove))
+        .route("/annal/v1/cluster/nodes/{node}/drain", post(admin::drain))
+        .route("/annal/v1/collections/{collection}/points/cas", post(cas::cas))
+        .route("/annal/v1/collections/{collection}/shards/{shard}/move", post(admin::move_shard))
+        .route("/annal/v1/collections/{collection}/shards/{shard}/lead", post(admin::lead))
+}
+
+/// The rest of the contract.
+pub(super) fn unbuilt() -> Router<Api> {
+    refusing(&[
+        "POST /annal/v1/collections/{collection}/shards/{shard}/split",
+        "GET /annal/v1/regions",
+        "POST DELETE /annal/v1/regions/follow",
+        "POST /annal/v1/regions/handover",
+        "POST /annal/v1/regions/takeover",
+        "GET /annal/v1/regions/loss",
+        "GET /dashboard",
+        "GET /dashboard/",
+        "GET /dashboard/{*page}",
+        "GET /openapi.json",
+    ])
+}
+
+async fn info(State(cluster): State<Cluster>) -> Json<NodeInfo> {
+    Json(cluster.info())
+}
+
+async fn topology(State(cluster): State<Cluster>) -> Json<serde_json::Value> {
+    Json(cluster.topology().await)
+}

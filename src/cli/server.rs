@@ -1,0 +1,171 @@
+//! A node as a client sees it: where it is, the key it wants, and requests that are sent again when they may be.
+
+use clap::Args;
+use serde_json::Value;
+use std::time::{Duration, Instant};
+use ureq::{Agent, Body, http::Response};
+
+/// Which node to ask.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Server {
+    /// A node of the cluster.
+    #[arg(long, default_value = "http://127.0.0.1:6333", value_parser = url)]
+    url: String,
+    /// The key, if the node wants one.
+    #[arg(long, env = "ANNAL_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+}
+
+/// An address with a scheme; `127.0.0.1:6333` is taken for http.
+fn url(text: &str) -> Result<String, &'static str> {
+    let text = text.trim_end_matches('/');
+    match text.split_once("://") {
+        Some(("http", rest)) if !rest.is_empty() => Ok(text.to_owned()),
+        Some(("http", _)) | None if text.is_empty() => Err("an address such as http://127.0.0.1:6333"),
+        Some(_) => Err("only http:// is spoken"),
+        None => Ok(format!("http://{text}")),
+    }
+}
+
+pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// What a node answered.
+pub(super) struct Answer {
+    pub(super) status: u16,
+    /// Null if the body is no JSON.
+    pub(super) body: Value,
+}
+
+impl Answer {
+    /// The body of an answer that must be a success; `what` was asked for.
+    pub(super) fn expect(self, what: &str) -> Result<Value, Failure> {
+        match self.status {
+            200..300 => Ok(self.body),
+            _ => Err(self.failure(what)),
+        }
+    }
+
+    /// The error the answer tells of.
+    pub(super) fn failure(&self, what: &str) -> Failure {
+        match self.body["status"]["error"].as_str() {
+            Some(message) => format!("{what}: {message} (status {})", self.status).into(),
+            None => format!("{what}: the node answers with status {}", self.status).into(),
+        }
+    }
+
+    /// Whether the same request may be answered otherwise in a moment.
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(self.status, 408 | 429 | 503)
+    }
+}
+
+/// A client of one node; its connections are kept and shared.
+#[derive(Clone)]
+pub(super) struct Client {
+    agent: Agent,
+    url: String,
+    api_key: Option<String>,
+}
+
+/// How long an answer may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(120);
+/// How long the head of an answer that has no end may take.
+const HEAD_WITHIN: Duration = Duration::from_secs(30);
+/// Pauses before a request is sent again.
+const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+impl Server {
+    pub(super) fn client(&self) -> Client {
+        let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(ANSWER_WITHIN));
+        Client { agent: config.build().into(), url: self.url.clone(), api_key: self.api_key.clone() }
+    }
+}
+
+impl Client {
+    /// Asks once.
+    ///
+    /// Errors: no answer came.
+    pub(super) fn ask(&self, method: &str, path: &str, body: &str) -> Result<Answer, ureq::Error> {
+        let mut response = self.agent.run(self.request(method, path, body)?)?;
+        let status = response.status().as_u16();
+        let body = response.body_mut().with_config().limit(1 << 30).read_to_string()?;
+        Ok(Answer { status, body: serde_json::from_str(&body).unwrap_or_default() })
+    }
+
+    /// Asks until it is answered for good, or for `within`; only for what may be asked twice.
+    pub(super) fn insist(
+        &self,
+        method: &str,
+        path: &str,
+        body: &str,
+        within: Duration,
+    ) -> Result<Answer, Failure> {
+        let (started, mut pause) = (Instant::now(), PAUSE);
+        loop {
+            let late = started.elapsed() + pause > within;
+            match self.ask(method, path, body) {
+                Ok(answer) if late || !answer.is_passing() => return Ok(answer),
+                Err(error) if late => return Err(format!("{}: {error}", self.url).into()),
+                Ok(_) | Err(_) => std::thread::sleep(pause),
+            }
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// What the cluster looks like.
+    pub(super) fn topology(&self) -> Result<Value, Failure> {
+        let answer = self.ask("GET", "/annal/v1/cluster", "").map_err(|e| format!("{}: {e}", self.url))?;
+        answer.expect("the cluster")
+    }
+
+    /// An answer whose body has no end.
+    pub(super) fn stream(&self, path: &str) -> Result<Response<Body>, ureq::Error> {
+        let request = self.agent.configure_request(self.request("GET", path, "")?);
+        let request = request.timeout_global(None).timeout_recv_response(Some(HEAD_WITHIN)).build();
+        self.agent.run(request)
+    }
+
+    fn request(
+        &self,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> Result<ureq::http::Request<String>, ureq::Error> {
+        let mut request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.url));
+        if !body.is_empty() {
+            request = request.header("content-type", "application/json");
+        }
+        if let Some(key) = &self.api_key {
+            request = request.header("api-key", key);
+        }
+        Ok(request.body(body.to_owned())?)
+    }
+}
+
+/// A name as a part of a path.
+pub(super) fn part(name: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    let written = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    name.bytes().map(written).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        assert_eq!(url("127.0.0.1:6333").unwrap(), "http://127.0.0.1:6333");
+        assert_eq!(url("http://host:1/").unwrap(), "http://host:1");
+        for bad in ["", "http://", "https://host", "ftp://host"] {
+            url(bad).expect_err(bad);
+        }
+    }
+
+    #[test]
+    fn names_in_paths() {
+        assert_eq!(part("a-b_c.d~9"), "a-b_c.d~9");
+        assert_eq!(part("a b/é?"), "a%20b%2F%C3%A9%3F");
+    }
+}

@@ -1,0 +1,53 @@
+//! What this node tells those who watch it: its log, and each replica it holds.
+//!
+//! Not here: the whole cluster (see `report`), how figures are written (see `api/`).
+
+use super::Cluster;
+use crate::{model::ShardNumber, replica::ReplicaStatus, shard::ShardStats};
+use annal_wal::LogStatus;
+
+/// Figures of one node, taken when asked for.
+#[derive(Clone, Debug)]
+pub struct Figures {
+    /// The log all replicas share.
+    pub log: LogStatus,
+    /// The catalog's replica, then those of shards by collection and number.
+    pub replicas: Vec<ReplicaFigures>,
+}
+
+/// Figures of one replica.
+#[derive(Clone, Debug)]
+pub struct ReplicaFigures {
+    /// The collection; `None` for the catalog.
+    pub collection: Option<String>,
+    /// The shard's number in it.
+    pub shard: ShardNumber,
+    /// How far it has come.
+    pub status: ReplicaStatus,
+    /// What is in it; `None` for the catalog.
+    pub stats: Option<ShardStats>,
+}
+
+impl Cluster {
+    /// Figures of this node. Cost: a few counters for each replica; never waits.
+    pub fn figures(&self) -> Figures {
+        let catalog = ReplicaFigures {
+            collection: None,
+            shard: ShardNumber(0),
+            status: self.inner.catalog_replica.status(),
+            stats: None,
+        };
+        let state = self.inner.catalog.state();
+        let live = state.collections.values().map(|record| self.inner.shards.live(record.clone()));
+        let held = live.flat_map(|collection| collection.shards).filter_map(|shard| {
+            let local = shard.local?;
+            Some(ReplicaFigures {
+                collection: Some(shard.collection.name.clone()),
+                shard: shard.number,
+                status: local.replica.status(),
+                stats: Some(local.shard.stats()),
+            })
+        });
+        Figures { log: self.inner.shards.log_status(), replicas: [catalog].into_iter().chain(held).collect() }
+    }
+}

@@ -1,0 +1,158 @@
+//! What one replica gives to those who follow its shard.
+//!
+//! Invariants: a source gives the commands from its first position on, in order; it ends with the reason, or is
+//! dropped; a command comes with what it did on every replica alike.
+
+use super::{Parts, Refusal, ShardEvents};
+use crate::{
+    cluster::shards::LocalShard,
+    machine::MachineError,
+    model::{Body, CollectionId, Command, Epoch, Kind, Position},
+    replica::{ReplicaError, Tail},
+    shard::{Change, Shard},
+};
+use bytes::Bytes;
+use futures::{
+    FutureExt, StreamExt,
+    stream::{self, BoxStream},
+};
+use std::{collections::VecDeque, sync::Arc};
+use tokio::time::Instant;
+
+/// Commands of one replica; an error is the reason why there are no more.
+pub(super) type Source = BoxStream<'static, Result<ShardEvents, Refusal>>;
+
+/// Commands whose effects are looked up at once: at most so many, and about so many bytes.
+const AT_ONCE: usize = 256;
+const AT_ONCE_BYTES: usize = 1 << 20;
+
+/// Follows a replica of this node.
+pub(super) async fn open(
+    local: Arc<LocalShard>,
+    from: Position,
+    parts: Parts,
+    deadline: Instant,
+) -> Result<Source, Refusal> {
+    if local.position().next() < from {
+        // What was acknowledged may not have come here yet; what is beyond that is lost.
+        let end = position(&local, deadline).await?;
+        if end.next() < from {
+            return Err(Refusal::Beyond { end });
+        }
+    }
+    let tail = local.replica.tail(from).await.map_err(refusal)?;
+    let shard = local.shard.clone();
+    if from <= local.position() {
+        blocking(move || is_kept(&shard, from)).await?;
+    }
+    let tailing = Tailing { tail, shard: local.shard.clone(), parts, ready: VecDeque::new() };
+    let items = stream::unfold(Some(tailing), |tailing| async {
+        let mut tailing = tailing?;
+        match tailing.next().await {
+            Ok(events) => Some((Ok(events), Some(tailing))),
+            Err(refusal) => Some((Err(refusal), None)),
+        }
+    });
+    Ok(items.boxed())
+}
+
+/// Where the shard stands, asked of a replica of this node.
+pub(super) async fn position(local: &LocalShard, deadline: Instant) -> Result<Position, Refusal> {
+    let index = local.replica.read_index(deadline).await.map_err(refusal)?;
+    local.replica.wait_applied(index, deadline).await.map_err(refusal)?;
+    Ok(local.position())
+}
+
+/// Whether what the command at `position` did is kept: the log may reach back further.
+fn is_kept(shard: &Shard, position: Position) -> Result<(), MachineError> {
+    let (collection, epoch, born) = (CollectionId(0), Epoch(0), Position(0));
+    // Of a command that says nothing itself, only the record is looked at.
+    let command = Command { collection, schema_version: 0, epoch, request: None, born, body: Body::Retire };
+    shard.effect_of(position, &command).map(drop)
+}
+
+/// Asks the shard, which may read files.
+async fn blocking<T: Send + 'static>(
+    ask: impl FnOnce() -> Result<T, MachineError> + Send + 'static,
+) -> Result<T, Refusal> {
+    match tokio::task::spawn_blocking(ask).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(MachineError::Forgotten { oldest, .. })) => Err(Refusal::Gone { oldest }),
+        Ok(Err(error)) if error.kind() == Kind::Corrupt => Err(Refusal::Damaged(error.to_string())),
+        Ok(Err(error)) => Err(Refusal::Away(error.to_string())),
+        Err(lost) => Err(Refusal::Away(lost.to_string())),
+    }
+}
+
+fn refusal(error: ReplicaError) -> Refusal {
+    match error {
+        ReplicaError::Gone { oldest } => Refusal::Gone { oldest },
+        other if other.kind() == Kind::Corrupt => Refusal::Damaged(other.to_string()),
+        other => Refusal::Away(other.to_string()),
+    }
+}
+
+struct Tailing {
+    tail: Tail,
+    shard: Arc<Shard>,
+    parts: Parts,
+    ready: VecDeque<ShardEvents>,
+}
+
+impl Tailing {
+    async fn next(&mut self) -> Result<ShardEvents, Refusal> {
+        loop {
+            if let Some(events) = self.ready.pop_front() {
+                return Ok(events);
+            }
+            let commands = self.commands().await.map_err(refusal)?;
+            let (shard, parts) = (self.shard.clone(), self.parts);
+            self.ready = blocking(move || effects(&shard, commands, parts)).await?;
+        }
+    }
+
+    /// The next command, and those behind it that are there already.
+    async fn commands(&mut self) -> Result<Vec<(Position, Bytes)>, ReplicaError> {
+        let first = self.tail.next().await?;
+        let mut bytes = first.1.len();
+        let mut commands = vec![first];
+        while bytes < AT_ONCE_BYTES && commands.len() < AT_ONCE {
+            // What goes wrong now goes wrong again when it is its turn.
+            let Some(Ok(next)) = self.tail.next().now_or_never() else { break };
+            bytes += next.1.len();
+            commands.push(next);
+        }
+        Ok(commands)
+    }
+}
+
+fn effects(
+    shard: &Shard,
+    commands: Vec<(Position, Bytes)>,
+    parts: Parts,
+) -> Result<VecDeque<ShardEvents>, MachineError> {
+    let view = shard.view();
+    let read = |(position, bytes): (Position, Bytes)| {
+        let after = Position(position.0 - 1);
+        let command = Command::decode(&bytes).map_err(|source| MachineError::Command { after, source })?;
+        let mut changes = view.effect_of(position, &command)?;
+        for change in &mut changes {
+            parts.strip(change);
+        }
+        let retired = matches!(command.body, Body::Retire) && view.retired();
+        Ok(ShardEvents { position, changes, retired })
+    };
+    commands.into_iter().map(read).collect()
+}
+
+impl Parts {
+    fn strip(self, change: &mut Change) {
+        let Change::Upsert(point) = change else { return };
+        if !self.payload {
+            point.payload = Bytes::new();
+        }
+        if !self.vectors {
+            point.vectors.clear();
+        }
+    }
+}
