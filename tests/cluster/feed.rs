@@ -1,0 +1,253 @@
+//! The change feed as a witness: cut off again and again, it still tells every effect once and in order, and what is
+//! rebuilt from it is what the cluster holds.
+
+use crate::{
+    SHARDS,
+    cluster::{TestCluster, scaled},
+    cluster_with_c,
+    connection::Connection,
+    sleep,
+    workload::vector_of,
+};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Payload and vector of a point.
+type Content = (Value, Vec<f32>);
+
+/// What was rebuilt from the feed.
+#[derive(Default)]
+struct Replay {
+    points: BTreeMap<u64, Content>,
+    /// Of each shard: position, n and of, of its last event.
+    last: BTreeMap<u64, (u64, u64, u64)>,
+    token: Option<String>,
+    events: u64,
+    /// Heartbeats since the last event.
+    quiet: u64,
+}
+
+impl Replay {
+    /// Takes in one line.
+    ///
+    /// Panics if an event comes twice, is missing within its command, or is out of order.
+    fn take(&mut self, line: &str) {
+        let event: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        self.token = Some(event["token"].as_str().unwrap_or_else(|| panic!("no token: {line}")).to_owned());
+        if event["heartbeat"] == true {
+            self.quiet += 1;
+            return;
+        }
+        self.quiet = 0;
+        self.events += 1;
+        let number = |key: &str| event[key].as_u64().unwrap_or_else(|| panic!("no {key}: {line}"));
+        let (shard, at) = (number("shard"), (number("position"), number("n"), number("of")));
+        let (position, n, of) = at;
+        let follows = match self.last.get(&shard) {
+            Some((last, last_n, last_of)) if last_n < last_of => (position, n) == (*last, last_n + 1),
+            Some((last, ..)) => position > *last && n == 1,
+            None => n == 1,
+        };
+        assert!(follows && n <= of, "after {:?} of shard {shard} came {line}", self.last.get(&shard));
+        self.last.insert(shard, at);
+        let id = number("id");
+        match event["op"].as_str() {
+            Some("upsert") => {
+                self.points.insert(id, content(&event));
+            }
+            Some("delete") => {
+                assert!(self.points.remove(&id).is_some(), "deleted what was not there: {line}");
+            }
+            other => panic!("op {other:?}: {line}"),
+        }
+    }
+}
+
+fn content(of: &Value) -> Content {
+    (of["payload"].clone(), serde_json::from_value(of["vector"].clone()).unwrap())
+}
+
+/// Follows the feed until told to stop and nothing more comes, through as many cuts as it can.
+fn consume(urls: &[String], replay: &mut Replay, done: &AtomicBool, cuts: &mut u64, refused: &mut u64) {
+    let mut rng = StdRng::seed_from_u64(scaled("ANNAL_SEED", 1));
+    let started = Instant::now();
+    loop {
+        assert!(started.elapsed() < Duration::from_secs(600), "the feed does not come to its end");
+        let node = rng.random_range(0..urls.len());
+        let from = replay.token.clone().unwrap_or_else(|| "begin".to_owned());
+        let path = format!("/annal/v1/collections/c/changes?from={from}&with_payload=true&with_vector=true");
+        let mut lines = match Connection::new(&urls[node]).within(Duration::from_secs(5)).follow(&path, &[]) {
+            Ok(lines) => lines,
+            Err((Some(reply), _)) if reply.status != 503 => panic!("{} {}", reply.status, reply.body),
+            Err(_) => {
+                *refused += 1;
+                sleep(Duration::from_millis(20));
+                continue;
+            }
+        };
+        // Once the writers have ended it is followed to its end; before, it is cut off after some lines.
+        let finishing = done.load(Ordering::Relaxed);
+        for _ in 0..if finishing { u64::MAX } else { rng.random_range(1..60) } {
+            let Ok(Some(line)) = lines.next(Duration::from_secs(5)) else { break };
+            replay.take(&line);
+            if finishing && replay.quiet >= 3 {
+                return;
+            }
+        }
+        *cuts += 1;
+    }
+}
+
+/// Writes batches and deletes by filter within its own range of ids, every request under a key and some of them sent
+/// twice; gives what must be there in the end.
+fn write(urls: &[String], writer: u64, done: &AtomicBool) -> BTreeMap<u64, Content> {
+    let mut rng = StdRng::seed_from_u64(scaled("ANNAL_SEED", 1) << 8 | writer);
+    let mut connections: Vec<_> =
+        urls.iter().map(|url| Connection::new(url).within(Duration::from_secs(3))).collect();
+    let mut points: BTreeMap<u64, Content> = BTreeMap::new();
+    for sequence in 1u64.. {
+        if done.load(Ordering::Relaxed) {
+            break;
+        }
+        let (path, body) = if rng.random_ratio(1, 8) {
+            let group = rng.random_range(0..5u64);
+            points.retain(|_, (payload, _)| payload["group"] != group);
+            let matches = |key: &str, value: u64| json!({"key": key, "match": {"value": value}});
+            let filter = json!({"must": [matches("writer", writer), matches("group", group)]});
+            ("/collections/c/points/delete?wait=true", json!({"filter": filter}))
+        } else {
+            let batch: Vec<Value> = (0..rng.random_range(1..=50))
+                .map(|n| {
+                    let id = writer << 16 | rng.random_range(0..200u64);
+                    let payload = json!({"writer": writer, "group": id % 5, "v": sequence << 8 | n});
+                    let vector = vector_of(id, sequence << 8 | n);
+                    points.insert(id, (payload.clone(), vector.to_vec()));
+                    json!({"id": id, "vector": vector, "payload": payload})
+                })
+                .collect();
+            ("/collections/c/points?wait=true", json!({"points": batch}))
+        };
+        let method = if body.get("points").is_some() { "PUT" } else { "POST" };
+        let (request, body) = (format!("feed{writer}/{sequence}"), body.to_string());
+        let mut copies = 1 + u64::from(rng.random_ratio(1, 5));
+        let started = Instant::now();
+        while copies > 0 {
+            let node = rng.random_range(0..connections.len());
+            match connections[node].send(method, path, &[("idempotency-key", &request)], &body) {
+                Ok(reply) if reply.status == 200 => copies -= 1,
+                Ok(reply) if ![408, 429, 500, 503].contains(&reply.status) => {
+                    panic!("{} {}", reply.status, reply.body)
+                }
+                other => {
+                    assert!(started.elapsed() < Duration::from_secs(60), "{other:?}");
+                    sleep(Duration::from_millis(20));
+                }
+            }
+        }
+        sleep(Duration::from_millis(5));
+    }
+    points
+}
+
+/// Everything in the collection.
+fn held(cluster: &TestCluster) -> BTreeMap<u64, Content> {
+    let mut found = BTreeMap::new();
+    let mut offset = Value::Null;
+    loop {
+        let body = json!({"limit": 1000, "offset": offset, "with_payload": true, "with_vector": true});
+        let page = cluster.client(0).post("/collections/c/points/scroll", &body).ok();
+        let points = page["points"].as_array().unwrap();
+        found.extend(points.iter().map(|point| (point["id"].as_u64().unwrap(), content(point))));
+        offset = page["next_page_offset"].clone();
+        if offset.is_null() {
+            return found;
+        }
+    }
+}
+
+#[test]
+fn a_consumer_that_is_cut_off_again_and_again_misses_nothing() {
+    let mut cluster = cluster_with_c();
+    let urls = cluster.urls();
+    let wanted = scaled("ANNAL_CUTS", 60);
+    let (written, consumed) = (AtomicBool::new(false), AtomicBool::new(false));
+    let expected = Mutex::new(BTreeMap::new());
+    let mut replay = Replay::default();
+    let (mut cuts, mut refused) = (0, 0);
+    thread::scope(|scope| {
+        let writers: Vec<_> = (1..=3)
+            .map(|writer| {
+                let (urls, written, expected) = (&urls, &written, &expected);
+                scope.spawn(move || expected.lock().unwrap().extend(write(urls, writer, written)))
+            })
+            .collect();
+        let consumer = scope.spawn(|| consume(&urls, &mut replay, &consumed, &mut cuts, &mut refused));
+        let rounds = (wanted / 30).max(1);
+        for round in 0..rounds {
+            sleep(Duration::from_millis(1_500));
+            if urls.len() > 1 {
+                let leader = cluster.leader_of("c", round as u32 % SHARDS);
+                cluster.kill(leader);
+                sleep(Duration::from_millis(1_000));
+                // With its folder gone it comes back by a snapshot: the feed must not care.
+                if round % 2 == 1 {
+                    cluster.wipe(leader);
+                }
+                cluster.restart(leader);
+                cluster.wait_all_ok();
+            }
+        }
+        written.store(true, Ordering::Relaxed);
+        writers.into_iter().for_each(|writer| writer.join().expect("a writer does not panic"));
+        consumed.store(true, Ordering::Relaxed);
+        consumer.join().expect("a consumer does not panic");
+    });
+    println!("feed: {} events through {cuts} cuts, {refused} times not let in", replay.events);
+    let held = held(&cluster);
+    assert_eq!(held, expected.into_inner().unwrap(), "the cluster holds something else than was written");
+    assert_eq!(replay.points, held, "the feed tells something else than the cluster holds");
+    assert!(cuts >= wanted / 2, "too few cuts to say anything: {cuts}");
+    assert_eq!(replay.last.len(), SHARDS as usize);
+}
+
+mod witness {
+    //! The witness itself, against feeds that are known to be bad.
+
+    use super::Replay;
+    use serde_json::json;
+
+    fn line(shard: u64, position: u64, n: u64, of: u64, op: &str, id: u64) -> String {
+        let event = json!({"token": "t", "shard": shard, "position": position, "n": n, "of": of, "op": op,
+            "id": id, "version": position, "payload": {}, "vector": [0.0]});
+        event.to_string()
+    }
+
+    fn accepts(lines: &[String]) -> bool {
+        let mut replay = Replay::default();
+        let taken = std::panic::AssertUnwindSafe(|| lines.iter().for_each(|line| replay.take(line)));
+        std::panic::catch_unwind(taken).is_ok()
+    }
+
+    #[test]
+    fn it_accepts_order_and_nothing_else() {
+        let two = [line(0, 3, 1, 2, "upsert", 1), line(0, 3, 2, 2, "upsert", 2)];
+        let with = |more: String| [&two[..], &[more]].concat();
+        assert!(accepts(&with(line(0, 4, 1, 1, "delete", 1))));
+        assert!(accepts(&with(line(1, 1, 1, 1, "upsert", 9))));
+        assert!(accepts(&with(json!({"token": "t", "heartbeat": true}).to_string())));
+        assert!(!accepts(&with(line(0, 3, 2, 2, "upsert", 2))), "an event twice");
+        assert!(!accepts(&with(line(0, 2, 1, 1, "upsert", 2))), "a step back");
+        assert!(!accepts(&with(line(0, 4, 2, 2, "upsert", 2))), "the first of two is missing");
+        assert!(!accepts(&with(line(0, 4, 1, 1, "delete", 7))), "a delete of nothing");
+        assert!(!accepts(&[two[0].clone(), line(0, 4, 1, 1, "upsert", 2)]), "the second of two is missing");
+    }
+}
