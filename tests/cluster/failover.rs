@@ -97,7 +97,7 @@ fn one_of_three_down() {
     let mut cluster = cluster_with_c();
     let down = cluster.leader_of("c", 0);
     cluster.kill(down);
-    (0..SHARDS).for_each(|shard| drop(cluster.leader_of("c", shard)));
+    cluster.wait_led("c", SHARDS);
     // With new leaders there is no reason left to turn anybody away, on either of the others.
     let awake = cluster.awake().into_iter().map(|i| cluster.url(i)).collect();
     let load = Load::start(awake, Plan::default());

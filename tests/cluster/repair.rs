@@ -33,7 +33,7 @@ fn heals(what: &str, harm: impl FnOnce(&mut TestCluster, usize)) {
     let before = read_all(&mut Connection::new(&cluster.url(harmed)), "c").unwrap();
     let other = (harmed + 1) % cluster.len();
     cluster.kill(other);
-    (0..SHARDS).for_each(|shard| drop(cluster.leader_of("c", shard)));
+    cluster.wait_led("c", SHARDS);
     assert_eq!(all_from(&cluster, harmed), before);
 }
 

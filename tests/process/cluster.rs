@@ -295,6 +295,13 @@ impl TestCluster {
         self.number(&name)
     }
 
+    /// Waits until every shard of a collection has a leader that runs.
+    pub fn wait_led(&self, collection: &str, shards: u32) {
+        for shard in 0..shards {
+            self.leader_of(collection, shard);
+        }
+    }
+
     /// Waits until every node that is awake is ready, every shard has a leader, and every replica is in order and
     /// has applied what its leader committed; then gives the status.
     pub fn wait_all_ok(&mut self) -> Status {
