@@ -21,6 +21,7 @@ mod checkers;
 mod failover;
 mod feed;
 mod intents;
+mod liar;
 mod moves;
 mod one;
 mod reads;
