@@ -137,7 +137,7 @@ fn found(lie: Lie, plan: Plan) -> (Report, Vec<String>) {
     });
     // Two doors to the same registers.
     let load = Load::start(vec![url.clone(), url], plan);
-    sleep(Duration::from_millis(500));
+    sleep(Duration::from_millis(250));
     let history = load.stop();
     assert!(history.acknowledged() > 100, "{}", history.summary());
     let report = history.check(order, &registers.lock().unwrap().end());

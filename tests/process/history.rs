@@ -221,7 +221,7 @@ fn check_register(order: Order, ops: &[&Op], key: u64, end: u64, report: &mut Re
     }
     let reads: Vec<&Op> =
         ops.iter().filter(|op| op.kind == Kind::Read && op.outcome == Outcome::Ok).copied().collect();
-    let seen = frontier(reads.iter().map(|op| known(op)).collect());
+    let seen = frontier(reads.iter().map(known).collect());
     let last = Op {
         key,
         kind: Kind::Read,
