@@ -32,7 +32,7 @@ const UNDER_WAY: usize = 3;
 const CALL_BYTES: usize = 1 << 20;
 /// and up to this many commands.
 const CALL_COMMANDS: usize = 1024;
-/// A lane that nobody used for so long is closed.
+/// For [`Lanes::idle`].
 const IDLE: Duration = Duration::from_secs(30);
 
 /// Carries commands to a replica; one answer each, in order.
@@ -43,6 +43,8 @@ pub(super) type Carrier =
 #[derive(Clone)]
 pub(super) struct Lanes {
     carrier: Carrier,
+    /// A lane that nobody used for so long is closed.
+    idle: Duration,
     open: Arc<Mutex<HashMap<ReplicaId, mpsc::UnboundedSender<Waiting>>>>,
 }
 
@@ -79,7 +81,7 @@ impl Sent {
 impl Lanes {
     /// Lanes over the calls between nodes.
     pub(super) fn over(calls: PeerCalls) -> Self {
-        Lanes::new(Arc::new(move |to, errands| {
+        let carrier: Carrier = Arc::new(move |to, errands| {
             let calls = calls.clone();
             Box::pin(async move {
                 calls.propose(to, &errands).await.unwrap_or_else(|e| {
@@ -87,11 +89,8 @@ impl Lanes {
                     errands.iter().map(|_| Err(refusal.clone())).collect()
                 })
             })
-        }))
-    }
-
-    pub(super) fn new(carrier: Carrier) -> Self {
-        Lanes { carrier, open: Arc::default() }
+        });
+        Lanes { carrier, idle: IDLE, open: Arc::default() }
     }
 
     /// Hands a command to the lane of a replica.
@@ -117,7 +116,7 @@ impl Lanes {
             let slot = under_way.clone().acquire_owned().await.expect("never closed");
             let first = match held.take() {
                 Some(waiting) => waiting,
-                None => match timeout(IDLE, queue.recv()).await {
+                None => match timeout(self.idle, queue.recv()).await {
                     Ok(Some(waiting)) => waiting,
                     Ok(None) => return,
                     Err(_) if self.close_if_empty(to, &queue) => return,
@@ -205,10 +204,10 @@ mod tests {
                 errands.iter().map(applied).collect()
             })
         });
-        (Lanes::new(carrier), calls)
+        (Lanes { carrier, idle: Duration::from_millis(20), open: Arc::default() }, calls)
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn commands_that_wait_share_a_call_and_each_gets_its_own_answer() {
         let permits = Arc::new(Semaphore::new(0));
         let (lanes, calls) = leader(permits.clone());
@@ -217,10 +216,10 @@ mod tests {
             sent.push(lanes.send(LEADER, errand(vec![0; length])));
             if length <= UNDER_WAY {
                 // As long as few are under way, each goes out alone.
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
         assert_eq!(*calls.lock().unwrap(), vec![1; UNDER_WAY]);
         permits.add_permits(10);
         for (at, sent) in sent.iter_mut().enumerate() {
@@ -230,14 +229,14 @@ mod tests {
         assert_eq!(*calls.lock().unwrap(), [vec![1; UNDER_WAY], vec![100 - UNDER_WAY]].concat());
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_call_holds_no_more_bytes_than_it_may() {
         let permits = Arc::new(Semaphore::new(0));
         let (lanes, calls) = leader(permits.clone());
         let mut sent: Vec<Sent> = Vec::new();
         for _ in 0..UNDER_WAY {
             sent.push(lanes.send(LEADER, errand("x")));
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
         sent.extend((0..4).map(|_| lanes.send(LEADER, errand(vec![0; CALL_BYTES / 3 + 1]))));
         permits.add_permits(10);
@@ -247,13 +246,13 @@ mod tests {
         assert_eq!(calls.lock().unwrap()[UNDER_WAY..], [2, 2]);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn giving_up_is_certain_before_the_command_was_taken_and_in_doubt_after() {
         let (lanes, calls) = leader(Arc::new(Semaphore::new(0)));
         let mut taken = Vec::new();
         for _ in 0..UNDER_WAY {
             taken.push(lanes.send(LEADER, errand("taken")));
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let waiting = lanes.send(LEADER, errand("waiting"));
         let effect = |sent: Sent| sent.give_up("too late", Remedy::Again).error.effect();
@@ -261,15 +260,15 @@ mod tests {
         assert!(taken.into_iter().map(effect).all(|effect| effect == Effect::Unknown));
         // All callers of all calls under way are gone: the lane is free again, and what was given up is not sent.
         let _next = lanes.send(LEADER, errand("next"));
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
         assert_eq!(*calls.lock().unwrap(), vec![1; UNDER_WAY + 1]);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_lane_that_nobody_uses_closes_and_opens_again() {
         let (lanes, _) = leader(Arc::new(Semaphore::new(2)));
         assert!(lanes.send(LEADER, errand("a")).answer().await.is_ok());
-        tokio::time::sleep(IDLE * 2).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(lanes.open.lock().unwrap().is_empty());
         assert!(lanes.send(LEADER, errand("b")).answer().await.is_ok());
     }

@@ -26,6 +26,8 @@ mod router;
 mod scatter;
 mod shards;
 mod steward;
+#[cfg(test)]
+mod tests;
 mod token;
 mod transfer;
 mod write;

@@ -532,6 +532,10 @@ impl Cluster {
         if view.retired() {
             return Err(ClusterError::Gone(collection));
         }
+        if view.schema().version == 0 {
+            // Its creator has not told it yet what its points look like.
+            return Err(ClusterError::Unavailable("the shard is still being created".to_owned()));
+        }
         if matches!(fresh.consistency, Consistency::AtLeast | Consistency::Local) {
             age = self.inner.reads.newest_applied(local).await.map(|at| at.elapsed());
             self.learn_age(local, age);

@@ -31,7 +31,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -83,6 +83,8 @@ struct Known {
     /// Who took the last command or was said to lead.
     leader: Mutex<Option<ReplicaId>>,
     position: Mutex<Option<(Position, Instant)>>,
+    /// The shard was told its schema.
+    configured: AtomicBool,
     /// One look for the leader at a time.
     looking: tokio::sync::Mutex<()>,
 }
@@ -255,6 +257,16 @@ impl Router {
     /// Who is believed to lead a group, from here.
     pub(super) fn believed_leader(&self, group: u32) -> Option<ReplicaId> {
         self.known(group).leader()
+    }
+
+    /// Whether a shard is known to have been told its schema.
+    pub(super) fn is_configured(&self, group: u32) -> bool {
+        self.known(group).configured.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a shard was told its schema.
+    pub(super) fn set_configured(&self, group: u32) {
+        self.known(group).configured.store(true, Ordering::Relaxed);
     }
 
     /// Notes where a shard's log has come.

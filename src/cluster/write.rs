@@ -166,6 +166,9 @@ impl Cluster {
         options: &WriteOptions,
     ) -> Result<Option<Position>> {
         let (record, group) = (&shard.collection, shard.group().group);
+        if !matches!(body, Body::Configure(_) | Body::Retire) {
+            self.configured(shard, options.deadline).await?;
+        }
         let here = || self.replica_here(group).map(|local| (local.id, local.replica.clone()));
         let wait = if options.wait { Wait::Applied } else { Wait::Committed };
         let way = Way { deadline: options.deadline, wait, safe_twice: true };
@@ -201,6 +204,23 @@ impl Cluster {
                 done => return done.map(Some),
             }
         }
+    }
+
+    /// Sees to it that a shard was told its schema once: a collection can be found before its creator has told all
+    /// shards, and what a shard has once refused it refuses for ever.
+    async fn configured(&self, shard: &LiveShard, deadline: Instant) -> Result<()> {
+        let (record, group, router) = (&shard.collection, shard.group().group, &self.inner.router);
+        let here = || self.replica_here(group).is_some_and(|local| local.shard.view().schema().version > 0);
+        if router.is_configured(group) {
+            return Ok(());
+        }
+        if !here() {
+            let body = Body::Configure(record.schema.clone());
+            let options = WriteOptions { wait: true, deadline, request: None, token: None };
+            Box::pin(self.write_shard(shard, body, router.own_request(), &options)).await?;
+        }
+        router.set_configured(group);
+        Ok(())
     }
 
     /// The replica of a group that is open here.

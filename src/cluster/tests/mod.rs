@@ -1,0 +1,165 @@
+//! Clusters of real nodes in one process: their own folders, logs and stores, talking over loopback.
+
+#![allow(clippy::unwrap_used)]
+
+mod routing;
+
+use super::{
+    Cluster, ClusterOptions, CollectionSpec, Consistency, ReadOptions, Result, WriteOptions,
+    found::{self, Door, Newcomer, Standing},
+};
+use crate::{
+    identity::{IdentityFile, Incarnation},
+    model::{Distance, HnswParams, Point, PointId, ReplicaId, RequestId, Vector, VectorParams},
+    net::{self, Credentials, Peers, socket},
+    replica::{ReplicaOptions, Role},
+    shard::ShardOptions,
+    store::{Store, StoreOptions},
+};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+/// A node of a cluster.
+struct Node {
+    name: String,
+    cluster: Cluster,
+    _store: Store,
+    _dir: TempDir,
+    stop: CancellationToken,
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+fn reading() -> ReadOptions {
+    ReadOptions::linearizable(soon())
+}
+
+fn weaker(consistency: Consistency) -> ReadOptions {
+    ReadOptions { consistency, ..reading() }
+}
+
+fn writing() -> WriteOptions {
+    WriteOptions { wait: true, deadline: soon(), request: None, token: None }
+}
+
+fn named(seq: u64) -> WriteOptions {
+    WriteOptions { request: Some(RequestId { client: "tester".to_owned(), seq }), ..writing() }
+}
+
+fn point(id: u64, tag: u64) -> Point {
+    Point {
+        id: PointId::Num(id),
+        vectors: [(String::new(), Vector::Dense(vec![id as f32, tag as f32]))].into(),
+        payload: serde_json::json!({ "tag": tag }).as_object().unwrap().clone(),
+    }
+}
+
+fn spec(shard_number: u32, replication_factor: u32) -> CollectionSpec {
+    let params = VectorParams { dim: 2, distance: Distance::Euclid, hnsw: HnswParams::default() };
+    CollectionSpec {
+        vectors: [(String::new(), params)].into(),
+        shard_number,
+        replication_factor,
+        ..CollectionSpec::default()
+    }
+}
+
+/// Starts nodes `n1`, `n2`, …; the first founds, the others join.
+async fn nodes(count: usize) -> Vec<Node> {
+    let mut listeners = Vec::new();
+    for _ in 0..count {
+        listeners.push(socket::listen("127.0.0.1:0").await.unwrap());
+    }
+    let join: Vec<String> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
+    let starts = listeners.into_iter().enumerate().map(|(i, listener)| {
+        let join = join.clone();
+        tokio::spawn(async move { Node::start(format!("n{}", i + 1), listener, &join).await })
+    });
+    let mut nodes = Vec::new();
+    for start in starts.collect::<Vec<_>>() {
+        nodes.push(start.await.unwrap());
+    }
+    until("all nodes are known to all", || {
+        nodes.iter().all(|node| node.cluster.inner.catalog.state().nodes.len() == count)
+    })
+    .await;
+    nodes
+}
+
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = soon();
+    while !done() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+impl Node {
+    async fn start(name: String, listener: socket::Listener, join: &[String]) -> Node {
+        let dir = tempfile::tempdir().unwrap();
+        let peer = listener.local_addr().unwrap().to_string();
+        let (region, zone, http) = ("here".to_owned(), name.clone(), "127.0.0.1:1".to_owned());
+        let me = Newcomer {
+            node: name.clone(),
+            incarnation: Incarnation::fresh(),
+            region: region.clone(),
+            zone: zone.clone(),
+            http: http.clone(),
+            peer: peer.clone(),
+        };
+        let peers = Peers::new(Credentials { node: name.clone(), secret: None });
+        let (door, stop) = (Door::new(me, peers.clone()), CancellationToken::new());
+        tokio::spawn(net::serve(listener, peers, Arc::new(door.clone()), stop.clone()));
+        let identity: IdentityFile =
+            found::settle(&door, None, &dir.path().join("node.json"), join).await.unwrap();
+        let log_options = annal_wal::Options { segment_bytes: 4 << 20, ..annal_wal::Options::default() };
+        let (log, _) = annal_wal::Log::open(&dir.path().join("wal"), log_options).unwrap();
+        let store = Store::open(&dir.path().join("store"), StoreOptions { cache_bytes: 8 << 20 }).unwrap();
+        let options = ClusterOptions {
+            region,
+            zone,
+            http,
+            peer,
+            search_threads: 1,
+            index_dir: dir.path().join("index"),
+            shard: ShardOptions::default(),
+            replica: ReplicaOptions { incoming: dir.path().to_owned(), ..ReplicaOptions::new(ReplicaId(1)) },
+            replace_after: Duration::from_secs(3600),
+            scrub_every: Duration::from_secs(3600),
+        };
+        let standing = Standing { identity, door, lost: BTreeSet::new() };
+        let cluster = Cluster::open(options, standing, log, store.clone()).await.unwrap();
+        Node { name, cluster, _store: store, _dir: dir, stop }
+    }
+
+    /// Goes without a word: no leadership is handed over, nobody is answered any more.
+    async fn die(&self) {
+        self.stop.cancel();
+        self.cluster.close().await;
+    }
+
+    /// Whether this node leads the first shard of a collection.
+    fn leads(&self, collection: &str) -> bool {
+        let state = self.cluster.inner.catalog.state();
+        let Some(record) = state.collections.get(collection) else { return false };
+        let local = self.cluster.replica_here(record.shards[0].group);
+        local.is_some_and(|local| local.replica.status().role == Role::Leader)
+    }
+}
+
+/// The node that leads the first shard of a collection, and the others.
+async fn leader<'a>(nodes: &'a [Node], collection: &str) -> (&'a Node, Vec<&'a Node>) {
+    until("a leader", || nodes.iter().any(|node| node.leads(collection))).await;
+    let at = nodes.iter().position(|node| node.leads(collection)).unwrap();
+    let others = nodes.iter().enumerate().filter(|(i, _)| *i != at).map(|(_, node)| node);
+    (&nodes[at], others.collect())
+}
+
+/// Creates a collection through the first node.
+async fn create(nodes: &[Node], name: &str, spec: CollectionSpec) -> Result<()> {
+    nodes[0].cluster.create_collection(name, spec, soon()).await
+}

@@ -1,0 +1,288 @@
+//! Requests find their shards: any node takes them, any replica reads, whoever leads writes.
+
+use super::*;
+use crate::{
+    cluster::{ClusterError, PointSelector, Seen, Token},
+    model::{
+        Effect, Kind, PayloadSelector, Position, Projection, ScrollRequest, SearchParams, SearchRequest,
+        Target, VectorSelector,
+    },
+};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+fn everything() -> Projection {
+    Projection { payload: PayloadSelector::All, vectors: VectorSelector::All }
+}
+
+fn search(target: Target) -> SearchRequest {
+    SearchRequest {
+        target,
+        using: String::new(),
+        filter: None,
+        limit: 5,
+        offset: 0,
+        score_threshold: None,
+        params: SearchParams::default(),
+        projection: everything(),
+    }
+}
+
+async fn tag_of(node: &Node, collection: &str, id: u64, options: &ReadOptions) -> Option<u64> {
+    let ids = vec![PointId::Num(id)];
+    let seen = node.cluster.retrieve(collection, ids, everything(), options).await.unwrap();
+    let payload = seen.value.first()?.payload.clone().unwrap();
+    serde_json::from_slice::<serde_json::Value>(&payload).unwrap()["tag"].as_u64()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_node_answers_any_request() {
+    let nodes = nodes(3).await;
+    // Three copies of each shard, and one copy each: then most of what is asked is elsewhere.
+    for (name, copies) in [("whole", 3), ("cut", 1)] {
+        create(&nodes, name, spec(3, copies)).await.unwrap();
+        every_node_answers(&nodes, name).await;
+        weaker_reads_keep_their_word(&nodes, name).await;
+        versions_are_compared(&nodes, name).await;
+    }
+    copies_are_equal(&nodes).await;
+    another_collection_of_the_name(&nodes).await;
+}
+
+async fn every_node_answers(nodes: &[Node], name: &str) {
+    for (i, node) in nodes.iter().enumerate() {
+        let points = (0..20).map(|n| point(i as u64 * 100 + n, 1)).collect();
+        let written = node.cluster.upsert(name, points, &writing()).await.unwrap();
+        assert!(written.position > Some(Position(0)) && written.token.shards.len() == 3);
+        for reader in nodes {
+            assert_eq!(tag_of(reader, name, i as u64 * 100 + 7, &reading()).await, Some(1));
+        }
+    }
+    let deleted = PointSelector::Ids(vec![PointId::Num(0), PointId::Num(1)]);
+    nodes[1].cluster.delete_points(name, deleted, &writing()).await.unwrap();
+
+    let scroll = |offset, limit| ScrollRequest { offset, limit, filter: None, projection: everything() };
+    let first = &nodes[0].cluster;
+    let page = first.scroll(name, scroll(None, 30), &reading()).await.unwrap().value;
+    assert_eq!((page.points.len(), page.next), (30, Some(PointId::Num(112))));
+    let near = search(Target::Nearest(vec![103.2, 1.0]));
+    let hits = first.search(name, near.clone(), &reading()).await.unwrap().value;
+    let ids: Vec<PointId> = hits.iter().map(|hit| hit.id).collect();
+    assert_eq!(ids, [103, 104, 102, 105, 101].map(PointId::Num));
+    let likes =
+        [search(Target::NearestTo(PointId::Num(200))), search(Target::NearestTo(PointId::Num(110))), near];
+    let alike = first.search_batch(name, likes.to_vec(), &reading()).await.unwrap().value;
+    assert_eq!(
+        alike[0].iter().map(|h| h.id).collect::<Vec<_>>(),
+        [201, 202, 203, 204, 205].map(PointId::Num)
+    );
+    assert_eq!(alike[2], hits);
+    for node in nodes {
+        let cluster = &node.cluster;
+        let Seen { value, token, age } = cluster.scroll(name, scroll(None, 30), &reading()).await.unwrap();
+        assert_eq!((value, token.shards.len(), age), (page.clone(), 3, None));
+        assert_eq!(cluster.count(name, None, &reading()).await.unwrap().value, 58);
+        assert_eq!(cluster.search_batch(name, likes.to_vec(), &reading()).await.unwrap().value, alike);
+        assert_eq!(cluster.collection(name, &reading()).await.unwrap().points, 58);
+        let missing = cluster.search(name, search(Target::NearestTo(PointId::Num(0))), &reading()).await;
+        assert!(matches!(missing, Err(ClusterError::NoPoint(PointId::Num(0)))), "{missing:?}");
+        let wrong = cluster.search(name, search(Target::Nearest(vec![1.0])), &reading()).await;
+        assert!(matches!(&wrong, Err(ClusterError::Invalid(e)) if e.field == "query"), "{wrong:?}");
+        assert_eq!(
+            cluster.search_batch(name, Vec::new(), &reading()).await.unwrap().value,
+            Vec::<Vec<_>>::new()
+        );
+        let unknown = cluster.count("nothing", None, &reading()).await;
+        assert!(matches!(unknown, Err(ClusterError::NoCollection(_))), "{unknown:?}");
+    }
+}
+
+async fn weaker_reads_keep_their_word(nodes: &[Node], name: &str) {
+    for tag in 10..16 {
+        let (writer, reader) = (&nodes[tag as usize % 3], &nodes[(tag as usize + 1) % 3]);
+        let written = writer.cluster.upsert(name, vec![point(7, tag)], &writing()).await.unwrap();
+        // A session that passes its token on reads its own write anywhere.
+        let own = ReadOptions { at_least: Some(written.token.clone()), ..weaker(Consistency::AtLeast) };
+        assert_eq!(tag_of(reader, name, 7, &own).await, Some(tag));
+        let limit = Duration::from_millis(300);
+        let asked = vec![PointId::Num(7)];
+        let bounded = weaker(Consistency::Bounded(limit));
+        let seen = reader.cluster.retrieve(name, asked.clone(), everything(), &bounded).await.unwrap();
+        assert!(seen.age.unwrap() <= limit, "{:?}", seen.age);
+        let local = weaker(Consistency::Local);
+        assert!(reader.cluster.retrieve(name, asked.clone(), everything(), &local).await.is_ok());
+        // What nobody ever wrote is lost, and waiting does not bring it back.
+        let mut beyond = written.token;
+        beyond.shards.values_mut().for_each(|position| position.0 += 1_000);
+        for consistency in [Consistency::Linearizable, Consistency::AtLeast, Consistency::Local] {
+            let lost = ReadOptions { at_least: Some(beyond.clone()), ..weaker(consistency) };
+            let lost = reader.cluster.retrieve(name, asked.clone(), everything(), &lost).await.unwrap_err();
+            assert_eq!(lost.kind(), Kind::Expired, "{lost}");
+        }
+    }
+    // After a weak read the age of the replica is asked for, and the next one knows it.
+    let deadline = soon();
+    loop {
+        let seen = nodes[0].cluster.count(name, None, &weaker(Consistency::Local)).await.unwrap();
+        if seen.age.is_some() {
+            break;
+        }
+        assert!(Instant::now() < deadline);
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn versions_are_compared(nodes: &[Node], name: &str) {
+    let id = PointId::Num(900);
+    let cas = async |node: &Node, version, point, options: WriteOptions| {
+        node.cluster.cas(name, id, version, point, &options).await
+    };
+    let first = cas(&nodes[0], None, Some(point(900, 0)), named(1)).await.unwrap().position;
+    let again = cas(&nodes[1], None, Some(point(900, 0)), named(1)).await.unwrap().position;
+    assert_eq!(first, again, "a retry under the same name at another node");
+    let other = cas(&nodes[2], None, Some(point(900, 5)), named(1)).await.unwrap_err();
+    assert_eq!((other.kind(), other.effect()), (Kind::Conflict, Effect::None), "{other}");
+    let there = cas(&nodes[2], None, Some(point(900, 1)), writing()).await.unwrap_err();
+    assert!(matches!(there, ClusterError::Precondition { version, .. } if version == first), "{there:?}");
+    // Each adds one, many at once through all nodes: none is lost.
+    let adders = (0..12u64).map(|adder| {
+        let node = &nodes[adder as usize % 3];
+        async move {
+            for _ in 0..5 {
+                loop {
+                    let seen = node.cluster.retrieve(name, vec![id], everything(), &reading()).await.unwrap();
+                    let record = &seen.value[0];
+                    let payload: serde_json::Value =
+                        serde_json::from_slice(record.payload.as_ref().unwrap()).unwrap();
+                    let next = point(900, payload["tag"].as_u64().unwrap() + 1);
+                    match node.cluster.cas(name, id, Some(record.version), Some(next), &writing()).await {
+                        Ok(_) => break,
+                        Err(ClusterError::Precondition { .. }) => {}
+                        Err(error) => panic!("{error:?}"),
+                    }
+                }
+            }
+        }
+    });
+    futures::future::join_all(adders).await;
+    assert_eq!(tag_of(&nodes[0], name, 900, &reading()).await, Some(60));
+    let version = nodes[0].cluster.retrieve(name, vec![id], everything(), &reading()).await.unwrap();
+    cas(&nodes[1], Some(version.value[0].version), None, writing()).await.unwrap();
+    assert_eq!(tag_of(&nodes[2], name, 900, &reading()).await, None);
+}
+
+async fn copies_are_equal(nodes: &[Node]) {
+    for node in nodes {
+        for scrub in [false, true] {
+            let hashes = node.cluster.state_hash("whole", None, scrub, &reading()).await.unwrap();
+            assert_eq!(hashes.len(), 3);
+            for hash in hashes {
+                assert_eq!(hash.replicas.len(), 3, "{hash:?}");
+                assert_eq!(hash.replicas.values().collect::<BTreeSet<_>>().len(), 1, "{hash:?}");
+            }
+        }
+        let cut = node.cluster.state_hash("cut", None, false, &reading()).await.unwrap();
+        assert!(cut.iter().all(|hash| hash.replicas.len() == 1), "{cut:?}");
+        let at = Token {
+            collection: node.cluster.inner.catalog.state().collections["whole"].id,
+            ..Token::default()
+        };
+        let none = node.cluster.state_hash("whole", Some(&at), false, &reading()).await.unwrap();
+        assert!(none.iter().all(|hash| hash.position == Position(0) && hash.replicas.is_empty()), "{none:?}");
+    }
+}
+
+/// Dropped and made anew again and again: whoever writes or reads meanwhile finds one of them or none.
+async fn another_collection_of_the_name(nodes: &[Node]) {
+    let (stop, writes) = (AtomicBool::new(false), AtomicU64::new(0));
+    let users = nodes.iter().enumerate().map(|(i, node)| {
+        let (stop, writes) = (&stop, &writes);
+        async move {
+            let mut at = 0;
+            while !stop.load(Ordering::Relaxed) {
+                at += 1;
+                match node.cluster.upsert("again", vec![point(at * 3 + i as u64, at)], &writing()).await {
+                    Ok(_) => _ = writes.fetch_add(1, Ordering::Relaxed),
+                    Err(e) => assert!(matches!(e.kind(), Kind::NotFound | Kind::Unavailable), "{e:?}"),
+                }
+                match node.cluster.count("again", None, &reading()).await {
+                    Ok(_) => {}
+                    Err(e) => assert!(matches!(e.kind(), Kind::NotFound | Kind::Unavailable), "{e:?}"),
+                }
+            }
+        }
+    });
+    let dropper = async {
+        for round in 0..4u64 {
+            let (maker, other) = (&nodes[round as usize % 3], &nodes[(round as usize + 1) % 3]);
+            maker.cluster.create_collection("again", spec(2, 3), soon()).await.unwrap();
+            let marked =
+                other.cluster.upsert("again", vec![point(1_000_000 + round, round)], &writing()).await;
+            marked.unwrap();
+            for reader in nodes {
+                // What the collections before it held is not in this one.
+                for before in 0..=round {
+                    let tag = tag_of(reader, "again", 1_000_000 + before, &reading()).await;
+                    assert_eq!(tag, (before == round).then_some(round));
+                }
+            }
+            assert!(other.cluster.delete_collection("again", soon()).await.unwrap());
+            for reader in nodes {
+                let gone = reader.cluster.count("again", None, &reading()).await;
+                assert!(matches!(gone, Err(ClusterError::NoCollection(_))), "{gone:?}");
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    };
+    futures::future::join(futures::future::join_all(users), dropper).await;
+    assert!(writes.load(Ordering::Relaxed) > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_dies_and_nobody_but_the_clock_notices() {
+    let nodes = nodes(3).await;
+    create(&nodes, "c", spec(1, 3)).await.unwrap();
+    let (leader, others) = leader(&nodes, "c").await;
+    let (stop, started) = (AtomicBool::new(false), Instant::now());
+    let writers =
+        others.iter().enumerate().flat_map(|(i, node)| (0..4u64).map(move |w| (i as u64 * 4 + w, node)));
+    let writers = writers.map(|(writer, node)| {
+        let stop = &stop;
+        async move {
+            let (mut acknowledged, mut longest) = (0u64, Duration::ZERO);
+            while !stop.load(Ordering::Relaxed) {
+                let at = Instant::now();
+                let tag = acknowledged + 1;
+                node.cluster.upsert("c", vec![point(writer, tag)], &writing()).await.unwrap();
+                longest = longest.max(at.elapsed());
+                acknowledged = tag;
+                let at = Instant::now();
+                assert_eq!(tag_of(node, "c", writer, &reading()).await, Some(tag));
+                longest = longest.max(at.elapsed());
+            }
+            (writer, acknowledged, longest)
+        }
+    });
+    let killer = async {
+        sleep(Duration::from_millis(1_000)).await;
+        leader.die().await;
+        sleep(Duration::from_secs(5)).await;
+        stop.store(true, Ordering::Relaxed);
+    };
+    let (written, ()) = futures::future::join(futures::future::join_all(writers), killer).await;
+    let longest = written.iter().map(|(_, _, longest)| *longest).max().unwrap();
+    let total: u64 = written.iter().map(|(_, acknowledged, _)| acknowledged).sum();
+    println!("{} writes in {:?}, longest pause {longest:?}, {} died", total, started.elapsed(), leader.name);
+    assert!(longest < Duration::from_secs(5), "the longest pause was {longest:?}");
+    // Every write was applied once: the shard has taken just as many commands, and one that told it its schema.
+    for node in &others {
+        for (writer, acknowledged, _) in &written {
+            assert_eq!(tag_of(node, "c", *writer, &reading()).await, Some(*acknowledged));
+        }
+    }
+    let seen = others[0].cluster.count("c", None, &reading()).await.unwrap();
+    let position = seen.token.shards.values().max().unwrap().0;
+    println!("{position} commands for {total} writes");
+    let hashes = others[0].cluster.state_hash("c", None, true, &reading()).await.unwrap();
+    assert_eq!(hashes[0].replicas.len(), 2, "{hashes:?}");
+    assert_eq!(hashes[0].replicas.values().collect::<BTreeSet<_>>().len(), 1, "{hashes:?}");
+}
