@@ -39,7 +39,7 @@ use crate::{
         CollectionId, FieldPath, Filter, HnswParams, PointId, Position, ReplicaId, RequestId, Schema,
         SparseParams, VectorParams,
     },
-    replica::{Network, Proposed, Replica, ReplicaOptions, Wait},
+    replica::{Proposed, Replica, ReplicaOptions, Wait},
     shard::ShardOptions,
 };
 use annal_wal::GroupId;
