@@ -415,10 +415,33 @@ impl Shard {
         self.store.drop_keyspace(name)?;
         let keyspace = self.store.keyspace(name, KeyspaceKind::LargeValues)?;
         snapshot::read_rows(input, &self.store, &keyspace)?;
+        self.mark_beginning(&keyspace)?;
         let index = (&*self.indexer.incoming(), &self.indexer.receive(input));
         let view = load(&self.store, keyspace, self.collection, &self.options, index)?;
         self.store.persist()?;
         Ok(view)
+    }
+
+    /// Marks where a state that was received begins: the log here has nothing before it, so a reader of commands
+    /// can count from nowhere else.
+    fn mark_beginning(&self, keyspace: &Keyspace) -> Result<(), MachineError> {
+        let view = self.store.view();
+        let Some(value) = view.get(keyspace, points::STATE)? else { return Ok(()) };
+        let mut state = StateRecord::of_value(value)?;
+        let Some(bookmark) = state.bookmark.clone() else { return Ok(()) };
+        let key = points::position_key(points::MARK, Position(state.position));
+        let mut sums = state.sums()?;
+        if let Some(before) = view.get(keyspace, &key)? {
+            // Of the same position, but an earlier entry: there may have been some without commands since.
+            sums.local = sums.local.wrapping_sub(points::row_hash(&key, &before));
+        }
+        sums.local = sums.local.wrapping_add(points::row_hash(&key, &bookmark));
+        state.set_sums(sums);
+        state.marked = state.position;
+        let mut batch = self.store.batch();
+        batch.put(keyspace, key, bookmark);
+        batch.put(keyspace, points::STATE, state.to_value());
+        Ok(batch.commit()?)
     }
 
     /// Makes a keyspace the shard's, durably. The index files belong to the old one and go first.

@@ -1,28 +1,12 @@
 //! A follower among replicas that fail, lag, forget and lie.
 
 use super::*;
-use crate::{
-    cluster::{WriteOptions, Written, placement},
-    model::{Body, PointId},
-};
+use crate::{cluster::placement, model::PointId};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::sync::{Mutex, atomic::AtomicBool};
 use tokio::sync::Notify;
 
 impl Cluster {
-    /// Writes a body as it is to the shard of a point.
-    pub(crate) async fn write_body(
-        &self,
-        name: &str,
-        id: PointId,
-        body: Body,
-        options: &WriteOptions,
-    ) -> Result<Written> {
-        let collection = self.lookup(name, options.deadline).await?;
-        let bodies = [(collection.shard_of(id), body)].into();
-        self.write(&collection, bodies, options).await
-    }
-
     /// The shard of a point.
     pub(crate) fn shard_of_point(id: PointId, shards: u32) -> ShardNumber {
         placement::shard_of(id, shards)

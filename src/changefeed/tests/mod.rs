@@ -1,77 +1,30 @@
 //! The feed on one node: against a model, cut off everywhere, opened now, left behind, dropped.
 
+mod cluster;
+mod nodes;
+
 use super::*;
 use crate::{
-    cluster::{ClusterOptions, CollectionSpec, PointSelector, ReadOptions, WriteOptions, Written},
+    cluster::{PointSelector, ReadOptions, WriteOptions, Written},
     model::{
-        Body, Condition, Distance, FieldTest, Filter, HnswParams, PayloadSelector, Point, PointId,
-        Projection, RequestId, ScrollRequest, SparseVector, Vector, VectorParams, VectorSelector, Vectors,
-        command::PointWrite, filter::Scalar,
+        Condition, FieldTest, Filter, PayloadSelector, Point, PointId,
+        Projection, RequestId, ScrollRequest, SparseVector, Vector, VectorSelector, Vectors,
+ filter::Scalar,
     },
-    shard::{Change, ShardOptions},
-    store::{Store, StoreOptions},
+    shard::Change,
 };
-use annal_wal::{Log, MemoryDisk};
 use futures::StreamExt;
+use nodes::{C, Node, create, node, nodes};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::json;
 use std::{pin::pin, sync::Arc};
 use tokio::time::timeout;
 
-const C: &str = "c";
-
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
-/// A node in memory, with what must outlive it.
-struct Node {
-    cluster: Cluster,
-    log: Log,
-    _folder: tempfile::TempDir,
-}
-
-async fn node(log: annal_wal::Options, shards: u32) -> Node {
-    let folder = tempfile::tempdir().unwrap();
-    let (log, _) = Log::open_in_memory(MemoryDisk::new(1 << 30), log).unwrap();
-    let store = Store::open(&folder.path().join("store"), StoreOptions { cache_bytes: 1 << 20 }).unwrap();
-    let options = ClusterOptions {
-        cluster_id: "test".into(),
-        node: "n1".into(),
-        incarnation: "1".into(),
-        region: "r".into(),
-        zone: "z".into(),
-        http: "127.0.0.1:1".into(),
-        peer: "127.0.0.1:2".into(),
-        search_threads: 1,
-        index_dir: folder.path().join("index"),
-        shard: ShardOptions::default(),
-    };
-    let cluster = Cluster::open(options, log.clone(), store).await.unwrap();
-    let node = Node { cluster, log, _folder: folder };
-    node.create(shards).await;
-    node
-}
-
 impl Node {
-    async fn create(&self, shards: u32) {
-        let vectors = VectorParams { dim: 2, distance: Distance::Cosine, hnsw: HnswParams::default() };
-        let spec = CollectionSpec {
-            vectors: [(String::new(), vectors)].into(),
-            sparse: [("words".to_owned(), Default::default())].into(),
-            shard_number: shards,
-            replication_factor: 1,
-            ..CollectionSpec::default()
-        };
-        self.cluster.create_collection(C, spec, soon()).await.unwrap();
-    }
-
-    async fn close(self) {
-        self.cluster.close().await;
-        drop(self.cluster);
-        self.log.shutdown().await.unwrap();
-    }
-
     /// Changes from a place on, until every shard has passed where it stands now.
     async fn read(&self, from: From, options: FeedOptions) -> Vec<PointChange> {
         let followed = self.cluster.followed(C, soon()).await.unwrap();
@@ -106,7 +59,7 @@ fn all() -> FeedOptions {
 }
 
 fn options(request: Option<RequestId>) -> WriteOptions {
-    WriteOptions { wait: true, deadline: soon(), request }
+    WriteOptions { wait: true, deadline: soon(), request, token: None }
 }
 
 fn point(id: u64, value: u64) -> Point {
@@ -140,11 +93,11 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(node: &Node, shards: u32, seed: u64) -> Self {
+    fn over(cluster: &Cluster, shards: u32, seed: u64) -> Self {
         println!("seed {seed}");
         let rng = StdRng::seed_from_u64(seed);
         let (points, expected, last) = Default::default();
-        Writer { cluster: node.cluster.clone(), rng, shards, points, expected, last, count: 0 }
+        Writer { cluster: cluster.clone(), rng, shards, points, expected, last, count: 0 }
     }
 
     fn shard_of(&self, id: u64) -> ShardNumber {
@@ -209,20 +162,15 @@ impl Writer {
                 let right = self.rng.random_bool(0.7);
                 let if_version = if right { version } else { Some(Position(1)) };
                 let value = self.rng.random_bool(0.6).then_some(self.count * 100);
-                let point = value.map(|value| {
-                    let Point { id, vectors, .. } = point(id, value);
-                    let payload = format!(r#"{{"value":{value},"kind":{}}}"#, value % 3).into();
-                    PointWrite { id, vectors: normal(vectors), payload }
-                });
-                let body = Body::Cas { id: PointId::Num(id), if_version, point };
-                let written =
-                    self.cluster.write_body(C, PointId::Num(id), body, &options(Some(request))).await;
+                let point = value.map(|value| point(id, value));
+                let options = options(Some(request));
+                let written = self.cluster.cas(C, PointId::Num(id), if_version, point, &options).await;
                 match written {
                     Ok(written) if value.is_some() || version.is_some() => {
                         self.did(&written, vec![(id, value)]);
                     }
                     Ok(_) => {}
-                    Err(error) => assert!(!right, "{error}"),
+                    Err(error) => assert!(!right && matches!(error, ClusterError::Precondition { .. }), "{error}"),
                 }
             }
             _ => {
@@ -233,15 +181,6 @@ impl Writer {
             }
         }
     }
-}
-
-/// As the cluster makes vectors for the cosine before it logs them.
-fn normal(mut vectors: Vectors) -> Vectors {
-    if let Some(Vector::Dense(values)) = vectors.get_mut("") {
-        let length = values.iter().map(|v| v * v).sum::<f32>().sqrt();
-        values.iter_mut().for_each(|v| *v /= length);
-    }
-    vectors
 }
 
 /// The value in a payload of [`point`].
@@ -290,7 +229,7 @@ fn check(changes: &[PointChange], expected: &BTreeMap<(ShardNumber, Position), V
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_state_rebuilt_from_the_feed_is_the_shards() {
     let node = node(annal_wal::Options::default(), 2).await;
-    let mut writer = Writer::new(&node, 2, rand::random());
+    let mut writer = Writer::over(&node.cluster, 2, rand::random());
     for _ in 0..300 {
         writer.step().await;
     }
@@ -343,7 +282,7 @@ async fn the_state_rebuilt_from_the_feed_is_the_shards() {
 async fn a_consumer_cut_off_a_thousand_times_gets_everything_once() {
     let node = node(annal_wal::Options::default(), 2).await;
     let seed = rand::random();
-    let mut writer = Writer::new(&node, 2, seed);
+    let mut writer = Writer::over(&node.cluster, 2, seed);
     let writing = tokio::spawn(async move {
         for _ in 0..300 {
             writer.step().await;
@@ -542,7 +481,7 @@ async fn a_dropped_collection_ends_its_feed() {
     let gone = open(&node.cluster, C, From::Begin, all()).await;
     assert!(matches!(gone.err(), Some(ClusterError::NoCollection(_))));
     // One of the same name is another one.
-    node.create(2).await;
+    create(&node.cluster, 2, 1).await;
     let other = open(&node.cluster, C, From::Token(token.clone()), all()).await;
     assert!(matches!(other.err(), Some(ClusterError::Invalid(_))));
     let followed = node.cluster.followed(C, soon()).await.unwrap();
