@@ -51,6 +51,13 @@ pub(super) enum Ask {
     Lead(ReplicaId),
     /// What has this replica of the node applied?
     Position(ReplicaId),
+    /// Hand the leadership of its group over to another replica, if this one of the node leads.
+    HandOver {
+        /// The replica of the node.
+        from: ReplicaId,
+        /// The one that is to lead.
+        to: ReplicaId,
+    },
     /// Where is group 0?
     Catalog,
 }
@@ -66,6 +73,8 @@ pub(super) enum Answer {
     Position(Position),
     /// To [`Ask::Catalog`]: the replicas of group 0.
     Catalog(Vec<Seed>),
+    /// It is under way.
+    Done,
     /// The node does not hold the replica, or it is not open.
     NotHere,
 }
@@ -517,6 +526,10 @@ impl Cluster {
                 };
                 let known = *leadership.borrow();
                 Answer::Lead(known.leader, known.term.0)
+            }
+            Ask::HandOver { from, to } => {
+                self.hand_over_here(from, to);
+                Answer::Done
             }
             Ask::Position(replica) => match self.held(replica) {
                 Some(shard) => Answer::Position(shard.position()),
