@@ -188,7 +188,7 @@ impl<M: StateMachine> Replica<M> {
                 _dropped: dropped.drop_guard(),
             }),
         };
-        opened.take_office().await?;
+        opened.take_office(true).await?;
         Ok(opened)
     }
 
