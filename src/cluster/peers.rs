@@ -434,9 +434,7 @@ impl net::Service for PeerService {
     ) -> BoxFuture<'static, Result<ByteStream, Failure>> {
         let cluster = self.cluster.clone();
         match path {
-            FEED => {
-                Box::pin(async move { Ok(cluster.answer_feed(unpack(&body).map_err(unreadable)?)) })
-            }
+            FEED => Box::pin(async move { Ok(cluster.answer_feed(unpack(&body).map_err(unreadable)?)) }),
             path => refuse(path),
         }
     }

@@ -6,7 +6,11 @@ use std::sync::Mutex;
 /// The node that leads a shard, and those that hold a replica of it.
 async fn holders(of: &Cluster, shard: u32) -> (Option<String>, Vec<String>) {
     let topology = of.topology().await;
-    let row = topology["shards"].as_array().unwrap().iter().find(|row| row["collection"] == C && row["shard"] == shard);
+    let row = topology["shards"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|row| row["collection"] == C && row["shard"] == shard);
     let row = row.expect("the shard is known").clone();
     let names = row["replicas"].as_array().unwrap().iter().map(|r| r["node"].as_str().unwrap().to_owned());
     (row["leader"].as_str().map(str::to_owned), names.collect())
@@ -58,7 +62,10 @@ async fn a_sole_replica_moves_and_its_follower_goes_with_it() {
         let Some(ClusterError::TooOld { oldest, .. }) = late else { panic!("{late:?}") };
         let changes = nodes[asked].read(oldest.parse().unwrap(), all()).await;
         let values: Vec<_> = changes.iter().filter_map(value_of).collect();
-        assert!(values.len() >= 30 && values == (90 - values.len() as u64..90).collect::<Vec<_>>(), "{values:?}");
+        assert!(
+            values.len() >= 30 && values == (90 - values.len() as u64..90).collect::<Vec<_>>(),
+            "{values:?}"
+        );
     }
     drop(feed);
     for node in nodes.drain(..) {
@@ -84,7 +91,8 @@ async fn a_consumer_at_any_node_gets_everything_once_through_kills_and_a_move() 
         }
     });
     // Those that are up, for the consumer.
-    let up: Arc<Mutex<Vec<Cluster>>> = Arc::new(Mutex::new(nodes.iter().map(|n| n.cluster.clone()).collect()));
+    let up: Arc<Mutex<Vec<Cluster>>> =
+        Arc::new(Mutex::new(nodes.iter().map(|n| n.cluster.clone()).collect()));
     let ends: Arc<Mutex<Option<BTreeMap<ShardNumber, Position>>>> = Arc::default();
     let consuming = tokio::spawn(consume(up.clone(), ends.clone(), seed));
 
@@ -97,7 +105,8 @@ async fn a_consumer_at_any_node_gets_everything_once_through_kills_and_a_move() 
     for shard in [1, 0] {
         let (leader, holding) = holders(&nodes[0].cluster, shard).await;
         // The node the writer writes through stays.
-        let leader = leader.filter(|name| name != "n1").or(holding.into_iter().find(|name| name != "n1")).unwrap();
+        let leader =
+            leader.filter(|name| name != "n1").or(holding.into_iter().find(|name| name != "n1")).unwrap();
         let at = nodes.iter().position(|node| node.name == leader).unwrap();
         up.lock().unwrap().remove(at);
         let stopped = nodes.remove(at).close().await;
@@ -116,7 +125,8 @@ async fn a_consumer_at_any_node_gets_everything_once_through_kills_and_a_move() 
         known.insert(shard, nodes[0].cluster.shard_position(&followed, shard, soon()).await.unwrap());
     }
     *ends.lock().unwrap() = Some(known);
-    let (changes, cuts) = timeout(Duration::from_secs(30), consuming).await.expect("the consumer hangs").unwrap();
+    let (changes, cuts) =
+        timeout(Duration::from_secs(30), consuming).await.expect("the consumer hangs").unwrap();
     println!("{} changes, {cuts} cuts, {} commands", changes.len(), writer.expected.len());
     check(&changes, &writer.expected);
     assert!(cuts > 50, "too few cuts to say anything");

@@ -7,9 +7,8 @@ use super::*;
 use crate::{
     cluster::{PointSelector, ReadOptions, WriteOptions, Written},
     model::{
-        Condition, FieldTest, Filter, PayloadSelector, Point, PointId,
-        Projection, RequestId, ScrollRequest, SparseVector, Vector, VectorSelector, Vectors,
- filter::Scalar,
+        Condition, FieldTest, Filter, PayloadSelector, Point, PointId, Projection, RequestId, ScrollRequest,
+        SparseVector, Vector, VectorSelector, Vectors, filter::Scalar,
     },
     shard::Change,
 };
@@ -170,7 +169,9 @@ impl Writer {
                         self.did(&written, vec![(id, value)]);
                     }
                     Ok(_) => {}
-                    Err(error) => assert!(!right && matches!(error, ClusterError::Precondition { .. }), "{error}"),
+                    Err(error) => {
+                        assert!(!right && matches!(error, ClusterError::Precondition { .. }), "{error}")
+                    }
                 }
             }
             _ => {

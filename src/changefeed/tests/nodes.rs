@@ -108,7 +108,8 @@ impl Node {
         let identity = found::settle(&door, known, &path, &join).await.unwrap();
         let (log, _) = Log::open_in_memory(disk.clone(), options.clone()).unwrap();
         let store = Store::open(&folder.path().join("store"), StoreOptions { cache_bytes: 1 << 20 }).unwrap();
-        let mut replica = ReplicaOptions { incoming: folder.path().to_owned(), ..ReplicaOptions::new(ReplicaId(1)) };
+        let mut replica =
+            ReplicaOptions { incoming: folder.path().to_owned(), ..ReplicaOptions::new(ReplicaId(1)) };
         // So that a new replica is sent a snapshot rather than the log.
         replica.checkpoint.every = Duration::from_millis(200);
         replica.checkpoint.keep_entries = 5;

@@ -78,11 +78,7 @@ pub(super) async fn position(
 }
 
 /// Asks, and waits for the first frame.
-async fn begin(
-    calls: &PeerCalls,
-    ask: FeedAsk,
-    deadline: Instant,
-) -> Result<(Position, Frames), Refusal> {
+async fn begin(calls: &PeerCalls, ask: FeedAsk, deadline: Instant) -> Result<(Position, Frames), Refusal> {
     let mut frames = Frames::over(calls.feed(&ask, deadline).await.map_err(away)?);
     match timeout_at(deadline, frames.next()).await {
         Ok(Ok(Some(Frame::Standing(position)))) => Ok((position, frames)),
@@ -107,9 +103,7 @@ impl Cluster {
                 Err(refusal) => (Frame::Refused(refusal), None),
             };
             let rest: BoxStream<'static, Frame> = match rest {
-                Some(source) => {
-                    source.map(|item| item.map_or_else(Frame::Refused, Frame::Events)).boxed()
-                }
+                Some(source) => source.map(|item| item.map_or_else(Frame::Refused, Frame::Events)).boxed(),
                 None => stream::empty().boxed(),
             };
             let pieces = rest.ready_chunks(TOGETHER).map(|frames| {
@@ -262,7 +256,8 @@ mod tests {
 
     fn upsert(id: u64) -> Change {
         let sparse = SparseVector { indices: vec![1, 9], values: vec![0.5, -2.0] };
-        let vectors = [(String::new(), Vector::Dense(vec![0.25, f32::MIN])), ("s".into(), Vector::Sparse(sparse))];
+        let vectors =
+            [(String::new(), Vector::Dense(vec![0.25, f32::MIN])), ("s".into(), Vector::Sparse(sparse))];
         Change::Upsert(PointWrite {
             id: PointId::Num(id),
             vectors: vectors.into(),
