@@ -7,7 +7,7 @@
 //! Not here: membership (`transfer`), who leads (`router`).
 
 use super::{
-    ClusterError, Result,
+    Result,
     catalog::{CatalogCommand, CatalogState, CollectionRecord, GroupRecord, Phase, ReplicaRecord},
     log_group,
 };
