@@ -522,7 +522,7 @@ impl Group for ShardGroup {
 
     fn candidates(&self) -> Vec<Candidate> {
         let Some(record) = self.record() else { return Vec::new() };
-        let me = &self.cluster.inner.options.node;
+        let me = self.cluster.inner.router.calls.me();
         let mut candidates: Vec<_> = record.shards[self.shard.0 as usize]
             .replicas
             .iter()
@@ -572,7 +572,7 @@ impl Cluster {
         node: &str,
     ) -> std::result::Result<Arc<super::shards::LocalShard>, Refusal> {
         let open = self.inner.shards.open();
-        let local = open.get(&replica).filter(|_| node == self.inner.options.node).cloned();
+        let local = open.get(&replica).filter(|_| node == *self.inner.router.calls.me()).cloned();
         local.ok_or_else(|| Refusal::Away("it is not open here".to_owned()))
     }
 }
