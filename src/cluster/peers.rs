@@ -51,6 +51,13 @@ pub(super) enum Ask {
     Lead(ReplicaId),
     /// What has this replica of the node applied?
     Position(ReplicaId),
+    /// Hand the leadership of its group over to another replica, if this one of the node leads.
+    HandOver {
+        /// The replica of the node.
+        from: ReplicaId,
+        /// The one that is to lead.
+        to: ReplicaId,
+    },
     /// Where is group 0?
     Catalog,
 }
@@ -66,6 +73,8 @@ pub(super) enum Answer {
     Position(Position),
     /// To [`Ask::Catalog`]: the replicas of group 0.
     Catalog(Vec<Seed>),
+    /// It is under way.
+    Done,
     /// The node does not hold the replica, or it is not open.
     NotHere,
 }
@@ -79,7 +88,7 @@ pub(super) struct Errand {
 }
 
 /// Why a replica did not take a command or a read, as it travels.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Refusal {
     /// What to tell the caller if nobody else does it; knows the effect.
     pub(super) error: ClusterError,
@@ -372,11 +381,11 @@ fn addressed(to: ReplicaId, message: &Bytes) -> Bytes {
     out.freeze()
 }
 
-fn pack(value: &impl Serialize) -> Bytes {
+pub(super) fn pack(value: &impl Serialize) -> Bytes {
     rmp_serde::to_vec_named(value).expect("what peers say has a form in MessagePack").into()
 }
 
-fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+pub(super) fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     rmp_serde::from_slice(bytes).map_err(|e| e.to_string())
 }
 
@@ -516,6 +525,10 @@ impl Cluster {
                 let known = *leadership.borrow();
                 Answer::Lead(known.leader, known.term.0)
             }
+            Ask::HandOver { from, to } => {
+                self.hand_over_here(from, to);
+                Answer::Done
+            }
             Ask::Position(replica) => match self.held(replica) {
                 Some(shard) => Answer::Position(shard.position()),
                 None => Answer::NotHere,
@@ -541,14 +554,14 @@ pub(super) fn within(deadline: Instant) -> Duration {
 }
 
 /// The messages of `/propose`.
-mod wire {
+pub(super) mod wire {
     use super::{
         Bytes, Duration, Errand, Instant, LogIndex, Message, Outcome, Position, Proposed, ReadIndex, Refusal,
         Rejection, ReplicaId, Verdict, Wait, pack, unpack, within,
     };
 
     #[derive(Clone, PartialEq, Message)]
-    pub(super) struct Propose {
+    pub(in crate::cluster) struct Propose {
         #[prost(uint64, tag = "1")]
         to: u64,
         #[prost(message, repeated, tag = "2")]
@@ -566,7 +579,7 @@ mod wire {
     }
 
     #[derive(Clone, PartialEq, Message)]
-    pub(super) struct Done {
+    pub(in crate::cluster) struct Done {
         #[prost(message, repeated, tag = "1")]
         results: Vec<Fate>,
     }
@@ -599,7 +612,7 @@ mod wire {
     }
 
     impl Propose {
-        pub(super) fn of(to: ReplicaId, errands: &[Errand]) -> Self {
+        pub(in crate::cluster) fn of(to: ReplicaId, errands: &[Errand]) -> Self {
             let one = |errand: &Errand| One {
                 command: errand.command.clone(),
                 until_applied: errand.wait == Wait::Applied,
@@ -608,7 +621,7 @@ mod wire {
             Propose { to: to.0, errands: errands.iter().map(one).collect() }
         }
 
-        pub(super) fn into_errands(self) -> (ReplicaId, Vec<Errand>) {
+        pub(in crate::cluster) fn into_errands(self) -> (ReplicaId, Vec<Errand>) {
             let now = Instant::now();
             let errand = |one: One| Errand {
                 command: one.command,
@@ -620,11 +633,11 @@ mod wire {
     }
 
     impl Done {
-        pub(super) fn of(results: Vec<Result<Proposed, Refusal>>) -> Self {
+        pub(in crate::cluster) fn of(results: Vec<Result<Proposed, Refusal>>) -> Self {
             Done { results: results.into_iter().map(Fate::of).collect() }
         }
 
-        pub(super) fn into_results(self) -> Result<Vec<Result<Proposed, Refusal>>, String> {
+        pub(in crate::cluster) fn into_results(self) -> Result<Vec<Result<Proposed, Refusal>>, String> {
             self.results.into_iter().map(Fate::into_result).collect()
         }
     }

@@ -65,10 +65,10 @@ const ROWS_MAX: usize = 100_000;
 /// `None`: there is no such shard, or it is empty. A shard that is open goes on with what it has in memory.
 #[doc(hidden)]
 pub fn inject(store: &Store, name: &str, seed: u64) -> Result<Option<String>, MachineError> {
-    let current = keyspace_name(name, current_generation(store, name)?);
-    if !store.keyspaces().contains(&current) {
+    if !store.keyspaces().iter().any(|keyspace| keyspace == name) {
         return Ok(None);
     }
+    let current = keyspace_name(name, current_generation(store, name)?);
     let keyspace = store.keyspace(&current, KeyspaceKind::LargeValues)?;
     let view = store.view();
     let mut random = seed;

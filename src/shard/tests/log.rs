@@ -203,6 +203,24 @@ fn a_damaged_snapshot_changes_nothing_and_a_whole_one_moves_everything() {
 }
 
 #[test]
+fn snapshot_bytes_are_golden() {
+    let folder = tempfile::tempdir().unwrap();
+    let shard = open(folder.path());
+    let first = Command { request: Some(RequestId { client: "me".into(), seq: 9 }), ..command(put(1, 1.0)) };
+    let log = [command(Body::Configure(schema(1, &[("n", FieldType::Keyword)]))), first.clone(), first];
+    let bookmark = Bookmark(Bytes::from_static(b"mark"));
+    shard.apply(log.iter().map(Command::encode).collect(), bookmark).unwrap();
+    let mut stream = Vec::new();
+    shard.write_snapshot(&mut stream).unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/snapshot.bin");
+    if std::env::var_os("REWRITE").is_some() {
+        std::fs::write(&golden, &stream).unwrap();
+    }
+    assert!(std::fs::read(golden).unwrap() == stream, "{}", String::from_utf8_lossy(&stream));
+    shard.close();
+}
+
+#[test]
 fn a_store_of_another_collection_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let shard = open(folder.path());
