@@ -66,7 +66,8 @@ impl Counting<'_> {
             match reply.status {
                 200 => {
                     self.links.push((version, reply.number("operation_id").unwrap()));
-                    self.wanted.fetch_sub(1, Ordering::Relaxed);
+                    let one_less = |wanted: u64| Some(wanted.saturating_sub(1));
+                    let _ = self.wanted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
                 }
                 412 => {
                     self.refused += 1;

@@ -51,6 +51,8 @@ async fn a_sole_replica_moves_and_its_follower_goes_with_it() {
         values
     };
     assert_eq!(next(60).await, (0..60).collect::<Vec<_>>());
+    // By then Raft's log is cut short, and the new replica is sent a snapshot.
+    tokio::time::sleep(Duration::from_millis(1_000)).await;
     moved(&nodes[0].cluster, 0, &nodes[here].name, &nodes[there].name).await;
     for n in 60..90 {
         nodes[here].cluster.upsert(C, vec![point(n, n)], &options(None)).await.unwrap();

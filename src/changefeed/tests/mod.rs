@@ -78,6 +78,9 @@ fn of_kind(kind: i64) -> Filter {
     Filter { must: vec![condition], ..Filter::default() }
 }
 
+/// What each command did: points with their values, none for a delete.
+type Expected = BTreeMap<(ShardNumber, Position), Vec<(u64, Option<u64>)>>;
+
 /// Writes at random, and knows what each command must have done: value by id, none if it is gone.
 struct Writer {
     cluster: Cluster,
@@ -85,7 +88,7 @@ struct Writer {
     shards: u32,
     /// Value and version.
     points: BTreeMap<u64, (u64, Position)>,
-    expected: BTreeMap<(ShardNumber, Position), Vec<(u64, Option<u64>)>>,
+    expected: Expected,
     /// A request that may be retried.
     last: Option<(RequestId, Vec<Point>)>,
     count: u64,
@@ -196,8 +199,8 @@ fn value_of(change: &PointChange) -> Option<u64> {
 }
 
 /// Checks that the changes are those expected, each once, in order, counted rightly.
-fn check(changes: &[PointChange], expected: &BTreeMap<(ShardNumber, Position), Vec<(u64, Option<u64>)>>) {
-    let mut got: BTreeMap<(ShardNumber, Position), Vec<(u64, Option<u64>)>> = BTreeMap::new();
+fn check(changes: &[PointChange], expected: &Expected) {
+    let mut got: Expected = BTreeMap::new();
     let mut last = BTreeMap::new();
     for change in changes {
         let PointChange { shard, position, n, of, id: PointId::Num(id), token, .. } = change else {
@@ -384,9 +387,10 @@ async fn a_consumer_that_comes_too_late_learns_where_it_can_go_on() {
         ..annal_wal::Options::default()
     };
     let node = node(short, 2).await;
-    let mut feed = pin!(open(&node.cluster, C, From::Begin, all()).await.unwrap());
-    let early = feed.next().await.unwrap().unwrap().token().clone();
-    drop(feed);
+    let early = {
+        let mut feed = pin!(open(&node.cluster, C, From::Begin, all()).await.unwrap());
+        feed.next().await.unwrap().unwrap().token().clone()
+    };
     let (begun, mut count) = (Instant::now(), 0);
     let error = loop {
         let writes = (0..500).map(|n| {

@@ -30,6 +30,9 @@ enum Mood {
     Hangs,
 }
 
+/// What happens to the replicas before the n-th opening.
+type Then = dyn FnMut(usize, &mut Vec<(Mood, bool)>) + Send;
+
 struct Made {
     replicas: Mutex<Vec<(Mood, bool)>>,
     /// Last position there is.
@@ -38,7 +41,7 @@ struct Made {
     dropped: AtomicBool,
     opened: AtomicUsize,
     /// Called before each opening.
-    then: Mutex<Box<dyn FnMut(usize, &mut Vec<(Mood, bool)>) + Send>>,
+    then: Mutex<Box<Then>>,
 }
 
 fn made(moods: &[Mood], end: usize) -> Arc<Made> {
