@@ -73,7 +73,11 @@ fn settle(shard: &Shard) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let view = shard.view();
-        if view.vectors.values().all(|index| index.next_merge(&view.live).is_none()) {
+        let merged = view.vectors.values().all(|index| index.next_merge(&view.live).is_none());
+        // The manifest is written after a merged graph can be searched.
+        let written =
+            view.vectors.values().flat_map(|index| &index.segments).map(|s| s.segment.bytes()).sum::<u64>();
+        if merged && shard.indexer.bytes() == written {
             return;
         }
         assert!(Instant::now() < deadline, "the index does not come to rest");
