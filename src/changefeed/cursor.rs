@@ -50,7 +50,16 @@ impl Cursor {
         let numbered =
             shards.into_iter().map(|(shard, events)| events.map(move |events| (shard, events)).boxed());
         let shards = stream::select_all(numbered);
-        Cursor { collection, token, shards, under_way: None, parts, heartbeat, due: Instant::now(), over: false }
+        Cursor {
+            collection,
+            token,
+            shards,
+            under_way: None,
+            parts,
+            heartbeat,
+            due: Instant::now(),
+            over: false,
+        }
     }
 
     pub(super) fn into_stream(self) -> impl Stream<Item = Result<FeedEvent>> + Send {
@@ -95,7 +104,8 @@ impl Cursor {
         let place = self.token.shards[&shard];
         assert_eq!(place.position, position, "a shard's commands come without a hole");
         if place.delivered > of {
-            let why = format!("the token names event {} of position {position}, which has {of}", place.delivered);
+            let why =
+                format!("the token names event {} of position {position}, which has {of}", place.delivered);
             return Err(Invalid::new("from", why).into());
         }
         if place.delivered == of {

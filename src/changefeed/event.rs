@@ -111,7 +111,9 @@ fn write_vectors(line: &mut Vec<u8>, vectors: &Vectors) -> serde_json::Result<()
         }
     }
     match vectors.get("") {
-        Some(vector @ Vector::Dense(_)) if vectors.len() == 1 => serde_json::to_writer(line, &written(vector)),
+        Some(vector @ Vector::Dense(_)) if vectors.len() == 1 => {
+            serde_json::to_writer(line, &written(vector))
+        }
         _ => {
             let named: BTreeMap<&str, Written<'_>> =
                 vectors.iter().map(|(name, vector)| (name.as_str(), written(vector))).collect();
@@ -139,7 +141,15 @@ mod tests {
 
     fn change(id: PointId, op: Op) -> FeedEvent {
         let position = Position(9);
-        FeedEvent::Change(PointChange { token: token(), shard: ShardNumber(1), position, n: 0, of: 2, id, op })
+        FeedEvent::Change(PointChange {
+            token: token(),
+            shard: ShardNumber(1),
+            position,
+            n: 0,
+            of: 2,
+            id,
+            op,
+        })
     }
 
     #[test]

@@ -39,7 +39,7 @@ use crate::{
         CollectionId, FieldPath, Filter, HnswParams, PointId, Position, ReplicaId, RequestId, Schema,
         SparseParams, VectorParams,
     },
-    replica::{Network, Proposed, Replica, ReplicaOptions, Wait},
+    replica::{Proposed, Replica, ReplicaError, ReplicaOptions, Wait},
     shard::ShardOptions,
 };
 use annal_wal::GroupId;
@@ -289,6 +289,9 @@ pub struct ShardHash {
 
 type Result<T> = std::result::Result<T, ClusterError>;
 
+/// How long the catalog is given to find its next leader before it is asked again.
+const BETWEEN_LEADERS: Duration = Duration::from_millis(30);
+
 impl Cluster {
     /// What this node is.
     pub fn info(&self) -> NodeInfo {
@@ -326,8 +329,18 @@ impl Cluster {
     /// Waits until the catalog has applied here all that was acknowledged before this call.
     async fn catch_up_with_catalog(&self, deadline: Instant) -> Result<()> {
         let replica = &self.inner.catalog_replica;
-        let index = replica.read_index(deadline).await?;
-        Ok(replica.wait_applied(index, deadline).await?)
+        loop {
+            let error = match replica.read_index(deadline).await {
+                Ok(index) => return Ok(replica.wait_applied(index, deadline).await?),
+                Err(error) => error,
+            };
+            let wait = router::jittered(BETWEEN_LEADERS);
+            let passes = matches!(error, ReplicaError::NotLeader { .. } | ReplicaError::NoQuorum);
+            if !passes || Instant::now() + wait >= deadline {
+                return Err(error.into());
+            }
+            tokio::time::sleep(wait).await;
+        }
     }
 
     /// Proposes a change of the catalog, wherever its leader is, and waits until it is applied.

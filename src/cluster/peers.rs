@@ -76,7 +76,7 @@ pub(super) struct Errand {
 }
 
 /// Why a replica did not take a command or a read, as it travels.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Refusal {
     /// What to tell the caller if nobody else does it; knows the effect.
     pub(super) error: ClusterError,
@@ -363,11 +363,11 @@ fn addressed(to: ReplicaId, message: &Bytes) -> Bytes {
     out.freeze()
 }
 
-fn pack(value: &impl Serialize) -> Bytes {
+pub(super) fn pack(value: &impl Serialize) -> Bytes {
     rmp_serde::to_vec_named(value).expect("what peers say has a form in MessagePack").into()
 }
 
-fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+pub(super) fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     rmp_serde::from_slice(bytes).map_err(|e| e.to_string())
 }
 
@@ -519,14 +519,14 @@ pub(super) fn within(deadline: Instant) -> Duration {
 }
 
 /// The messages of `/propose`.
-mod wire {
+pub(super) mod wire {
     use super::{
         Bytes, Duration, Errand, Instant, LogIndex, Message, Outcome, Position, Proposed, ReadIndex, Refusal,
         Rejection, ReplicaId, Verdict, Wait, pack, unpack, within,
     };
 
     #[derive(Clone, PartialEq, Message)]
-    pub(super) struct Propose {
+    pub(in crate::cluster) struct Propose {
         #[prost(uint64, tag = "1")]
         to: u64,
         #[prost(message, repeated, tag = "2")]
@@ -544,7 +544,7 @@ mod wire {
     }
 
     #[derive(Clone, PartialEq, Message)]
-    pub(super) struct Done {
+    pub(in crate::cluster) struct Done {
         #[prost(message, repeated, tag = "1")]
         results: Vec<Fate>,
     }
@@ -577,7 +577,7 @@ mod wire {
     }
 
     impl Propose {
-        pub(super) fn of(to: ReplicaId, errands: &[Errand]) -> Self {
+        pub(in crate::cluster) fn of(to: ReplicaId, errands: &[Errand]) -> Self {
             let one = |errand: &Errand| One {
                 command: errand.command.clone(),
                 until_applied: errand.wait == Wait::Applied,
@@ -586,7 +586,7 @@ mod wire {
             Propose { to: to.0, errands: errands.iter().map(one).collect() }
         }
 
-        pub(super) fn into_errands(self) -> (ReplicaId, Vec<Errand>) {
+        pub(in crate::cluster) fn into_errands(self) -> (ReplicaId, Vec<Errand>) {
             let now = Instant::now();
             let errand = |one: One| Errand {
                 command: one.command,
@@ -598,11 +598,11 @@ mod wire {
     }
 
     impl Done {
-        pub(super) fn of(results: Vec<Result<Proposed, Refusal>>) -> Self {
+        pub(in crate::cluster) fn of(results: Vec<Result<Proposed, Refusal>>) -> Self {
             Done { results: results.into_iter().map(Fate::of).collect() }
         }
 
-        pub(super) fn into_results(self) -> Result<Vec<Result<Proposed, Refusal>>, String> {
+        pub(in crate::cluster) fn into_results(self) -> Result<Vec<Result<Proposed, Refusal>>, String> {
             self.results.into_iter().map(Fate::into_result).collect()
         }
     }

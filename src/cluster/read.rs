@@ -477,23 +477,28 @@ impl Cluster {
         Ok(Seen { position, age, kept, found })
     }
 
-    /// Runs a read on the search pool.
+    /// Runs a read on the search pool; one that reads the whole store, beside it.
     async fn execute_on_pool(
         &self,
         local: &LocalShard,
         view: Arc<ReadView>,
         read: Arc<ShardRead>,
     ) -> Result<Found> {
-        let (done, answer) = tokio::sync::oneshot::channel();
-        let shard = local.shard.clone();
-        self.pool().spawn(move || {
-            // The reader may have given up: then the work is not begun.
-            if !done.is_closed() {
-                let _ = done.send(execute(&shard, &view, &read));
-            }
-        });
-        let stopped = |_| super::internal("a read stopped half-way".to_owned());
-        let found = answer.await.map_err(stopped).map_err(ClusterError::of_read)?;
+        let stopped = || super::internal("a read stopped half-way".to_owned()).of_read();
+        let (shard, long) = (local.shard.clone(), matches!(*read, ShardRead::Hash { scrub: true }));
+        let work = move || execute(&shard, &view, &read);
+        let found = if long {
+            tokio::task::spawn_blocking(work).await.map_err(|_| stopped())?
+        } else {
+            let (done, answer) = tokio::sync::oneshot::channel();
+            self.pool().spawn(move || {
+                // The reader may have given up: then the work is not begun.
+                if !done.is_closed() {
+                    let _ = done.send(work());
+                }
+            });
+            answer.await.map_err(|_| stopped())?
+        };
         found.map_err(|e| ClusterError::from(e).of_read())
     }
 

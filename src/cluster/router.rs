@@ -26,7 +26,11 @@ use crate::{
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
+use futures::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, join_all, ready},
+    stream::FuturesUnordered,
+};
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{
@@ -180,25 +184,35 @@ impl Router {
         if let Some(found) = known.leader().filter(|leader| !but.contains(leader)) {
             return Some(found);
         }
-        let mut seats = self.calls.seats(group);
-        if seats.is_empty() && group == 0 {
+        if group == 0 && self.calls.seats(group).is_empty() {
             self.calls.find_catalog().await;
-            seats = self.calls.seats(group);
         }
-        let deadline = Instant::now() + LOOK_WITHIN;
-        let asks = seats.iter().filter(|seat| seat.node != *self.calls.me());
-        let mut asks: FuturesUnordered<_> = asks
-            .map(async |seat| self.calls.ask(&seat.node, &Ask::Lead(seat.replica), deadline).await)
-            .collect();
-        while let Some(answer) = asks.next().await {
-            if let Ok(Answer::Lead(Some(leader), _)) = answer
-                && !but.contains(&leader)
-            {
+        let mut answers = self.leaders(group);
+        while let Some(answer) = answers.next().await {
+            if let Some((_, leader)) = answer.filter(|(_, leader)| !but.contains(leader)) {
                 known.set_leader(Some(leader));
                 return Some(leader);
             }
         }
         None
+    }
+
+    /// Who leads, as each of the other replicas of a group says it, by term.
+    fn leaders(&self, group: u32) -> FuturesUnordered<BoxFuture<'static, Option<(u64, ReplicaId)>>> {
+        let (seats, deadline) = (self.calls.seats(group), Instant::now() + LOOK_WITHIN);
+        let others = seats.iter().filter(|seat| seat.node != *self.calls.me());
+        others
+            .map(|seat| {
+                let (calls, seat) = (self.calls.clone(), seat.clone());
+                let ask = async move {
+                    match calls.ask(&seat.node, &Ask::Lead(seat.replica), deadline).await {
+                        Ok(Answer::Lead(Some(leader), term)) => Some((term, leader)),
+                        _ => None,
+                    }
+                };
+                ask.boxed()
+            })
+            .collect()
     }
 
     /// One attempt at another node. It lasts until it is answered, another leader is heard of, or the deadline.
@@ -239,12 +253,13 @@ impl Router {
         };
         let heard_elsewhere = async {
             sleep(patience).await;
-            let (known, but) = (Known::default(), BTreeSet::from([than]));
             loop {
-                if let Some(leader) = self.look(group, &known, &but).await {
-                    return leader;
+                // The one that is asked is among them, and so is one that slept through an election.
+                let said: Vec<_> = self.leaders(group).filter_map(ready).collect().await;
+                match said.into_iter().max() {
+                    Some((_, leader)) if leader != than => return leader,
+                    _ => sleep(LOOK_WITHIN).await,
                 }
-                sleep(LOOK_WITHIN).await;
             }
         };
         tokio::select! { leader = heard_here => leader, leader = heard_elsewhere => leader }
@@ -414,5 +429,100 @@ impl OwnRequests {
 
     fn next(&self) -> RequestId {
         RequestId { client: self.client.clone(), seq: self.next.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Kind;
+
+    fn way(safe_twice: bool) -> Way {
+        Way { deadline: Instant::now() + Duration::from_secs(10), wait: Wait::Applied, safe_twice }
+    }
+
+    fn superseded() -> Refusal {
+        crate::replica::ReplicaError::Superseded.into()
+    }
+
+    fn not_leader(leader: u64) -> Refusal {
+        crate::replica::ReplicaError::NotLeader { leader: Some(ReplicaId(leader)) }.into()
+    }
+
+    #[test]
+    fn what_was_never_taken_has_no_effect_however_often_it_was_tried() {
+        let mut tries = Tries::default();
+        for refusal in [not_leader(2), Refusal::unreached("n2"), not_leader(3)] {
+            tries.refused(refusal, way(false)).expect("it may be tried again");
+        }
+        assert_eq!(tries.hint, Some(ReplicaId(3)));
+        let error = tries.give_up();
+        assert_eq!((error.kind(), error.effect()), (Kind::Unavailable, Effect::None), "{error}");
+    }
+
+    #[test]
+    fn one_doubt_stays_whatever_comes_after_it() {
+        let mut tries = Tries::default();
+        tries.refused(superseded(), way(true)).expect("it has a name, so it may be tried again");
+        tries.refused(not_leader(2), way(true)).expect("and again");
+        let error = tries.give_up();
+        assert_eq!((error.kind(), error.effect()), (Kind::Timeout, Effect::Unknown), "{error}");
+
+        let mut tries = Tries { doubt: true, ..Tries::default() };
+        let too_large = crate::replica::ReplicaError::TooLarge { bytes: 2, max: 1 };
+        let error = tries.refused(too_large.into(), way(true)).unwrap_err();
+        assert_eq!(error.effect(), Effect::Unknown, "{error}");
+    }
+
+    #[test]
+    fn what_would_harm_twice_is_not_tried_after_a_doubt() {
+        let mut tries = Tries::default();
+        tries.refused(not_leader(2), way(false)).expect("certainly not taken");
+        let error = tries.refused(Refusal::in_doubt("n2"), way(false)).unwrap_err();
+        assert_eq!(error.effect(), Effect::Unknown, "{error}");
+    }
+
+    #[test]
+    fn what_nobody_will_take_is_said_at_once() {
+        let mut tries = Tries::default();
+        let too_large = crate::replica::ReplicaError::TooLarge { bytes: 2, max: 1 };
+        let error = tries.refused(too_large.into(), way(true)).unwrap_err();
+        assert_eq!((error.kind(), error.effect()), (Kind::Invalid, Effect::None), "{error}");
+    }
+
+    #[tokio::test]
+    async fn only_news_of_somebody_else_ends_an_attempt() {
+        let leads = |leader: Option<u64>, term| Leadership {
+            leader: leader.map(ReplicaId),
+            term: crate::replica::Term(term),
+        };
+        let (tell, mut heard) = watch::channel(leads(Some(3), 1));
+        heard.mark_unchanged();
+        let waiting = tokio::spawn(next_leader(heard, ReplicaId(2)));
+        // What was known before counts for nothing, nor does an election, nor the one that is asked already.
+        for news in [leads(None, 2), leads(Some(2), 2), leads(None, 3)] {
+            tell.send_replace(news);
+            sleep(Duration::from_millis(5)).await;
+            assert!(!waiting.is_finished(), "{news:?}");
+        }
+        tell.send_replace(leads(Some(1), 3));
+        assert_eq!(waiting.await.expect("it ends"), ReplicaId(1));
+    }
+
+    #[test]
+    fn names_of_our_own_are_never_given_twice_nor_by_a_client() {
+        let (one, other) = (OwnRequests::new("a"), OwnRequests::new("a"));
+        let names: BTreeSet<RequestId> = [one.next(), one.next(), other.next()].into();
+        assert_eq!(names.len(), 3);
+        for name in names {
+            assert!(name.client.len() <= 12 && name.to_string().parse::<RequestId>().is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn waits_differ_and_stay_within_bounds() {
+        let of = Duration::from_millis(40);
+        let waits: BTreeSet<Duration> = (0..100).map(|_| jittered(of)).collect();
+        assert!(waits.len() > 50 && waits.iter().all(|wait| *wait >= of / 2 && *wait <= of));
     }
 }

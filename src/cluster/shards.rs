@@ -7,7 +7,7 @@
 //! Not here: membership (`transfer`), who leads (`router`).
 
 use super::{
-    ClusterError, Result,
+    Result,
     catalog::{CatalogCommand, CatalogState, CollectionRecord, GroupRecord, Phase, ReplicaRecord},
     log_group,
 };
@@ -62,14 +62,6 @@ impl LiveShard {
     pub(super) fn group(&self) -> &GroupRecord {
         &self.collection.shards[self.number.0 as usize]
     }
-
-    /// The replica this node holds.
-    pub(super) fn local(&self) -> Result<&Arc<LocalShard>> {
-        self.local.as_ref().ok_or_else(|| {
-            let (number, name) = (self.number, &self.collection.name);
-            ClusterError::Unavailable(format!("shard {number} of {name} is not held by this node"))
-        })
-    }
 }
 
 type Open = BTreeMap<ReplicaId, Arc<LocalShard>>;
@@ -113,16 +105,6 @@ impl Shards {
     /// The replicas that are open.
     pub(super) fn open(&self) -> Arc<Open> {
         self.open.load_full()
-    }
-
-    /// The replica of a shard that this node is to hold, once it is open.
-    pub(super) async fn opened(&self, shard: &LiveShard, deadline: Instant) -> Result<Arc<LocalShard>> {
-        let mut shard = shard.clone();
-        while shard.local.is_none() && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-            shard = self.live(shard.collection.clone()).shards.swap_remove(shard.number.0 as usize);
-        }
-        shard.local().cloned()
     }
 
     /// A collection with those of its shards that are open here.

@@ -131,7 +131,7 @@ mod tests {
     }
 
     /// As `docs/FORMATS.md` shows it.
-    const GOLDEN: (&str, [(u32, u64); 3]) = ("AvMCFC4HAQACKqwCAQEB", [(0, 42), (1, 300), (3, 1)]);
+    const GOLDEN: (&str, [(u32, u64); 3]) = ("AsmBhVcHAQACKqwCAQEB", [(0, 42), (1, 300), (3, 1)]);
 
     #[test]
     fn a_token_survives_the_way_out_and_back_and_nothing_else_passes() {

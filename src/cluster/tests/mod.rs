@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod routing;
+mod wire;
 
 use super::{
     Cluster, ClusterOptions, CollectionSpec, Consistency, ReadOptions, Result, WriteOptions,
@@ -161,5 +162,5 @@ async fn leader<'a>(nodes: &'a [Node], collection: &str) -> (&'a Node, Vec<&'a N
 
 /// Creates a collection through the first node.
 async fn create(nodes: &[Node], name: &str, spec: CollectionSpec) -> Result<()> {
-    nodes[0].cluster.create_collection(name, spec, soon()).await
+    nodes[0].cluster.create_collection(name, spec, soon()).await.map(|_| ())
 }

@@ -82,7 +82,7 @@ async fn every_node_answers(nodes: &[Node], name: &str) {
         assert_eq!((value, token.shards.len(), age), (page.clone(), 3, None));
         assert_eq!(cluster.count(name, None, &reading()).await.unwrap().value, 58);
         assert_eq!(cluster.search_batch(name, likes.to_vec(), &reading()).await.unwrap().value, alike);
-        assert_eq!(cluster.collection(name, &reading()).await.unwrap().points, 58);
+        assert_eq!(cluster.collection(name, &reading()).await.unwrap().value.points, 58);
         let missing = cluster.search(name, search(Target::NearestTo(PointId::Num(0))), &reading()).await;
         assert!(matches!(missing, Err(ClusterError::NoPoint(PointId::Num(0)))), "{missing:?}");
         let wrong = cluster.search(name, search(Target::Nearest(vec![1.0])), &reading()).await;
