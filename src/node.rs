@@ -23,11 +23,13 @@ use crate::{
 };
 use folder::Folder;
 use std::{future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 /// How often a replica reads all it has to see whether it still adds up.
 const SCRUB_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// How long handing leadership over may hold a stop back.
+const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 
 /// A node that listens, and nothing more yet.
 pub struct Node {
@@ -137,7 +139,9 @@ impl Node {
             front.open(up.cluster.clone()).map_err(NodeError::Http)?;
             up.serve(&stopping, &mut serving).await?;
             // What is asked from now on finds other leaders; then nothing new is accepted.
-            up.cluster.drain().await;
+            if timeout(DRAIN_WITHIN, up.cluster.drain()).await.is_err() {
+                tracing::warn!(within = ?DRAIN_WITHIN, "leadership could not be handed over in time");
+            }
             http_stop.cancel();
             (&mut serving).await?.map_err(NodeError::Http)?;
             up.close().await
@@ -293,7 +297,7 @@ fn api_options(config: &Config) -> api::ApiOptions {
             read_only: config.auth.read_only_api_key.clone(),
         },
         body_bytes_max: config.limits.request_bytes_max,
-        timeout_default: std::time::Duration::from_millis(config.limits.timeout_ms),
+        timeout_default: Duration::from_millis(config.limits.timeout_ms),
         in_flight_max: config.limits.requests_max,
         ..api::ApiOptions::default()
     }

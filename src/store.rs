@@ -206,6 +206,11 @@ impl View {
         self.0.prefix(&keyspace.0, prefix).map(pair)
     }
 
+    /// Keys that begin with `prefix`, ascending; their values are not read.
+    pub fn keys(&self, keyspace: &Keyspace, prefix: &[u8]) -> impl Iterator<Item = Result<Bytes>> + use<> {
+        self.0.prefix(&keyspace.0, prefix).map(|guard| Ok(Bytes::from_owner(guard.key()?)))
+    }
+
     /// Keys within bounds, ascending, with their values.
     pub fn range(
         &self,
@@ -257,6 +262,7 @@ mod tests {
             assert_eq!(after.get(&a, b"k1").unwrap().as_deref(), Some(&b"v1"[..]));
             let keys: Vec<_> = after.prefix(&a, b"k").map(|e| e.unwrap().0).collect();
             assert_eq!(keys, [&b"k1"[..], b"k2"]);
+            assert_eq!(after.keys(&a, b"k").map(Result::unwrap).collect::<Vec<_>>(), keys);
             let above = (Bound::Excluded(b"k1".to_vec()), Bound::Unbounded);
             assert_eq!(store.view().range(&a, above.clone()).count(), 1);
             assert_eq!(after.last(&a, above).unwrap().unwrap().0, &b"k2"[..]);

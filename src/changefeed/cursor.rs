@@ -79,10 +79,14 @@ impl Cursor {
             if let Some(change) = self.step() {
                 return Some(Ok(FeedEvent::Change(change)));
             }
+            let heartbeat = || Some(Ok(FeedEvent::Heartbeat(self.token.clone())));
+            // Looked at by the clock too: a timer comes late, and not at all to who never waits.
+            if self.due <= Instant::now() {
+                return heartbeat();
+            }
             let next = tokio::select! {
-                biased;
-                () = sleep_until(self.due) => return Some(Ok(FeedEvent::Heartbeat(self.token.clone()))),
                 next = self.shards.next() => next,
+                () = sleep_until(self.due) => return heartbeat(),
             };
             let begun = match next {
                 // The others may still have something to say.

@@ -45,7 +45,8 @@ impl Place {
     }
 }
 
-const VERSION: u8 = 1;
+/// A feed's token (F), version 1: no token of a session begins so.
+const VERSION: u8 = 0xF1;
 const HEAD_BYTES: usize = 1 + 4;
 
 impl fmt::Display for ResumeToken {
@@ -54,9 +55,11 @@ impl fmt::Display for ResumeToken {
         bytes.extend([VERSION, 0, 0, 0, 0]);
         encode_varint(self.collection.0, &mut bytes);
         encode_varint(self.generation.0, &mut bytes);
-        for (first, run) in self.runs() {
-            encode_varint(u64::from(first), &mut bytes);
-            encode_varint(run.len() as u64, &mut bytes);
+        for (gap, run) in self.runs() {
+            encode_varint((run.len() as u64) << 1 | u64::from(gap > 0), &mut bytes);
+            if gap > 0 {
+                encode_varint(u64::from(gap), &mut bytes);
+            }
             for Place { position, delivered } in run {
                 encode_varint(position.0 << 1 | u64::from(delivered > 0), &mut bytes);
                 if delivered > 0 {
@@ -71,14 +74,16 @@ impl fmt::Display for ResumeToken {
 }
 
 impl ResumeToken {
-    /// The places of shards that follow each other, with the number of the first.
+    /// The places of shards that follow each other, with how many shards before them are left out.
     fn runs(&self) -> Vec<(u32, Vec<Place>)> {
         let mut runs: Vec<(u32, Vec<Place>)> = Vec::new();
+        let mut next = 0;
         for (shard, place) in &self.shards {
             match runs.last_mut() {
-                Some((first, run)) if *first + run.len() as u32 == shard.0 => run.push(*place),
-                _ => runs.push((shard.0, vec![*place])),
+                Some((_, run)) if next == shard.0 => run.push(*place),
+                _ => runs.push((shard.0 - next, vec![*place])),
             }
+            next = shard.0 + 1;
         }
         runs
     }
@@ -91,12 +96,16 @@ impl ResumeToken {
         let mut number = || decode_varint(&mut rest).ok();
         let (collection, generation) = (CollectionId(number()?), Generation(number()?));
         let mut shards = BTreeMap::new();
-        while let Some(first) = number() {
-            for shard in first..first.checked_add(number()?)? {
+        let mut shard = 0u32;
+        while let Some(run) = number() {
+            if run & 1 == 1 {
+                shard = shard.checked_add(number()?.try_into().ok()?)?;
+            }
+            for _ in 0..run >> 1 {
                 let flagged = number()?;
                 let delivered = if flagged & 1 == 1 { number()? } else { 0 };
-                let place = Place { position: Position(flagged >> 1), delivered };
-                shards.insert(ShardNumber(shard.try_into().ok()?), place);
+                shards.insert(ShardNumber(shard), Place { position: Position(flagged >> 1), delivered });
+                shard = shard.checked_add(1)?;
             }
         }
         rest.is_empty().then_some(ResumeToken { collection, generation, shards })

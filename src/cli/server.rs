@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::time::{Duration, Instant};
 use ureq::{Agent, Body, http::Response};
 
-/// Which node to ask.
+// Which node to ask. No doc comment: it would take the place of the description of each command it is part of.
 #[derive(Args, Clone, Debug)]
 pub(super) struct Server {
     /// A node of the cluster.
@@ -18,12 +18,12 @@ pub(super) struct Server {
 
 /// An address with a scheme; `127.0.0.1:6333` is taken for http.
 fn url(text: &str) -> Result<String, &'static str> {
-    let text = text.trim_end_matches('/');
-    match text.split_once("://") {
-        Some(("http", rest)) if !rest.is_empty() => Ok(text.to_owned()),
-        Some(("http", _)) | None if text.is_empty() => Err("an address such as http://127.0.0.1:6333"),
-        Some(_) => Err("only http:// is spoken"),
-        None => Ok(format!("http://{text}")),
+    let (scheme, address) = text.split_once("://").unwrap_or(("http", text));
+    let address = address.trim_end_matches('/');
+    match scheme {
+        "http" if address.is_empty() => Err("an address such as http://127.0.0.1:6333"),
+        "http" => Ok(format!("http://{address}")),
+        _ => Err("only http:// is spoken"),
     }
 }
 

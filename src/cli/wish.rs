@@ -41,18 +41,20 @@ const PAUSE: Duration = Duration::from_millis(500);
 impl Wish<'_> {
     /// Asks until it is done; `far` reads from `GET /annal/v1/cluster` how far it is.
     ///
-    /// Errors: the cluster refuses, or no answer came for a minute.
+    /// Errors: the cluster refuses, the node cannot be reached, or nothing was heard for a minute.
     pub(super) fn fulfil(&self, client: &Client, json: bool, far: impl Fn(&Value) -> Far) -> Done {
         let mut shown = Shown::new(&self.what, json);
         let path = format!("{}?timeout={PATIENCE_SECONDS}", self.path);
-        let mut heard = Instant::now();
+        let (mut heard, mut reached) = (Instant::now(), false);
         loop {
             // Seen before it is asked for: the first look counts what there is to do.
             let seen = client.topology().map(|cluster| far(&cluster));
             if let Ok(far) = seen {
                 shown.tell(&far);
             }
-            match client.ask(self.method, &path, &self.body) {
+            let asked = client.ask(self.method, &path, &self.body);
+            reached |= asked.is_ok();
+            match asked {
                 Ok(Answer { status: 200, .. }) => {
                     shown.done();
                     return Ok(());
@@ -60,6 +62,8 @@ impl Wish<'_> {
                 Ok(answer) if answer.status == 202 => heard = Instant::now(),
                 Ok(answer) if !answer.is_passing() => return Err(answer.failure(&self.what)),
                 Ok(answer) if heard.elapsed() > SILENCE => return Err(answer.failure(&self.what)),
+                // Most likely the address is wrong.
+                Err(error) if !reached => return Err(format!("{}: {error}", self.what).into()),
                 Err(error) if heard.elapsed() > SILENCE => {
                     return Err(format!("{}: {error}; run it again to go on", self.what).into());
                 }

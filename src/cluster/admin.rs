@@ -6,10 +6,17 @@
 use super::{
     Cluster, ClusterError, NodeName, Result, balancer,
     catalog::{CatalogCommand, CatalogState, GroupRecord, NodeState, Phase},
+    peers::Ask,
 };
-use crate::model::{ReplicaId, ShardNumber};
-use std::collections::BTreeSet;
+use crate::{
+    model::{ReplicaId, ShardNumber},
+    replica::Role,
+};
+use std::{collections::BTreeSet, time::Duration};
 use tokio::time::Instant;
+
+/// How long handing a group over may take: its leader takes no commands meanwhile.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(2);
 
 impl Cluster {
     /// Moves all shards off a node; `true` once none is left there. The node stays a member.
@@ -118,8 +125,22 @@ impl Cluster {
         let voter = voter.ok_or_else(|| {
             ClusterError::NotFound(format!("a voter of shard {shard} of {collection} on node {node}"))
         })?;
-        self.hand_over(&group, voter.replica, deadline).await?;
-        Ok(true)
+        let mut asked: Option<Instant> = None;
+        loop {
+            let reports = self.reports(&state).await;
+            let report = reports.get(node).and_then(|report| report.replicas.get(&voter.replica));
+            if report.is_some_and(|r| r.leader == Some(voter.replica)) {
+                return Ok(true);
+            }
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            if asked.is_none_or(|at| at.elapsed() > HAND_OVER_WITHIN) {
+                asked = Some(Instant::now());
+                self.hand_over(&group, voter.replica, deadline).await;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Waits until the catalog is as wanted; whether it was by the deadline.
@@ -135,9 +156,31 @@ impl Cluster {
     }
 
     /// Asks the leader of a group to hand over to one of its voters.
-    async fn hand_over(&self, group: &GroupRecord, to: ReplicaId, deadline: Instant) -> Result<()> {
-        let _ = (group, to, deadline);
-        Err(ClusterError::Unimplemented("leading".to_owned()))
+    async fn hand_over(&self, group: &GroupRecord, to: ReplicaId, deadline: Instant) {
+        let calls = &self.inner.router.calls;
+        let everywhere = group.in_phase(Phase::Voter).map(async |r| {
+            if r.node == *calls.me() {
+                self.hand_over_here(r.replica, to);
+            } else {
+                // Whoever does not lead has nothing to hand over; who cannot be reached does not lead.
+                let _ = calls.ask(&r.node, &Ask::HandOver { from: r.replica, to }, deadline).await;
+            }
+        });
+        futures::future::join_all(everywhere).await;
+    }
+
+    /// Hands leadership of a group over in the background, if the replica here leads it.
+    pub(super) fn hand_over_here(&self, from: ReplicaId, to: ReplicaId) {
+        let Some(local) = self.held(from) else { return };
+        if local.replica.status().role != Role::Leader {
+            return;
+        }
+        tokio::spawn(async move {
+            let deadline = Instant::now() + HAND_OVER_WITHIN;
+            if let Err(error) = local.replica.transfer_leadership(Some(to), deadline).await {
+                tracing::info!(replica = from.0, %error, "leadership was not handed over");
+            }
+        });
     }
 }
 

@@ -15,10 +15,15 @@
 mod source;
 #[cfg(test)]
 mod tests;
+mod wire;
+
+pub(super) use wire::FeedAsk;
 
 use super::{
     Cluster, ClusterError, NodeName, Result,
     catalog::{CollectionRecord, Phase},
+    peers::PeerCalls,
+    shards::LocalShard,
 };
 use crate::{
     model::{CollectionId, Generation, Position, ReplicaId, ShardNumber},
@@ -522,7 +527,7 @@ impl Group for ShardGroup {
 
     fn candidates(&self) -> Vec<Candidate> {
         let Some(record) = self.record() else { return Vec::new() };
-        let me = &self.cluster.inner.options.node;
+        let me = self.calls().me();
         let mut candidates: Vec<_> = record.shards[self.shard.0 as usize]
             .replicas
             .iter()
@@ -547,8 +552,10 @@ impl Group for ShardGroup {
         deadline: Instant,
     ) -> BoxFuture<'_, std::result::Result<Source, Refusal>> {
         Box::pin(async move {
-            let local = self.cluster.feed_replica(at.replica, &at.node)?;
-            source::open(local, from, self.parts, deadline).await
+            match self.local(&at)? {
+                Some(local) => source::open(local, from, self.parts, deadline).await,
+                None => wire::open(self.calls(), self.ask(&at, Some(from)), deadline).await,
+            }
         })
     }
 
@@ -558,21 +565,29 @@ impl Group for ShardGroup {
         deadline: Instant,
     ) -> BoxFuture<'_, std::result::Result<Position, Refusal>> {
         Box::pin(async move {
-            let local = self.cluster.feed_replica(at.replica, &at.node)?;
-            source::position(&local, deadline).await
+            match self.local(&at)? {
+                Some(local) => source::position(&local, deadline).await,
+                None => wire::position(self.calls(), self.ask(&at, None), deadline).await,
+            }
         })
     }
 }
 
-impl Cluster {
-    /// A replica held by this node.
-    fn feed_replica(
-        &self,
-        replica: ReplicaId,
-        node: &str,
-    ) -> std::result::Result<Arc<super::shards::LocalShard>, Refusal> {
-        let open = self.inner.shards.open();
-        let local = open.get(&replica).filter(|_| node == self.inner.options.node).cloned();
-        local.ok_or_else(|| Refusal::Away("it is not open here".to_owned()))
+impl ShardGroup {
+    fn calls(&self) -> &PeerCalls {
+        &self.cluster.inner.router.calls
+    }
+
+    fn ask(&self, at: &Candidate, from: Option<Position>) -> FeedAsk {
+        FeedAsk { replica: at.replica, from, parts: self.parts }
+    }
+
+    /// The replica, if it is this node's to hold.
+    fn local(&self, at: &Candidate) -> std::result::Result<Option<Arc<LocalShard>>, Refusal> {
+        if at.node != *self.calls().me() {
+            return Ok(None);
+        }
+        let closed = || Refusal::Away("it is not open here".to_owned());
+        self.cluster.held(at.replica).ok_or_else(closed).map(Some)
     }
 }

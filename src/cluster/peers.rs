@@ -5,6 +5,7 @@
 //! | `/raft`, `/raft/snapshot` | what replicas say to each other | replica u64 little-endian, then theirs |
 //! | `/propose` | commands for a leader's log, several at once | protobuf |
 //! | `/read` | a read of one shard | MessagePack |
+//! | `/feed` | the commands of a replica and what they did, without an end | MessagePack; frames (`follow/wire`) |
 //! | `/ask` | the rest, seldom | MessagePack |
 //!
 //! Invariants: who keeps a replica is looked up in the catalog for each call, so a call goes to the data folder
@@ -15,6 +16,7 @@
 use super::{
     Cluster, ClusterError, NodeName,
     catalog::{CatalogState, GroupRecord, Phase, ReplicaRecord},
+    follow::FeedAsk,
     read::{ReadAnswer, ReadAsk},
     report::NodeReport,
     shards::LocalShard,
@@ -37,6 +39,7 @@ const RAFT: &str = "/raft";
 const SNAPSHOT: &str = "/raft/snapshot";
 const PROPOSE: &str = "/propose";
 const READ: &str = "/read";
+const FEED: &str = "/feed";
 const ASK: &str = "/ask";
 
 /// What is asked seldom.
@@ -48,6 +51,13 @@ pub(super) enum Ask {
     Lead(ReplicaId),
     /// What has this replica of the node applied?
     Position(ReplicaId),
+    /// Hand the leadership of its group over to another replica, if this one of the node leads.
+    HandOver {
+        /// The replica of the node.
+        from: ReplicaId,
+        /// The one that is to lead.
+        to: ReplicaId,
+    },
     /// Where is group 0?
     Catalog,
 }
@@ -63,6 +73,8 @@ pub(super) enum Answer {
     Position(Position),
     /// To [`Ask::Catalog`]: the replicas of group 0.
     Catalog(Vec<Seed>),
+    /// It is under way.
+    Done,
     /// The node does not hold the replica, or it is not open.
     NotHere,
 }
@@ -306,6 +318,12 @@ impl PeerCalls {
         }
     }
 
+    /// Follows a replica; the deadline is for the beginning of the answer.
+    pub(super) async fn feed(&self, ask: &FeedAsk, deadline: Instant) -> Result<ByteStream, CallError> {
+        let to = self.address_of(ask.replica).await?;
+        self.inner.peers.download(&to, FEED, pack(ask), deadline).await
+    }
+
     /// Asks a replica for a read of its shard.
     pub(super) async fn read(&self, ask: &ReadAsk, deadline: Instant) -> ReadAnswer {
         let unreached = |e: CallError| ClusterError::Unavailable(e.to_string());
@@ -407,9 +425,22 @@ impl net::Service for PeerService {
             path => refuse(path),
         }
     }
+
+    fn stream(
+        &self,
+        _from: &str,
+        path: &str,
+        body: Bytes,
+    ) -> BoxFuture<'static, Result<ByteStream, Failure>> {
+        let cluster = self.cluster.clone();
+        match path {
+            FEED => Box::pin(async move { Ok(cluster.answer_feed(unpack(&body).map_err(unreadable)?)) }),
+            path => refuse(path),
+        }
+    }
 }
 
-fn refuse(path: &str) -> BoxFuture<'static, Result<Bytes, Failure>> {
+fn refuse<T: Send + 'static>(path: &str) -> BoxFuture<'static, Result<T, Failure>> {
     let failure = Failure::no_path(path);
     Box::pin(async { Err(failure) })
 }
@@ -493,6 +524,10 @@ impl Cluster {
                 };
                 let known = *leadership.borrow();
                 Answer::Lead(known.leader, known.term.0)
+            }
+            Ask::HandOver { from, to } => {
+                self.hand_over_here(from, to);
+                Answer::Done
             }
             Ask::Position(replica) => match self.held(replica) {
                 Some(shard) => Answer::Position(shard.position()),

@@ -78,6 +78,7 @@ impl Cluster {
         };
         let catalog = Arc::new(Catalog::open(store.clone())?);
         let calls = PeerCalls::new(who.node.clone(), door.peers().clone(), catalog.watch());
+        // For as long as there is no catalog here to look them up in.
         calls.seed(who.peers.clone());
         let network: Arc<dyn Network> = Arc::new(calls.clone());
         let replica = ReplicaOptions { replica: id, ..options.replica.clone() };

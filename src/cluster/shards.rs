@@ -36,6 +36,8 @@ pub(super) struct LocalShard {
     pub(super) shard: Arc<Shard>,
     /// How often it was seen without members since it was opened.
     pub(super) looks: AtomicU32,
+    /// Since when its schema is older than the catalog's.
+    stale_since: Mutex<Option<Instant>>,
     /// When its store was last found to add up.
     pub(super) scrubbed: Mutex<Option<Instant>>,
 }
@@ -212,8 +214,8 @@ impl Shards {
         let options = ReplicaOptions { replica: id, ..self.replica.clone() };
         let opened = Replica::open(options, &self.log, log, shard.clone(), self.network.clone()).await;
         let replica = opened.map_err(lost_if_corrupt_replica)?;
-        let (looks, scrubbed) = Default::default();
-        Ok(Arc::new(LocalShard { id, replica, shard, looks, scrubbed }))
+        let (looks, scrubbed, stale_since) = Default::default();
+        Ok(Arc::new(LocalShard { id, replica, shard, looks, stale_since, scrubbed }))
     }
 
     fn index_dir(&self, replica: ReplicaId) -> PathBuf {
@@ -307,6 +309,18 @@ impl LocalShard {
             tracing::warn!(replica = self.id.0, %error, "a replica did not close in order");
         }
         self.shard.close();
+    }
+
+    /// For how long its schema has been older than the catalog's, which it is now if `stale`.
+    pub(super) fn is_stale_for(&self, stale: bool) -> Duration {
+        let mut since = self.stale_since.lock().unwrap_or_else(PoisonError::into_inner);
+        match stale {
+            true => since.get_or_insert_with(Instant::now).elapsed(),
+            false => {
+                *since = None;
+                Duration::ZERO
+            }
+        }
     }
 
     /// Whether it is time to read all it has, to see whether it adds up.

@@ -34,6 +34,8 @@ const STEP_WITHIN: Duration = Duration::from_secs(5);
 const STEPS_MAX: usize = 8;
 /// How often the groups led here are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How long whoever changed a schema has to tell the shards of it.
+const TELL_AFTER: Duration = Duration::from_secs(3);
 /// Looks that a founder leaves to the one before it.
 const LOOKS_PER_FOUNDER: u32 = 10;
 
@@ -170,9 +172,8 @@ impl Cluster {
         }
         self.drive(group, &local.replica).await?;
         // Whoever changed the schema tells the shards; this is for one who could not.
-        if local.replica.status().role == Role::Leader
-            && local.shard.view().schema().version < record.schema.version
-        {
+        let stale = local.shard.view().schema().version < record.schema.version;
+        if local.replica.status().role == Role::Leader && local.is_stale_for(stale) >= TELL_AFTER {
             let body = Body::Configure(record.schema.clone());
             let collection = self.inner.shards.live(record.clone());
             let number = record.shards.iter().position(|g| g.group == group.group).unwrap_or_default();

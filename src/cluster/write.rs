@@ -54,7 +54,9 @@ impl Cluster {
         point: Option<Point>,
         options: &WriteOptions,
     ) -> Result<Written> {
-        self.write_to(name, options, |collection| {
+        // Whether it took effect is known only when it is applied.
+        let options = WriteOptions { wait: true, ..options.clone() };
+        self.write_to(name, &options, |collection| {
             let admit = |point| admitted(&collection.record.schema, point);
             let point = point.as_ref().map(admit).transpose().map_err(|e| e.within("point"))?;
             Ok([(collection.shard_of(id), Body::Cas { id, if_version, point })].into())

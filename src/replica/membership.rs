@@ -57,26 +57,29 @@ impl<M: StateMachine> Replica<M> {
     pub async fn found(&self, founders: BTreeSet<ReplicaId>) -> Result<(), ReplicaError> {
         let members: BTreeMap<u64, ()> = founders.iter().map(|id| (id.0, ())).collect();
         match self.inner.raft.initialize(members).await {
-            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
+            // openraft asks for an election with that.
+            Ok(()) => self.take_office(false).await,
+            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => self.take_office(true).await,
             Err(RaftError::APIError(InitializeError::NotInMembers(_))) => {
                 let me = self.inner.replica;
                 let why = format!("replica {me} is not among the founders {founders:?}");
-                return Err(ReplicaError::Options(why));
+                Err(ReplicaError::Options(why))
             }
-            Err(RaftError::Fatal(_)) => return Err(self.inner.progress.stopped(false)),
+            Err(RaftError::Fatal(_)) => Err(self.inner.progress.stopped(false)),
         }
-        self.take_office().await
     }
 
     /// A sole voter elects itself at once: there is nobody to wait for. Leads when this returns.
-    pub(super) async fn take_office(&self) -> Result<(), ReplicaError> {
+    pub(super) async fn take_office(&self, elect: bool) -> Result<(), ReplicaError> {
         let Inner { raft, replica, progress, .. } = self.inner.as_ref();
         let (members, _) = self.membership().await?;
         if !members.is_sole_voter(*replica) {
             return Ok(());
         }
         let stopped = || progress.stopped(false);
-        raft.trigger().elect(false).await.map_err(|_| stopped())?;
+        if elect {
+            raft.trigger().elect(false).await.map_err(|_| stopped())?;
+        }
         raft.wait(None)
             .metrics(
                 |m| {

@@ -423,12 +423,11 @@ impl TryFrom<AppendRecord> for Append {
             leader_commit: record.committed.map(RaftLogId::from),
             entries: record.entries.into_iter().map(entry).collect::<Result<_, _>>()?,
         };
-        let mut next = append.prev_log_id.map_or(0, |id| id.index() + 1);
-        for entry in &append.entries {
-            if entry.log_id.index() != next {
-                return Err(wrong(format!("entry {} where {next} should be", entry.log_id.index())));
+        let first = append.prev_log_id.map_or(0, |id| id.index() + 1);
+        for (index, entry) in (first..).zip(&append.entries) {
+            if entry.log_id.index() != index {
+                return Err(wrong(format!("entry {} where {index} should be", entry.log_id.index())));
             }
-            next += 1;
         }
         Ok(append)
     }

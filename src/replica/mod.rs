@@ -146,7 +146,7 @@ impl<M: StateMachine> Replica<M> {
         let machine_released = CancellationToken::new();
         let in_use = InUse::new(progress.clone(), machine_released.clone().drop_guard());
         let replica = options.replica;
-        let answer_within = options.answer_within();
+        let (answer_within, lease) = (options.answer_within(), options.lease());
         let peers = Peers { network, replica, append_within: answer_within, progress: progress.clone() };
         let raft = Raft::new(
             replica.0,
@@ -173,13 +173,7 @@ impl<M: StateMachine> Replica<M> {
         let opened = Replica {
             inner: Arc::new(Inner {
                 replica,
-                proposer: Proposer::start(
-                    raft.clone(),
-                    group.clone(),
-                    limits,
-                    leadership.clone(),
-                    progress.clone(),
-                ),
+                proposer: Proposer::start(raft.clone(), group.clone(), limits, lease, progress.clone()),
                 reads,
                 leadership,
                 incoming: options.incoming,
@@ -194,7 +188,7 @@ impl<M: StateMachine> Replica<M> {
                 _dropped: dropped.drop_guard(),
             }),
         };
-        opened.take_office().await?;
+        opened.take_office(true).await?;
         Ok(opened)
     }
 

@@ -54,8 +54,13 @@ impl ReplicaOptions {
         Duration::from_millis(self.election_ms.end)
     }
 
+    /// How long a leader takes its last answers of a quorum for a sign that it still leads.
+    pub(super) fn lease(&self) -> Duration {
+        Duration::from_millis(self.election_ms.end / 2)
+    }
+
     pub(super) fn raft_config(&self, group: GroupId) -> Result<Config, ReplicaError> {
-        let lease_ms = self.election_ms.end / 2;
+        let lease_ms = self.lease().as_millis() as u64;
         let chance_ms = self.election_ms.start.saturating_sub(lease_ms)..lease_ms;
         let config = Config {
             cluster_name: format!("group {}", group.0),

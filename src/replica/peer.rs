@@ -76,11 +76,16 @@ impl Peers {
     ) -> Result<Answer, RPCError<Types>> {
         let deadline = Instant::now() + within;
         let route = Route { from: self.replica, to };
+        let action = match &request {
+            Request::Vote(_) | Request::PreVote(_) => RPCTypes::Vote,
+            Request::Transfer(_) => RPCTypes::TransferLeader,
+            Request::Append { .. } | Request::ReadIndex => RPCTypes::AppendEntries,
+        };
         let call = self.network.call(to, request.encode(route), deadline);
         let answer = match timeout_at(deadline, call).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(unreached)) => return Err(Unreachable::new(&unreached).into()),
-            Err(_) => return Err(self.late(to, RPCTypes::AppendEntries, within).into()),
+            Err(_) => return Err(self.late(to, action, within).into()),
         };
         let (from, answer) = Answer::decode(answer).map_err(|e| NetworkError::new(&e))?;
         if from != route.back() {

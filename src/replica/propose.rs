@@ -9,7 +9,7 @@
 //! nobody, and many callers share the cost of an entry, which is far above that of a command.
 
 use super::{
-    Applier, Leadership, ReplicaError,
+    Applier, Members, ReplicaError,
     entry::{Commands, RaftLogId, Types},
     progress::Progress,
     reads::ReadIndex,
@@ -21,16 +21,20 @@ use crate::{
 use annal_wal::{GroupLog, LogIndex};
 use bytes::Bytes;
 use openraft::{
-    OptionalSend, Raft,
+    Instant as _, OptionalSend, Raft, ServerState,
+    async_runtime::watch::WatchReceiver as _,
     errors::ClientWriteError,
     raft::{ClientWriteResult, responder::Responder},
 };
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::{Instant, timeout_at},
 };
 
@@ -134,11 +138,11 @@ impl Proposer {
         raft: Raft<Types, Applier<M>>,
         log: GroupLog,
         limits: ProposeLimits,
-        leadership: watch::Receiver<Leadership>,
+        lease: Duration,
         progress: Arc<Progress>,
     ) -> Self {
         let (queue, waiting) = mpsc::unbounded_channel();
-        tokio::spawn(propose_all(raft, limits, leadership, waiting));
+        tokio::spawn(propose_all(raft, limits, lease, waiting));
         Proposer { log, limits, room: Arc::new(Semaphore::new(limits.queue_bytes)), queue, progress }
     }
 
@@ -187,30 +191,32 @@ impl Proposer {
 async fn propose_all<M: StateMachine>(
     raft: Raft<Types, Applier<M>>,
     limits: ProposeLimits,
-    mut leadership: watch::Receiver<Leadership>,
+    lease: Duration,
     mut queue: mpsc::UnboundedReceiver<Waiting>,
 ) {
     let under_way = Arc::new(Semaphore::new(limits.entries_under_way));
-    let mut held = None;
+    let mut held: Option<Waiting> = None;
     loop {
-        let known = *leadership.borrow_and_update();
-        let deposed = known.leader != Some(ReplicaId(*raft.node_id()));
-        if deposed && under_way.available_permits() == 0 {
-            held.take().into_iter().for_each(|waiting: Waiting| waiting.turn_away(known.leader));
+        // What was under way when this replica lost its office, or its quorum, may hold all slots for long. Whoever
+        // comes then is turned away here; openraft does that with those that come to a free slot.
+        let unable = match under_way.available_permits() {
+            0 => out_of_office(&raft, lease),
+            _ => None,
+        };
+        if let Some((leader, waiting)) = unable.zip(held.take_if(|_| unable.is_some())) {
+            waiting.turn_away(leader);
         }
         let slot = tokio::select! {
             biased;
             slot = under_way.clone().acquire_owned() => slot.expect("never closed"),
-            // What a leader had under way when it lost its office may hold all slots for long. Whoever comes then
-            // is turned away; openraft does that with those that come to a free one.
-            waiting = queue.recv(), if deposed => {
-                let Some(waiting) = waiting else { return };
-                waiting.turn_away(known.leader);
-                continue;
-            }
-            Ok(()) = leadership.changed() => {
-                continue;
-            }
+            waiting = queue.recv(), if unable.is_some() => match waiting {
+                Some(waiting) => {
+                    waiting.turn_away(unable.flatten());
+                    continue;
+                }
+                None => return,
+            },
+            () = tokio::time::sleep(LOOK_EVERY) => continue,
         };
         let first = match held.take() {
             Some(waiting) => waiting,
@@ -242,6 +248,24 @@ async fn propose_all<M: StateMachine>(
             return;
         }
     }
+}
+
+/// While all slots are taken: how often it is looked whether they can become free.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Whether this replica cannot commit anything at the moment, as far as it knows, and who leads instead, if known.
+fn out_of_office<M: StateMachine>(
+    raft: &Raft<Types, Applier<M>>,
+    lease: Duration,
+) -> Option<Option<ReplicaId>> {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow_watched();
+    if metrics.state != ServerState::Leader {
+        return Some(metrics.current_leader.map(ReplicaId));
+    }
+    let members = Members::from(metrics.membership_config.membership());
+    let heard = metrics.last_quorum_acked.is_some_and(|at| at.elapsed() < lease);
+    (!heard && !members.is_sole_voter(ReplicaId(metrics.id))).then_some(None)
 }
 
 /// Those who wait for one entry. Dropped unanswered when openraft stops: then each caller learns that it stopped.

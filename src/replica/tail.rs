@@ -57,10 +57,16 @@ impl Tail {
         let index = mark.index().map_or(LogIndex(0), |last| LogIndex(last.0 + 1));
         hold.at(index);
         let tail = Tail { log, machine, progress, index, counted, from, ready: VecDeque::new(), hold };
-        match tail.log.state().oldest {
+        match tail.beginning() {
             Some(oldest) if oldest > index => Err(tail.gone(oldest).await),
             _ => Ok(tail),
         }
+    }
+
+    /// The first entry that can be read, or that will be the first: after a snapshot the log may be empty.
+    fn beginning(&self) -> Option<LogIndex> {
+        let state = self.log.state();
+        state.oldest.or_else(|| state.purged.map(|purged| LogIndex(purged.index.0 + 1)))
     }
 
     /// The next command and its position; waits for it to be applied.
@@ -74,7 +80,7 @@ impl Tail {
             }
             if let Err(error) = self.read().await {
                 // Retention may take entries while they are being read, however that then fails.
-                return Err(match self.log.state().oldest {
+                return Err(match self.beginning() {
                     Some(oldest) if oldest > self.index => self.gone(oldest).await,
                     _ => error,
                 });

@@ -154,10 +154,11 @@ impl Fold<'_> {
         if oldest <= self.state.dedup_oldest {
             return Ok(());
         }
-        self.state.dedup_oldest = oldest;
-        let until = points::position_key(points::EVICTION, Position(oldest));
+        // From where the last eviction ended: what it deleted need not be skipped again.
+        let [from, until] = [std::mem::replace(&mut self.state.dedup_oldest, oldest), oldest]
+            .map(|position| points::position_key(points::EVICTION, Position(position)));
         let mut floors: BTreeMap<String, u64> = BTreeMap::new();
-        for (key, value) in self.rows(vec![points::EVICTION], until, usize::MAX)? {
+        for (key, value) in self.rows(from, until, usize::MAX)? {
             let list: EvictionRecord = decode("eviction list", value.clone())?;
             self.sums.intents = self.sums.intents.wrapping_sub(points::sum_of(&list.sum)?);
             for ClientSeqs { client, seqs } in list.clients {

@@ -14,6 +14,7 @@ use super::{
     points::{self, Slot, damaged},
     search::ReadView,
     slots::{LiveSet, SlotTable},
+    snapshot,
     vector_index::{
         IndexError, Merge, SealedSegment, VectorIndex, VectorIndexes,
         build::BuildError,
@@ -40,6 +41,9 @@ use std::{
     time::Duration,
 };
 
+/// Folder, within the index folder, of the files that came with a snapshot until it is installed.
+const INCOMING: &str = "incoming";
+
 /// Whose turn it is to build; shared by all shards of a node, so that one graph is built at a time.
 #[derive(Clone, Debug, Default)]
 pub struct BuildTurn(Arc<Mutex<()>>);
@@ -63,7 +67,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Indexer {
+    /// The keeper of a folder; what an interrupted install left there goes.
     pub(super) fn new(folder: PathBuf, manifest: Manifest) -> Self {
+        let left = fs::remove_dir_all(folder.join(INCOMING));
+        if let Err(error) = left
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(folder = %folder.display(), %error, "what an install left cannot be removed");
+        }
         Indexer {
             folder,
             manifest: Mutex::new(manifest),
@@ -116,6 +127,53 @@ impl Indexer {
     /// Bytes of the files.
     pub(super) fn bytes(&self) -> u64 {
         lock(&self.manifest).segments.values().flatten().map(|entry| entry.bytes).sum()
+    }
+
+    /// Reads the files that came with a snapshot; they wait in [`Indexer::incoming`] for [`Indexer::adopt`].
+    pub(super) fn receive(&self, input: &mut dyn io::Read) -> Manifest {
+        snapshot::read_files(input, &self.incoming(), || self.next_file())
+    }
+
+    /// Where files that came with a snapshot wait.
+    pub(super) fn incoming(&self) -> PathBuf {
+        self.folder.join(INCOMING)
+    }
+
+    /// Publishes the view of an installed state, and makes the files it came with the folder's own.
+    ///
+    /// If that fails they are built again after the next start; the view has them mapped.
+    pub(super) fn adopt(&self, shard: &Shard, publish: impl FnOnce()) {
+        let mut manifest = lock(&self.manifest);
+        publish();
+        let adopted = self.take_incoming().and_then(|()| self.write_locked(&mut manifest, shard));
+        drop(manifest);
+        if let Err(error) = adopted {
+            tracing::warn!(folder = %self.folder.display(), %error, "index files that came with a snapshot are lost");
+            if let Err(error) = self.forget() {
+                tracing::error!(%error, "the index manifest of the state before cannot be removed");
+            }
+        }
+    }
+
+    fn take_incoming(&self) -> io::Result<()> {
+        match fs::read_dir(self.incoming()) {
+            Ok(files) => {
+                for file in files {
+                    let file = file?;
+                    fs::rename(file.path(), self.folder.join(file.file_name()))?;
+                }
+                fs::remove_dir(self.incoming())
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => fs::create_dir_all(&self.folder),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// A name no file of the folder has had since it was opened.
+    fn next_file(&self) -> String {
+        let mut manifest = lock(&self.manifest);
+        manifest.next += 1;
+        format!("{:08}.seg", manifest.next)
     }
 
     /// Forgets all files: what they hold belongs to a state that is no more.
@@ -186,12 +244,7 @@ impl Indexer {
         if gathered.rows.is_empty() {
             return Ok(None);
         }
-        let number = {
-            let mut manifest = lock(&self.manifest);
-            manifest.next += 1;
-            manifest.next
-        };
-        let file = format!("{number:08}.seg");
+        let file = self.next_file();
         let segment = gathered.build(&merge.params, &self.folder.join(&file), &self.stop)?;
         tracing::info!(rows = gathered.rows.len(), file, "graph built");
         Ok(Some(SealedSegment { file, segment }))
@@ -199,15 +252,14 @@ impl Indexer {
 
     /// Writes what the shard's view holds, and deletes the files it does not.
     fn write_manifest(&self, shard: &Shard) -> io::Result<()> {
-        let entries = |index: &VectorIndex| -> Vec<Entry> {
-            index.segments.iter().map(|s| Entry::of(&s.file, &s.segment)).collect()
-        };
+        // Looked at under the lock: a view that an install replaces is written before the new one, or not at all.
         let mut manifest = lock(&self.manifest);
-        // Looked at under the lock: a view that an install replaces is written before `forget`, or not at all.
+        self.write_locked(&mut manifest, shard)
+    }
+
+    fn write_locked(&self, manifest: &mut Manifest, shard: &Shard) -> io::Result<()> {
         let view = shard.view();
-        manifest.format = 1;
-        manifest.position = view.position().0;
-        manifest.segments = view.vectors.iter().map(|(name, index)| (name.clone(), entries(index))).collect();
+        *manifest = Manifest { next: manifest.next, ..Manifest::of(view.position(), &view.vectors) };
         manifest.write(&self.folder)?;
         manifest.sweep(&self.folder)
     }

@@ -16,6 +16,9 @@ mod indexer;
 mod payload_index;
 mod plan;
 mod points;
+#[doc(hidden)]
+pub mod rot;
+mod scrub;
 mod search;
 mod slots;
 mod snapshot;
@@ -40,7 +43,7 @@ use bytes::Bytes;
 use dedup::Clients;
 use indexer::Indexer;
 use payload_index::FieldIndexes;
-use points::{PointRecord, SlotRecord, StateRecord, damaged, decode};
+use points::{SlotRecord, StateRecord, damaged, decode};
 use slots::{LiveSet, SlotTable};
 use std::{
     collections::BTreeMap,
@@ -179,36 +182,16 @@ impl Shard {
         bytes.map(|bytes| points::sum_of(&bytes)).transpose()
     }
 
-    /// Computes the state hash anew from every point, vector and intent in the store.
-    ///
-    /// Errors: a stored thing does not fit its hash, or their sum is not the rolling one: the store has rotted.
-    pub fn scrub(&self) -> Result<(Position, u128), MachineError> {
+    /// Every state hash that was recorded at or above a position, ascending.
+    pub fn hash_marks(&self, from: Position) -> Result<Vec<(Position, u128)>, MachineError> {
         let view = self.view();
-        let (mut points_sum, mut dedup_sum, mut count) = (0u128, 0u128, 0u64);
-        let every = crate::model::VectorSelector::All;
-        let projection = crate::model::Projection { vectors: every, ..Default::default() };
-        for item in view.store.prefix(&view.keyspace, &[points::POINT]) {
-            let (key, bytes) = item?;
-            let (id, record): (PointId, PointRecord) = (points::point_of_key(&key)?, decode("point", bytes)?);
-            let stored = view.get(&[id], &projection)?.pop().and_then(|r| r.vectors).unwrap_or_default();
-            let slot_fits = view.slots.id(record.slot) == Some(id) && view.live.contains(record.slot);
-            if points::hash_of_vectors(&stored) != record.vectors_hash || !slot_fits {
-                return Err(damaged("point", format!("{id} does not fit its vectors or slot")));
-            }
-            points_sum = points_sum.wrapping_add(record.hash(id));
-            count += 1;
-        }
-        for table in [points::DEDUP, points::FLOOR] {
-            for item in view.store.prefix(&view.keyspace, &[table]) {
-                let (key, bytes) = item?;
-                dedup_sum = dedup_sum.wrapping_add(points::row_hash(&key, &bytes));
-            }
-        }
-        let sums = view.state.sums()?;
-        if (points_sum, dedup_sum, count) != (sums.points, sums.intents, view.state.points) {
-            return Err(damaged("shard", "its points or intents do not add up to the rolling state hash"));
-        }
-        Ok((view.position(), apply::state_hash(&view.state, sums)))
+        let from = Bound::Included(points::position_key(points::HASH, from));
+        let rows = view.store.range(&view.keyspace, (from, Bound::Excluded(vec![points::HASH + 1])));
+        rows.map(|row| {
+            let (key, sum) = row?;
+            Ok((points::position_of_key(&key)?, points::sum_of(&sum)?))
+        })
+        .collect()
     }
 
     /// Figures for people and for balancing.
@@ -396,8 +379,7 @@ impl StateMachine for Shard {
     }
 
     fn write_snapshot(&self, out: &mut dyn io::Write) -> Result<(), MachineError> {
-        let view = self.view();
-        snapshot::write(&view.store, &view.keyspace, out)
+        snapshot::write(&self.view(), out)
     }
 
     fn install_snapshot(&self, input: &mut dyn io::Read) -> Result<(), MachineError> {
@@ -419,10 +401,8 @@ impl StateMachine for Shard {
         }
         writer.generation = generation;
         writer.clients = Clients::default();
-        self.published.store(Arc::new(view));
+        self.indexer.adopt(self, || self.published.store(Arc::new(view)));
         drop(writer);
-        // The index thread may have written the old state's files in between.
-        self.indexer.forget()?;
         self.indexer.notify();
         self.store.drop_keyspace(&old)?;
         Ok(())
@@ -434,11 +414,34 @@ impl Shard {
     fn prepare(&self, input: &mut dyn io::Read, name: &str) -> Result<ReadView, MachineError> {
         self.store.drop_keyspace(name)?;
         let keyspace = self.store.keyspace(name, KeyspaceKind::LargeValues)?;
-        snapshot::read(input, &self.store, &keyspace)?;
-        let nowhere = (Path::new(""), &Manifest::default());
-        let view = load(&self.store, keyspace, self.collection, &self.options, nowhere)?;
+        snapshot::read_rows(input, &self.store, &keyspace)?;
+        self.mark_beginning(&keyspace)?;
+        let index = (&*self.indexer.incoming(), &self.indexer.receive(input));
+        let view = load(&self.store, keyspace, self.collection, &self.options, index)?;
         self.store.persist()?;
         Ok(view)
+    }
+
+    /// Marks where a state that was received begins: the log here has nothing before it, so a reader of commands
+    /// can count from nowhere else.
+    fn mark_beginning(&self, keyspace: &Keyspace) -> Result<(), MachineError> {
+        let view = self.store.view();
+        let Some(value) = view.get(keyspace, points::STATE)? else { return Ok(()) };
+        let mut state = StateRecord::of_value(value)?;
+        let Some(bookmark) = state.bookmark.clone() else { return Ok(()) };
+        let key = points::position_key(points::MARK, Position(state.position));
+        let mut sums = state.sums()?;
+        if let Some(before) = view.get(keyspace, &key)? {
+            // Of the same position, but an earlier entry: there may have been some without commands since.
+            sums.local = sums.local.wrapping_sub(points::row_hash(&key, &before));
+        }
+        sums.local = sums.local.wrapping_add(points::row_hash(&key, &bookmark));
+        state.set_sums(sums);
+        state.marked = state.position;
+        let mut batch = self.store.batch();
+        batch.put(keyspace, key, bookmark);
+        batch.put(keyspace, points::STATE, state.to_value());
+        Ok(batch.commit()?)
     }
 
     /// Makes a keyspace the shard's, durably. The index files belong to the old one and go first.
@@ -520,7 +523,8 @@ fn load(
     let view = store.view();
     let state = match view.get(&keyspace, points::STATE)? {
         Some(bytes) => StateRecord::of_value(bytes)?,
-        None => points::first_state(collection),
+        None if view.keys(&keyspace, &[]).next().is_none() => points::first_state(collection),
+        None => return Err(damaged("shard state", "it is gone")),
     };
     if state.collection != collection.0 {
         let why = format!("it holds collection {}, not {collection}", state.collection);

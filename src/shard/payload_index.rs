@@ -139,6 +139,11 @@ impl FieldIndex {
         self.with(PRESENT).len()
     }
 
+    /// How many entries there are, of all slots together.
+    pub(super) fn rows(&self) -> u64 {
+        self.slots.values().map(|slots| slots.len()).sum()
+    }
+
     /// Slots of all values whose bytes lie within bounds.
     pub(super) fn between(&self, from: Bound<Vec<u8>>, to: Bound<Vec<u8>>) -> RoaringBitmap {
         let from = match from {

@@ -168,6 +168,12 @@ impl Client {
         client
     }
 
+    /// The same client, giving up after this time.
+    pub fn within(&self, time: Duration) -> Self {
+        let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(time));
+        Client { agent: config.build().new_agent(), ..self.clone() }
+    }
+
     pub fn get(&self, path: &str) -> Answer {
         self.send("GET", path, None)
     }

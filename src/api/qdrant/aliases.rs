@@ -71,6 +71,7 @@ pub(super) struct ChangeBody {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[expect(clippy::enum_variant_names, reason = "Qdrant's names of the actions")]
 enum Action {
     CreateAlias { collection_name: String, alias_name: String },
     DeleteAlias { alias_name: String },

@@ -112,11 +112,6 @@ impl GroupRecord {
     pub(in crate::cluster) fn in_phase(&self, phase: Phase) -> impl Iterator<Item = &ReplicaRecord> {
         self.replicas.iter().filter(move |r| r.phase == phase)
     }
-
-    /// Whether a replica is to come that no member is yet.
-    pub(in crate::cluster) fn expects(&self) -> bool {
-        self.replicas.iter().any(|r| matches!(r.phase, Phase::Planned | Phase::Opened | Phase::Joining))
-    }
 }
 
 /// A collection, as the catalog knows it.

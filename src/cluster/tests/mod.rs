@@ -162,5 +162,5 @@ async fn leader<'a>(nodes: &'a [Node], collection: &str) -> (&'a Node, Vec<&'a N
 
 /// Creates a collection through the first node.
 async fn create(nodes: &[Node], name: &str, spec: CollectionSpec) -> Result<()> {
-    nodes[0].cluster.create_collection(name, spec, soon()).await.map(|_| ())
+    nodes[0].cluster.create_collection(name, spec, soon()).await.map(drop)
 }

@@ -55,7 +55,7 @@ async fn a_lost_leader_is_missed_for_about_a_second() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_cut_off_answers_no_read_and_its_last_commands_are_overwritten() {
-    let group = Group::of(3).await;
+    let group = Group::with(3, |options| options.propose.entries_under_way = 1).await;
     let old = group.leader().await;
     put(&old, command(1)).await;
     group.wires.isolate(old.inner.replica);
@@ -63,9 +63,14 @@ async fn a_leader_cut_off_answers_no_read_and_its_last_commands_are_overwritten(
     let patient = old.clone();
     let unacknowledged =
         tokio::spawn(async move { patient.propose(command(666), soon(), Wait::Applied).await });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    // What waits behind it was never proposed, and does not wait for ever.
     let impatient =
-        old.propose(command(667), Instant::now() + Duration::from_millis(50), Wait::Applied).await;
-    assert!(matches!(impatient, Err(ReplicaError::Deadline { .. })), "{impatient:?}");
+        old.propose(command(667), Instant::now() + Duration::from_millis(20), Wait::Applied).await;
+    assert!(matches!(impatient, Err(ReplicaError::Deadline { proposed: false })), "{impatient:?}");
+    let error = old.propose(command(668), soon(), Wait::Applied).await.unwrap_err();
+    assert!(matches!(error, ReplicaError::NotLeader { leader: None }), "{error}");
+    assert_eq!(error.effect(), Effect::None);
 
     let rest = others(&group, &old);
     let next = leader_among(&rest).await;
@@ -76,9 +81,6 @@ async fn a_leader_cut_off_answers_no_read_and_its_last_commands_are_overwritten(
     }
     let error = old.read_index(soon()).await.unwrap_err();
     assert!(matches!(error, ReplicaError::NoQuorum), "{error}");
-    let error = old.propose(command(668), soon(), Wait::Applied).await.unwrap_err();
-    assert!(matches!(error, ReplicaError::NotLeader { leader: None }), "{error}");
-
     group.wires.heal();
     let error = unacknowledged.await.unwrap().unwrap_err();
     assert!(matches!(error, ReplicaError::Superseded), "{error}");
@@ -104,6 +106,14 @@ async fn a_follower_cut_off_does_not_disturb_the_leader_when_it_returns() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!((leader.status().role, leader.status().term), (Role::Leader, term));
     assert_eq!(cut.status().term, term);
+
+    // One that does not hear the leader, but is heard.
+    group.wires.cut(leader.inner.replica, cut.inner.replica);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    put(&leader, command(11)).await;
+    assert_eq!((leader.status().role, leader.status().term), (Role::Leader, term));
+    group.wires.heal();
+    group.agree().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -115,8 +125,9 @@ async fn leadership_is_handed_over() {
         let at = Instant::now();
         leader.transfer_leadership(Some(id(to)), soon()).await.unwrap();
         println!("handed over in {:?}", at.elapsed());
-        // It leads when that returns.
-        assert_eq!(group.replica(to).status().role, Role::Leader);
+        // Known to lead when that returns; it takes commands once a quorum has answered it.
+        assert_eq!(leader.status().leader, Some(id(to)));
+        assert_eq!(group.leader().await.inner.replica, id(to));
         n += 1;
         put(&group.replica(to), command(n)).await;
     }
@@ -139,8 +150,10 @@ async fn a_leader_that_shuts_down_hands_over() {
     put(&leader, command(1)).await;
     leader.shutdown().await.unwrap();
     let rest = others(&group, &leader);
-    assert!(rest.iter().any(|replica| replica.status().role == Role::Leader), "{:#?}", group.statuses());
+    let known = leader.status().leader;
+    assert!(known.is_some() && known != Some(leader.inner.replica), "{:#?}", group.statuses());
     assert_eq!(write(&rest, command(2)).await, 0);
+    assert_eq!(leader_among(&rest).await.inner.replica, known.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -226,8 +239,9 @@ async fn callers_are_told_the_truth_while_leaders_change() {
         }
         group.wires.heal();
     }
-    group.leader().await;
-    write(&group.replicas(), told.next()).await;
+    let (leader, last) = (group.leader().await, told.next());
+    let answer = leader.propose(last.clone(), soon(), Wait::Applied).await;
+    told.answered(last, answer);
     group.agree().await;
     told.check(&group.replica(1).machine().commands());
 }

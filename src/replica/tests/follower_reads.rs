@@ -102,7 +102,7 @@ async fn reads_see_acknowledged_writes_while_leaders_change() {
         println!("{answered} reads answered, {refused} refused");
         all += answered;
     }
-    assert!(all > 300, "{all} reads were answered");
+    assert!(all > 100, "{all} reads were answered");
     group.agree().await;
 }
 

@@ -125,8 +125,9 @@ impl Network for End {
                 wires.pass(from, to).await;
                 let replica = wires.find(to)?;
                 // What has arrived is handled, even if nobody waits for the answer any more.
-                let answer = tokio::spawn(async move { replica.answer(message).await }).await;
-                let answer = answer.unwrap().map_err(|error| Unreached(error.to_string()))?;
+                let handled = tokio::spawn(async move { replica.answer(message).await }).await;
+                let handled = handled.map_err(|lost| Unreached(lost.to_string()))?;
+                let answer = handled.map_err(|error| Unreached(error.to_string()))?;
                 wires.pass(to, from).await;
                 Ok(answer)
             };

@@ -144,6 +144,10 @@ fn bookmarks_and_hashes_are_recorded_often_enough() {
     let hash = shard.state_hash_at(Position(8192)).unwrap();
     assert_eq!(hash, Some(replay.state_hash().unwrap().1), "whatever the batches were");
     assert_eq!(shard.state_hash_at(Position(8191)).unwrap(), None);
+    let marks = shard.hash_marks(Position(0)).unwrap();
+    assert_eq!(marks, replay.hash_marks(Position(4096)).unwrap());
+    assert_eq!(marks.iter().map(|(at, _)| at.0).collect::<Vec<_>>(), [4096, 8192]);
+    assert_eq!(shard.hash_marks(Position(4097)).unwrap(), [(Position(8192), hash.unwrap())]);
     shard.close();
     replay.close();
 }
@@ -162,7 +166,8 @@ fn a_damaged_snapshot_changes_nothing_and_a_whole_one_moves_everything() {
     apply(&other, &command(Body::Configure(schema(1, &[]))));
     apply(&other, &command(put(777, 7.0)));
     let before = other.state_hash().unwrap();
-    for at in (0..stream.len()).step_by(stream.len() / 40) {
+    let end = rows_end(&stream);
+    for at in (0..end).step_by(end / 40).chain([end - 1]) {
         assert!(other.install_snapshot(&mut &stream[..at]).is_err(), "{at} bytes");
         let mut damaged = stream.clone();
         damaged[at] ^= 4;
@@ -170,6 +175,8 @@ fn a_damaged_snapshot_changes_nothing_and_a_whole_one_moves_everything() {
         assert_eq!(other.state_hash().unwrap(), before);
         assert_eq!(other.view().count(None).unwrap(), 1);
     }
+    let old_format = [b"ANNALSH1", &stream[8..]].concat();
+    assert!(other.install_snapshot(&mut old_format.as_slice()).is_err());
     let old_view = other.view();
     other.install_snapshot(&mut stream.as_slice()).unwrap();
     assert_eq!(other.state_hash().unwrap(), shard.state_hash().unwrap());
@@ -192,6 +199,24 @@ fn a_damaged_snapshot_changes_nothing_and_a_whole_one_moves_everything() {
     drop(other);
     Shard::drop_files(&store, "shard1", &there.path().join("index")).unwrap();
     assert!(store.keyspaces().is_empty());
+    shard.close();
+}
+
+#[test]
+fn snapshot_bytes_are_golden() {
+    let folder = tempfile::tempdir().unwrap();
+    let shard = open(folder.path());
+    let first = Command { request: Some(RequestId { client: "me".into(), seq: 9 }), ..command(put(1, 1.0)) };
+    let log = [command(Body::Configure(schema(1, &[("n", FieldType::Keyword)]))), first.clone(), first];
+    let bookmark = Bookmark(Bytes::from_static(b"mark"));
+    shard.apply(log.iter().map(Command::encode).collect(), bookmark).unwrap();
+    let mut stream = Vec::new();
+    shard.write_snapshot(&mut stream).unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/snapshot.bin");
+    if std::env::var_os("REWRITE").is_some() {
+        std::fs::write(&golden, &stream).unwrap();
+    }
+    assert!(std::fs::read(golden).unwrap() == stream, "{}", String::from_utf8_lossy(&stream));
     shard.close();
 }
 
@@ -369,11 +394,11 @@ fn record_bytes_are_golden() {
         ),
     ]
     .into();
-    let point = PointRecord {
+    let point = points::PointRecord {
         version: 300,
         born: 299,
         slot: 70_000,
-        ..PointRecord::of(&vectors, Bytes::from_static(br#"{"a":1}"#))
+        ..points::PointRecord::of(&vectors, Bytes::from_static(br#"{"a":1}"#))
     };
     let slot = SlotRecord { id: PointId::Uuid(9).to_key(), born: 299 };
     let dedup = points::DedupRecord {

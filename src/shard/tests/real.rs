@@ -234,6 +234,88 @@ fn a_damaged_index_costs_time_and_no_answer() {
 }
 
 #[test]
+fn a_snapshot_brings_its_graphs() {
+    let data = wordnet();
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let sender = open_wordnet(here.path(), 256 << 10);
+    fill(&sender, &data, Distance::Cosine);
+    settle(&sender);
+    // Some rows are in no graph, some rows of graphs are dead.
+    let upsert = |id: usize| PointWrite {
+        id: PointId::Num(id as u64),
+        vectors: [(String::new(), Vector::Dense(data.vectors[id + 1].clone()))].into(),
+        payload: Bytes::new(),
+    };
+    let late = (0..30).map(upsert).collect();
+    sender.apply(vec![command(Body::Upsert(late)).encode()], Bookmark(Bytes::new())).unwrap();
+    let answers = |shard: &Shard| -> Vec<_> {
+        let view = shard.view();
+        data.queries[..20]
+            .iter()
+            .map(|q| (search(&view, q, None, None), search(&view, q, None, Some(48))))
+            .collect()
+    };
+    let files = |shard: &Shard| -> Vec<Vec<u8>> {
+        shard.view().vectors[""].segments.iter().map(|s| s.segment.file_bytes().to_vec()).collect()
+    };
+    let (want, graphs) = (answers(&sender), files(&sender));
+    assert!(!graphs.is_empty());
+    let mut stream = Vec::new();
+    sender.write_snapshot(&mut stream).unwrap();
+    // So large a delta is not sealed: a graph that is there was not built there.
+    let receiver = open_wordnet(there.path(), 1 << 30);
+    for _ in 0..2 {
+        receiver.install_snapshot(&mut stream.as_slice()).unwrap();
+        assert_eq!(files(&receiver), graphs);
+        assert_eq!(answers(&receiver), want);
+        let stats = receiver.stats();
+        assert!(
+            !stats.building && stats.indexed_vectors == 2000 && stats.index_bytes > 2_000_000,
+            "{stats:?}"
+        );
+        assert_eq!(receiver.scrub().unwrap(), sender.state_hash().unwrap());
+    }
+    receiver.close();
+    drop(receiver);
+    let receiver = open_wordnet(there.path(), 1 << 30);
+    assert_eq!((files(&receiver), answers(&receiver)), (graphs, want.clone()));
+    let in_folder = || fs::read_dir(there.path().join("index")).unwrap().count();
+    assert_eq!(in_folder(), 1 + receiver.view().vectors[""].segments.len());
+    // What is wrong with the files costs graphs; which, depends on where it is.
+    let exact = |answers: Vec<(Vec<(PointId, f32)>, _)>| answers.into_iter().map(|a| a.0).collect::<Vec<_>>();
+    let (begin, want) = (rows_end(&stream), exact(want));
+    let mut lost = 0;
+    for at in [begin + 3, begin + 5, begin + 20, begin + 1000, (begin + stream.len()) / 2, stream.len() - 1] {
+        let mut damaged = stream.clone();
+        damaged[at] ^= 0x10;
+        for stream in [&damaged[..], &stream[..at]] {
+            receiver.install_snapshot(&mut &*stream).unwrap();
+            assert_eq!(receiver.state_hash().unwrap(), sender.state_hash().unwrap());
+            let segments = receiver.view().vectors[""].segments.len();
+            assert!(segments < sender.view().vectors[""].segments.len(), "byte {at}");
+            lost += usize::from(segments == 0);
+            assert_eq!(exact(answers(&receiver)), want, "byte {at}");
+        }
+    }
+    assert!(lost >= 8, "{lost}");
+    // Rot of a file on its sender's disk: its scrub finds it, and the receiver does not take it.
+    let view = sender.view();
+    let path = here.path().join("index").join(&view.vectors[""].segments[0].file);
+    let mut file = fs::OpenOptions::new().write(true).open(path).unwrap();
+    io::Seek::seek(&mut file, io::SeekFrom::Start(1_000)).unwrap();
+    io::Write::write_all(&mut file, &[0xaa; 3]).unwrap();
+    assert!(matches!(sender.scrub(), Err(MachineError::Damaged { .. })));
+    let mut rotten = Vec::new();
+    sender.write_snapshot(&mut rotten).unwrap();
+    receiver.install_snapshot(&mut rotten.as_slice()).unwrap();
+    assert_eq!(receiver.view().vectors[""].segments.len(), view.vectors[""].segments.len() - 1);
+    assert_eq!(exact(answers(&receiver)), want);
+    assert_eq!(receiver.scrub().unwrap(), sender.state_hash().unwrap());
+    sender.close();
+    receiver.close();
+}
+
+#[test]
 fn readers_never_see_half_of_a_write() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(&folder.path().join("store"), StoreOptions::default()).unwrap();

@@ -5,7 +5,8 @@
 //! the store, costs the graphs and never an answer.
 //! Layout: `docs/FORMATS.md`, pinned by `tests/golden/manifest.txt`.
 
-use super::segment::Segment;
+use super::{VectorIndex, VectorIndexes, segment::Segment};
+use crate::model::Position;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -41,6 +42,15 @@ pub(in crate::shard) struct Entry {
 }
 
 impl Manifest {
+    /// What a view at `position` holds.
+    pub(in crate::shard) fn of(position: Position, indexes: &VectorIndexes) -> Manifest {
+        let entries = |index: &VectorIndex| -> Vec<Entry> {
+            index.segments.iter().map(|s| Entry::of(&s.file, &s.segment)).collect()
+        };
+        let segments = indexes.iter().map(|(name, index)| (name.clone(), entries(index))).collect();
+        Manifest { format: 1, position: position.0, next: 0, segments }
+    }
+
     /// Reads the folder's manifest; an empty one if there is none or it is damaged.
     pub(in crate::shard) fn read(folder: &Path) -> Manifest {
         let path = folder.join(FILE);
@@ -78,12 +88,14 @@ impl Manifest {
         }
     }
 
-    fn text(&self) -> io::Result<String> {
+    /// Its line.
+    pub(in crate::shard) fn text(&self) -> io::Result<String> {
         let json = serde_json::to_string(self)?;
         Ok(format!("{:08x} {json}\n", crc32fast::hash(json.as_bytes())))
     }
 
-    fn parse(text: &str) -> Option<Manifest> {
+    /// Reads a line; `None` if it is damaged or of another format.
+    pub(in crate::shard) fn parse(text: &str) -> Option<Manifest> {
         let (crc, json) = text.strip_suffix('\n')?.split_once(' ')?;
         if crc != format!("{:08x}", crc32fast::hash(json.as_bytes())) {
             return None;
@@ -96,6 +108,10 @@ impl Manifest {
         let named = |name: &str| name == FILE || self.segments.values().flatten().any(|e| e.file == name);
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
+            // A folder is where an install gathers the files it is sent.
+            if entry.file_type()?.is_dir() {
+                continue;
+            }
             if !entry.file_name().to_str().is_some_and(named) {
                 fs::remove_file(entry.path())?;
             }
@@ -152,13 +168,14 @@ mod tests {
         for file in ["1.seg", "9.seg", "9.new"] {
             fs::write(folder.path().join(file), "x").unwrap();
         }
+        fs::create_dir(folder.path().join("incoming")).unwrap();
         example().sweep(folder.path()).unwrap();
         let mut left: Vec<_> = fs::read_dir(folder.path())
             .unwrap()
             .map(|e| e.unwrap().file_name().into_string().unwrap())
             .collect();
         left.sort();
-        assert_eq!(left, ["1.seg", "manifest"]);
+        assert_eq!(left, ["1.seg", "incoming", "manifest"]);
         Manifest::remove(folder.path()).unwrap();
         Manifest::remove(folder.path()).unwrap();
         assert_eq!(Manifest::read(folder.path()), Manifest::default());

@@ -122,6 +122,17 @@ impl Head {
         })
     }
 
+    /// Holds every section of a file against its checksum.
+    fn check(&self, file: &[u8]) -> Result<(), SegmentError> {
+        let (sections, _) = self.sections().ok_or(SegmentError::Damaged("sizes"))?;
+        for (section, checksum) in sections.into_iter().zip(self.checksums) {
+            if crc32fast::hash(&file[section]) != checksum {
+                return Err(SegmentError::Damaged("checksum of a section"));
+            }
+        }
+        Ok(())
+    }
+
     /// Where each section lies, and where the file ends; `None` if that is beyond any file.
     fn sections(&self) -> Option<([std::ops::Range<usize>; 4], usize)> {
         let sizes = [
@@ -196,11 +207,7 @@ impl Segment {
         if map.len() != end {
             return Err(SegmentError::Damaged("length"));
         }
-        for (section, checksum) in sections.iter().zip(head.checksums) {
-            if crc32fast::hash(&map[section.clone()]) != checksum {
-                return Err(SegmentError::Damaged("checksum of a section"));
-            }
-        }
+        head.check(&map)?;
         let rows = map[sections[2].clone()]
             .as_chunks::<ROW_BYTES>()
             .0
@@ -251,6 +258,19 @@ impl Segment {
     /// Its distance and dimension: a segment of another schema is of no use.
     pub(crate) fn fits(&self, distance: Distance, dim: usize) -> bool {
         self.head.distance == distance && self.head.dim == dim
+    }
+
+    /// Checks every byte again.
+    pub(crate) fn verify(&self) -> Result<(), SegmentError> {
+        if Head::decode(&self.map)? != self.head {
+            return Err(SegmentError::Damaged("the head is another"));
+        }
+        self.head.check(&self.map)
+    }
+
+    /// The whole file, as it is mapped: it can be read when it has no name any more.
+    pub(crate) fn file_bytes(&self) -> &[u8] {
+        &self.map
     }
 
     /// The checksum of the head, which holds those of all else.

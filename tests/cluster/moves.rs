@@ -1,0 +1,144 @@
+//! Nodes that come and go on purpose, and replicas that move between them under load.
+
+use crate::{
+    SHARDS,
+    cluster::TestCluster,
+    cluster_with_c,
+    connection::Connection,
+    history::Order,
+    p99, settle, sleep,
+    workload::{Load, Plan},
+};
+use serde_json::json;
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+/// No operation of a load may fail while nothing fails but a move.
+fn assert_nothing_failed(history: &crate::history::History) {
+    let failed = history.errors.iter().filter(|(what, _)| !what.contains(" 503 ")).count();
+    assert_eq!(failed, 0, "{:?}", history.errors);
+}
+
+/// Waits until the shard lies on exactly these nodes, all in order.
+fn wait_on(cluster: &mut TestCluster, shard: u32, nodes: &[&str]) {
+    cluster.wait_for(&format!("c/{shard} on {nodes:?}"), |cluster| {
+        let status = cluster.status();
+        (status.shard(Some("c"), shard)?.nodes() == nodes).then_some(())
+    });
+    cluster.wait_all_ok();
+}
+
+fn drain(cluster: &TestCluster, node: &str) {
+    let answer = cluster.client(0).post(&format!("/annal/v1/cluster/nodes/{node}/drain"), &json!({}));
+    assert!((200..300).contains(&answer.status), "{} {}", answer.status, answer.text);
+}
+
+#[test]
+fn a_node_is_added_drained_and_removed_under_load() {
+    let mut cluster = cluster_with_c();
+    let load = Load::start(cluster.urls(), Plan::default());
+    let added = cluster.add();
+    assert_eq!(cluster.name(added), "n4");
+    drain(&cluster, "n3");
+    cluster.wait_for("n3 to hold no shard", |cluster| {
+        let status = cluster.status();
+        status.of("c").all(|row| !row.nodes().contains(&"n3")).then_some(())
+    });
+    for shard in 0..SHARDS {
+        wait_on(&mut cluster, shard, &["n1", "n2", "n4"]);
+    }
+    // Asked again it is done already.
+    drain(&cluster, "n3");
+    // It stops in order before it is removed: clients that were at it go elsewhere.
+    cluster.terminate(2);
+    let removed = cluster.client(0).delete("/annal/v1/cluster/nodes/n3");
+    assert!((200..300).contains(&removed.status), "{} {}", removed.status, removed.text);
+    cluster.wait_for("n3 to be gone from the catalog", |cluster| {
+        let status = cluster.status();
+        let named = status.nodes.iter().any(|node| node.name == "n3")
+            || status.shards.iter().any(|row| row.nodes().contains(&"n3"));
+        (!named).then_some(())
+    });
+    sleep(Duration::from_millis(300));
+    let history = settle("added, drained, removed", &mut cluster, load, Order::Values);
+    let failed: Vec<_> = history
+        .errors
+        .iter()
+        .filter(|(what, _)| !what.contains(" 503 ") && !what.contains("not sent"))
+        .collect();
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+/// Searches until told to stop; gives how long each took.
+fn search(
+    urls: &[String],
+    n: usize,
+    stop: &AtomicBool,
+    during: &AtomicBool,
+    times: &Mutex<[Vec<Duration>; 2]>,
+) {
+    let mut connection = Connection::new(&urls[n % urls.len()]);
+    let body = json!({"query": [1, 2, 3, 4], "limit": 10, "with_payload": true}).to_string();
+    while !stop.load(Ordering::Relaxed) {
+        let moving = during.load(Ordering::Relaxed);
+        let started = Instant::now();
+        let reply = connection.send("POST", "/collections/c/points/query", &[], &body).unwrap();
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        times.lock().unwrap()[usize::from(moving)].push(started.elapsed());
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_shard_moves_under_load() {
+    let mut cluster = cluster_with_c();
+    // Something to carry over.
+    for first in (0..20_000u64).step_by(500) {
+        let points: Vec<_> = (first..first + 500)
+            .map(|n| json!({"id": 1 << 40 | n, "vector": [n % 97, n % 89, n % 83, n], "payload": {"n": n}}))
+            .collect();
+        cluster.client(0).put("/collections/c/points?wait=true", &json!({"points": points})).ok();
+    }
+    let added = cluster.add();
+    let urls = cluster.urls()[..added].to_vec();
+    let load = Load::start(urls.clone(), Plan::default());
+    let (stop, during, times) = (AtomicBool::new(false), AtomicBool::new(false), Mutex::default());
+    let from = cluster.leader_of("c", 0);
+    let from_name = cluster.name(from).to_owned();
+    thread::scope(|scope| {
+        let searches: Vec<_> = (0..2)
+            .map(|n| {
+                let (urls, stop, during, times) = (&urls, &stop, &during, &times);
+                scope.spawn(move || search(urls, n, stop, during, times))
+            })
+            .collect();
+        sleep(Duration::from_secs(2));
+        during.store(true, Ordering::Relaxed);
+        let body = json!({"from": from_name, "to": "n4"});
+        let moved = cluster.client(0).post("/annal/v1/collections/c/shards/0/move", &body);
+        assert!((200..300).contains(&moved.status), "{} {}", moved.status, moved.text);
+        let mut nodes: Vec<_> = ["n1", "n2", "n3", "n4"].into_iter().filter(|n| *n != from_name).collect();
+        nodes.sort_unstable();
+        wait_on(&mut cluster, 0, &nodes);
+        sleep(Duration::from_millis(500));
+        stop.store(true, Ordering::Relaxed);
+        searches.into_iter().for_each(|thread| thread.join().expect("no search failed"));
+    });
+    let [mut before, mut while_moving] = times.into_inner().unwrap();
+    let (before, while_moving) = (p99(&mut before), p99(&mut while_moving));
+    println!(
+        "search p99 before the move {before:?}, while it went on {while_moving:?}: ratio {:.2}",
+        while_moving.as_secs_f64() / before.as_secs_f64()
+    );
+    assert!(while_moving < Duration::from_secs(2));
+    let history = load.stop();
+    assert_nothing_failed(&history);
+    assert_eq!(history.writes(crate::history::Outcome::Unknown).count(), 0);
+    cluster.wait_equal("c", 3, false);
+}
