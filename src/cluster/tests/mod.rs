@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod routing;
+mod wire;
 
 use super::{
     Cluster, ClusterOptions, CollectionSpec, Consistency, ReadOptions, Result, WriteOptions,
