@@ -23,10 +23,9 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
+// What takes arguments describes itself: words here would take the place of its own, examples included.
 enum Command {
-    /// Runs a node.
     Serve(serve::Serve),
-    /// Shows nodes, shards, leaders, positions and lag, by region.
     Status(status::Status),
     /// Drains or removes a node.
     #[command(subcommand)]
@@ -34,7 +33,6 @@ enum Command {
     /// Moves, splits or leads a shard.
     #[command(subcommand)]
     Shard(shard::Shard),
-    /// Loads vectors from a file into a collection.
     Import(import::Import),
     /// Follows a collection's changes; checks or prints a stopped node's log.
     #[command(subcommand)]
