@@ -19,13 +19,20 @@ use crate::{
 };
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tempfile::TempDir;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::watch,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
 /// A node of a cluster.
 struct Node {
     name: String,
     cluster: Cluster,
+    peers: Peers,
+    /// Whether what others send it stands still on the way.
+    frozen: watch::Sender<bool>,
     _store: Store,
     _dir: TempDir,
     stop: CancellationToken,
@@ -102,7 +109,12 @@ async fn until(what: &str, mut done: impl FnMut() -> bool) {
 impl Node {
     async fn start(name: String, listener: socket::Listener, join: &[String]) -> Node {
         let dir = tempfile::tempdir().unwrap();
+        // Others reach it through a gate.
         let peer = listener.local_addr().unwrap().to_string();
+        let frozen = watch::Sender::new(false);
+        let behind = socket::listen("127.0.0.1:0").await.unwrap();
+        let to = behind.local_addr().unwrap().to_string();
+        tokio::spawn(gate(listener, to, frozen.subscribe()));
         let (region, zone, http) = ("here".to_owned(), name.clone(), "127.0.0.1:1".to_owned());
         let me = Newcomer {
             node: name.clone(),
@@ -114,7 +126,7 @@ impl Node {
         };
         let peers = Peers::new(Credentials { node: name.clone(), secret: None });
         let (door, stop) = (Door::new(me, peers.clone()), CancellationToken::new());
-        tokio::spawn(net::serve(listener, peers, Arc::new(door.clone()), stop.clone()));
+        tokio::spawn(net::serve(behind, peers.clone(), Arc::new(door.clone()), stop.clone()));
         let identity: IdentityFile =
             found::settle(&door, None, &dir.path().join("node.json"), join).await.unwrap();
         let log_options = annal_wal::Options { segment_bytes: 4 << 20, ..annal_wal::Options::default() };
@@ -134,11 +146,25 @@ impl Node {
         };
         let standing = Standing { identity, door, lost: BTreeSet::new() };
         let cluster = Cluster::open(options, standing, log, store.clone()).await.unwrap();
-        Node { name, cluster, _store: store, _dir: dir, stop }
+        Node { name, cluster, peers, frozen, _store: store, _dir: dir, stop }
     }
 
-    /// Goes without a word: no leadership is handed over, nobody is answered any more.
-    async fn die(&self) {
+    /// Stands still, as far as others can tell: what they send hangs, and nothing comes from it.
+    fn freeze(&self) {
+        self.frozen.send_replace(true);
+        // Nobody listens to a node of another cluster.
+        self.peers.set_cluster("elsewhere".to_owned());
+    }
+
+    /// Goes on as if nothing had been.
+    fn thaw(&self, cluster_id: &str) {
+        self.peers.set_cluster(cluster_id.to_owned());
+        self.frozen.send_replace(false);
+    }
+
+    /// Leaves in order.
+    async fn leave(&self) {
+        self.cluster.drain().await;
         self.stop.cancel();
         self.cluster.close().await;
     }
@@ -149,6 +175,26 @@ impl Node {
         let Some(record) = state.collections.get(collection) else { return false };
         let local = self.cluster.replica_here(record.shards[0].group);
         local.is_some_and(|local| local.replica.status().role == Role::Leader)
+    }
+}
+
+/// Passes on what comes, unless it is frozen: then everything waits, and no connection breaks.
+async fn gate(listener: socket::Listener, to: String, frozen: watch::Receiver<bool>) {
+    while let Ok(from) = socket::accept(&listener).await {
+        let Ok(to) = socket::connect(&to).await else { continue };
+        let ((from_read, from_write), (to_read, to_write)) = (from.into_split(), to.into_split());
+        for (mut read, mut write) in [(from_read, to_write), (to_read, from_write)] {
+            let mut frozen = frozen.clone();
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 64 << 10];
+                while let Ok(bytes @ 1..) = read.read(&mut buffer).await {
+                    let open = frozen.wait_for(|frozen| !frozen).await.is_ok();
+                    if !open || write.write_all(&buffer[..bytes]).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
     }
 }
 

@@ -193,7 +193,7 @@ async fn copies_are_equal(nodes: &[Node]) {
 
 /// Dropped and made anew again and again: whoever writes or reads meanwhile finds one of them or none.
 async fn another_collection_of_the_name(nodes: &[Node]) {
-    let (stop, writes) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (stop, writes) = (AtomicBool::new(false), [const { AtomicU64::new(0) }; 3]);
     let users = nodes.iter().enumerate().map(|(i, node)| {
         let (stop, writes) = (&stop, &writes);
         async move {
@@ -201,7 +201,7 @@ async fn another_collection_of_the_name(nodes: &[Node]) {
             while !stop.load(Ordering::Relaxed) {
                 at += 1;
                 match node.cluster.upsert("again", vec![point(at * 3 + i as u64, at)], &writing()).await {
-                    Ok(_) => _ = writes.fetch_add(1, Ordering::Relaxed),
+                    Ok(_) => _ = writes[i].fetch_add(1, Ordering::Relaxed),
                     Err(e) => assert!(matches!(e.kind(), Kind::NotFound | Kind::Unavailable), "{e:?}"),
                 }
                 match node.cluster.count("again", None, &reading()).await {
@@ -225,6 +225,11 @@ async fn another_collection_of_the_name(nodes: &[Node]) {
                     assert_eq!(tag, (before == round).then_some(round));
                 }
             }
+            let before: Vec<u64> = writes.iter().map(|writes| writes.load(Ordering::Relaxed)).collect();
+            until("everybody writes to the new one", || {
+                writes.iter().zip(&before).all(|(writes, before)| writes.load(Ordering::Relaxed) > *before)
+            })
+            .await;
             assert!(other.cluster.delete_collection("again", soon()).await.unwrap());
             for reader in nodes {
                 let gone = reader.cluster.count("again", None, &reading()).await;
@@ -234,55 +239,88 @@ async fn another_collection_of_the_name(nodes: &[Node]) {
         stop.store(true, Ordering::Relaxed);
     };
     futures::future::join(futures::future::join_all(users), dropper).await;
-    assert!(writes.load(Ordering::Relaxed) > 0);
+}
+
+/// What one writer did: what it wrote to which point, how often, and the longest that one request took.
+struct Wrote {
+    id: u64,
+    times: u64,
+    longest: Duration,
+}
+
+/// Writes through nodes and reads each write back, four at a time through each, while `meanwhile` runs.
+async fn busy(through: &[&Node], meanwhile: impl Future<Output = ()>) -> Vec<Wrote> {
+    let stop = AtomicBool::new(false);
+    let writers = (0..through.len() as u64 * 4).map(|id| {
+        let (stop, node) = (&stop, through[id as usize % through.len()]);
+        async move {
+            let mut wrote = Wrote { id, times: 0, longest: Duration::ZERO };
+            while !stop.load(Ordering::Relaxed) {
+                let next = wrote.times + 1;
+                let at = Instant::now();
+                node.cluster.upsert("c", vec![point(id, next)], &writing()).await.unwrap();
+                wrote.longest = wrote.longest.max(at.elapsed());
+                wrote.times = next;
+                let at = Instant::now();
+                assert_eq!(tag_of(node, "c", id, &reading()).await, Some(next));
+                wrote.longest = wrote.longest.max(at.elapsed());
+            }
+            wrote
+        }
+    });
+    let meanwhile = async {
+        meanwhile.await;
+        stop.store(true, Ordering::Relaxed);
+    };
+    futures::future::join(futures::future::join_all(writers), meanwhile).await.0
+}
+
+/// Every node sees the last write of every writer, and all copies are equal.
+async fn nothing_is_lost(nodes: &[&Node], wrote: &[Wrote]) {
+    for node in nodes {
+        for Wrote { id, times, .. } in wrote {
+            assert_eq!(tag_of(node, "c", *id, &reading()).await, Some(*times), "at {}", node.name);
+        }
+    }
+    let hashes = nodes[0].cluster.state_hash("c", None, true, &reading()).await.unwrap();
+    assert_eq!(hashes[0].replicas.len(), nodes.len(), "{hashes:?}");
+    assert_eq!(hashes[0].replicas.values().collect::<BTreeSet<_>>().len(), 1, "{hashes:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_dies_and_nobody_but_the_clock_notices() {
+async fn a_leader_stands_still_and_comes_back_and_another_one_leaves() {
     let nodes = nodes(3).await;
     create(&nodes, "c", spec(1, 3)).await.unwrap();
+    let cluster_id = nodes[0].cluster.info().cluster_id;
     let (leader, others) = leader(&nodes, "c").await;
-    let (stop, started) = (AtomicBool::new(false), Instant::now());
-    let writers =
-        others.iter().enumerate().flat_map(|(i, node)| (0..4u64).map(move |w| (i as u64 * 4 + w, node)));
-    let writers = writers.map(|(writer, node)| {
-        let stop = &stop;
-        async move {
-            let (mut acknowledged, mut longest) = (0u64, Duration::ZERO);
-            while !stop.load(Ordering::Relaxed) {
-                let at = Instant::now();
-                let tag = acknowledged + 1;
-                node.cluster.upsert("c", vec![point(writer, tag)], &writing()).await.unwrap();
-                longest = longest.max(at.elapsed());
-                acknowledged = tag;
-                let at = Instant::now();
-                assert_eq!(tag_of(node, "c", writer, &reading()).await, Some(tag));
-                longest = longest.max(at.elapsed());
-            }
-            (writer, acknowledged, longest)
-        }
-    });
-    let killer = async {
-        sleep(Duration::from_millis(1_000)).await;
-        leader.die().await;
+    let all: Vec<&Node> = nodes.iter().collect();
+    let frozen = async {
+        sleep(Duration::from_millis(500)).await;
+        leader.freeze();
         sleep(Duration::from_secs(5)).await;
-        stop.store(true, Ordering::Relaxed);
+        leader.thaw(&cluster_id);
     };
-    let (written, ()) = futures::future::join(futures::future::join_all(writers), killer).await;
-    let longest = written.iter().map(|(_, _, longest)| *longest).max().unwrap();
-    let total: u64 = written.iter().map(|(_, acknowledged, _)| acknowledged).sum();
-    println!("{} writes in {:?}, longest pause {longest:?}, {} died", total, started.elapsed(), leader.name);
-    assert!(longest < Duration::from_secs(5), "the longest pause was {longest:?}");
-    // Every write was applied once: the shard has taken just as many commands, and one that told it its schema.
-    for node in &others {
-        for (writer, acknowledged, _) in &written {
-            assert_eq!(tag_of(node, "c", *writer, &reading()).await, Some(*acknowledged));
-        }
-    }
-    let seen = others[0].cluster.count("c", None, &reading()).await.unwrap();
-    let position = seen.token.shards.values().max().unwrap().0;
-    println!("{position} commands for {total} writes");
-    let hashes = others[0].cluster.state_hash("c", None, true, &reading()).await.unwrap();
-    assert_eq!(hashes[0].replicas.len(), 2, "{hashes:?}");
-    assert_eq!(hashes[0].replicas.values().collect::<BTreeSet<_>>().len(), 1, "{hashes:?}");
+    let wrote = busy(&others, frozen).await;
+    let (writes, pause) = sums(&wrote);
+    println!("{writes} writes, longest pause {pause:?} while the leader stood still");
+    assert!(pause > Duration::from_millis(500), "nobody noticed: {pause:?}");
+    assert!(pause < Duration::from_secs(4), "the longest pause was {pause:?}");
+    nothing_is_lost(&all, &wrote).await;
+
+    let (leader, others) = self::leader(&nodes, "c").await;
+    let left = async {
+        sleep(Duration::from_millis(300)).await;
+        leader.leave().await;
+        sleep(Duration::from_millis(500)).await;
+    };
+    let wrote = busy(&others, left).await;
+    let (writes, pause) = sums(&wrote);
+    println!("{writes} writes, longest pause {pause:?} while the leader left");
+    assert!(pause < Duration::from_secs(2), "the longest pause was {pause:?}");
+    nothing_is_lost(&others, &wrote).await;
+}
+
+fn sums(wrote: &[Wrote]) -> (u64, Duration) {
+    let longest = wrote.iter().map(|wrote| wrote.longest).max().unwrap_or_default();
+    (wrote.iter().map(|wrote| wrote.times).sum(), longest)
 }
