@@ -21,29 +21,15 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod process;
+#[path = "process/script.rs"]
+mod script;
 
 use process::{Answer, Node, NodeOptions};
 use std::{fmt::Write, fs, path::Path};
 
-/// One request and what was answered, as they stand in a script.
-struct Exchange {
-    /// Comments and blank lines before it.
-    preamble: String,
-    request: String,
-    answer: String,
-}
-
 #[test]
 fn scripts() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/http");
-    let mut scripts: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    scripts.retain(|path| path.extension().is_some_and(|e| e == "txt"));
-    scripts.sort();
-    let only = std::env::var("SCRIPT").ok();
-    scripts.retain(|path| only.as_ref().is_none_or(|only| path.to_string_lossy().contains(only.as_str())));
-    assert!(!scripts.is_empty(), "no scripts in {}", folder.display());
-    let wrong: Vec<String> = scripts.iter().filter_map(|script| run(script)).collect();
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    script::all_of("http", run);
 }
 
 /// Runs a script; tells where its answers differ.
@@ -57,26 +43,26 @@ fn run(path: &Path) -> Option<String> {
     node.wait_ready();
     let mut replayed = String::new();
     let mut wrong = String::new();
-    for exchange in exchanges(&script) {
-        let answer = if exchange.request.trim() == "@restart" {
+    for exchange in script::scenes(&script) {
+        let answer = if exchange.asked.trim() == "@restart" {
             node = node.kill_and_restart();
             String::new()
         } else {
-            let answer = send(&node, &exchange.request.replace("$TOKEN", &token));
+            let answer = send(&node, &exchange.asked.replace("$TOKEN", &token));
             token = answer.header("annal-token").map_or(token, str::to_owned);
             shown(&answer, &script)
         };
-        if answer.trim() != exchange.answer.trim() {
+        if answer.trim() != exchange.answered.trim() {
             writeln!(
                 wrong,
                 "{}:\n{}expected {}got      {answer}",
                 path.display(),
-                exchange.request,
-                exchange.answer
+                exchange.asked,
+                exchange.answered
             )
             .unwrap();
         }
-        write!(replayed, "{}{}", exchange.preamble, exchange.request).unwrap();
+        write!(replayed, "{}{}", exchange.preamble, exchange.asked).unwrap();
         if !answer.is_empty() {
             write!(replayed, "---\n{answer}").unwrap();
         }
@@ -96,30 +82,6 @@ fn settings<'a>(script: &'a str, name: &str) -> impl Iterator<Item = &'a str> {
 
 fn owned((key, value): (&str, &str)) -> (String, String) {
     (key.to_owned(), value.to_owned())
-}
-
-/// Splits a script: blank lines and comments, a request, `---`, an answer up to the next blank line.
-fn exchanges(script: &str) -> Vec<Exchange> {
-    let mut exchanges = Vec::new();
-    let mut lines = script.lines().peekable();
-    loop {
-        let mut take_while = |wanted: &dyn Fn(&str) -> bool| {
-            let mut taken = String::new();
-            while let Some(line) = lines.next_if(|line| wanted(line)) {
-                taken += line;
-                taken += "\n";
-            }
-            taken
-        };
-        let preamble = take_while(&|line| line.trim().is_empty() || line.starts_with('#'));
-        let request = take_while(&|line| line != "---" && !line.trim().is_empty());
-        if request.is_empty() {
-            return exchanges;
-        }
-        take_while(&|line| line == "---");
-        let answer = take_while(&|line| !line.trim().is_empty());
-        exchanges.push(Exchange { preamble, request, answer });
-    }
 }
 
 fn send(node: &Node, request: &str) -> Answer {

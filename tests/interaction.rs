@@ -21,9 +21,12 @@
 #[path = "process/cluster.rs"]
 mod cluster;
 mod process;
+#[path = "process/script.rs"]
+mod script;
 
 use cluster::{Damage, Options, ShardStatus, TestCluster};
 use process::{Answer, Client};
+use script::Scene;
 use serde_json::{Map, Value, json};
 use std::{
     collections::BTreeMap,
@@ -40,15 +43,7 @@ const STABLE_FOR: Duration = Duration::from_secs(4);
 
 #[test]
 fn scripts() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interaction");
-    let mut scripts: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    scripts.retain(|path| path.extension().is_some_and(|e| e == "txt"));
-    scripts.sort();
-    let only = std::env::var("SCRIPT").ok();
-    scripts.retain(|path| only.as_ref().is_none_or(|only| path.to_string_lossy().contains(only.as_str())));
-    assert!(!scripts.is_empty(), "no scripts in {}", folder.display());
-    let wrong: Vec<String> = scripts.iter().filter_map(|script| run(script)).collect();
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    script::all_of("interaction", run);
 }
 
 /// Runs a script; tells where it went another way.
@@ -57,10 +52,10 @@ fn run(path: &Path) -> Option<String> {
     let rewrite = std::env::var("REWRITE").is_ok();
     let mut stage = Stage { cluster: None, rewrite, ..Stage::default() };
     let (mut replayed, mut wrong) = (String::new(), String::new());
-    for scene in scenes(&script) {
-        let mut expected = scene.answers.lines();
+    for scene in script::scenes(&script) {
+        let mut expected = scene.answered.lines();
         let mut answers = String::new();
-        for command in scene.commands.lines() {
+        for command in scene.asked.lines() {
             // `status` is the last command of a scene: what is left of the answers is its own.
             let rest: Vec<_> = expected.clone().collect();
             let answer = stage.obey(command, &rest.join("\n"));
@@ -68,51 +63,20 @@ fn run(path: &Path) -> Option<String> {
             answers += answer.trim_end();
             answers += "\n";
         }
-        if answers != scene.answers {
-            let Scene { commands, answers: expected, .. } = &scene;
+        if answers != scene.answered {
+            let Scene { asked: commands, answered: expected, .. } = &scene;
             wrong += &format!("{}:\n{commands}expected:\n{expected}got:\n{answers}\n", path.display());
             if !rewrite {
                 // What follows stands on a state that is not there.
                 return Some(wrong);
             }
         }
-        replayed += &format!("{}{}---\n{answers}", scene.preamble, scene.commands);
+        replayed += &format!("{}{}---\n{answers}", scene.preamble, scene.asked);
     }
     if rewrite {
         fs::write(path, replayed).unwrap();
     }
     (!rewrite && !wrong.is_empty()).then_some(wrong)
-}
-
-/// Some commands and what they answer.
-struct Scene {
-    /// Comments and blank lines before it.
-    preamble: String,
-    commands: String,
-    answers: String,
-}
-
-fn scenes(script: &str) -> Vec<Scene> {
-    let mut scenes = Vec::new();
-    let mut lines = script.lines().peekable();
-    loop {
-        let mut take_while = |wanted: &dyn Fn(&str) -> bool| {
-            let mut taken = String::new();
-            while let Some(line) = lines.next_if(|line| wanted(line)) {
-                taken += line;
-                taken += "\n";
-            }
-            taken
-        };
-        let preamble = take_while(&|line| line.trim().is_empty() || line.starts_with('#'));
-        let commands = take_while(&|line| line != "---" && !line.trim().is_empty());
-        if commands.is_empty() {
-            return scenes;
-        }
-        take_while(&|line| line == "---");
-        let answers = take_while(&|line| !line.trim().is_empty());
-        scenes.push(Scene { preamble, commands, answers });
-    }
 }
 
 /// The cluster of a script, and what the script has to remember.

@@ -55,7 +55,8 @@ impl Cluster {
         }
         let others = state.nodes.values().filter(|n| n.name != node && n.state == NodeState::Active).count();
         let only_copy = |g: &GroupRecord| g.staying().all(|r| r.node == node) && g.staying().next().is_some();
-        if others == 0 || state.groups().any(only_copy) && balancer_cannot(&state, node) {
+        let stuck = balancer::stuck_on(&state, node, &BTreeSet::new()).is_some();
+        if others == 0 || state.groups().any(only_copy) && stuck {
             return Err(ClusterError::Conflict(format!("{node} holds the only copy of something")));
         }
         self.propose_catalog(CatalogCommand::Remove { node: node.to_owned() }, deadline).await?;
@@ -110,7 +111,7 @@ impl Cluster {
 
     /// Makes a node the leader of a shard; `true` once it is.
     ///
-    /// Errors: `NotFound` (no such node holds a voter of it), `Unavailable` (nobody leads now), `Timeout`.
+    /// Errors: `NotFound` (no such node holds a voter of it).
     pub async fn lead_shard(
         &self,
         collection: &str,
@@ -182,11 +183,6 @@ impl Cluster {
             }
         });
     }
-}
-
-/// Whether a shard of which `node` has the only copy has no other place.
-fn balancer_cannot(state: &CatalogState, node: &str) -> bool {
-    balancer::stuck_on(state, node, &BTreeSet::new()).is_some()
 }
 
 fn group_of(state: &CatalogState, collection: &str, shard: ShardNumber) -> Result<GroupRecord> {

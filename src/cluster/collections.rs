@@ -7,6 +7,7 @@ use super::{
     Result, Seen, WriteOptions, Written,
     catalog::{CatalogCommand, CollectionRecord},
     placement,
+    shards::LiveCollection,
 };
 use crate::model::{Body, FieldPath, FieldType};
 use std::{collections::BTreeMap, sync::Arc};
@@ -153,7 +154,7 @@ impl Cluster {
     /// Tells every shard of a dropped collection that it is, then the catalog that all know it.
     pub(super) async fn retire(&self, record: Arc<CollectionRecord>, deadline: Instant) -> Result<()> {
         let id = record.id;
-        let collection = self.inner.shards.live(record);
+        let collection = LiveCollection::of(record);
         let bodies = collection.shards.iter().map(|s| (s.number, Body::Retire)).collect();
         let options = WriteOptions { wait: true, deadline, request: None, token: None };
         match self.write(&collection, bodies, &options).await {

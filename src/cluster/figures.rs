@@ -2,7 +2,7 @@
 //!
 //! Not here: the whole cluster (see `report`), how figures are written (see `api/`).
 
-use super::Cluster;
+use super::{Cluster, shards::LiveCollection};
 use crate::{model::ShardNumber, replica::ReplicaStatus, shard::ShardStats};
 use annal_wal::LogStatus;
 
@@ -38,9 +38,9 @@ impl Cluster {
             stats: None,
         };
         let state = self.inner.catalog.state();
-        let live = state.collections.values().map(|record| self.inner.shards.live(record.clone()));
-        let held = live.flat_map(|collection| collection.shards).filter_map(|shard| {
-            let local = shard.local?;
+        let shards = state.collections.values().flat_map(|c| LiveCollection::of(c.clone()).shards);
+        let held = shards.filter_map(|shard| {
+            let local = self.replica_here(shard.group().group)?;
             Some(ReplicaFigures {
                 collection: Some(shard.collection.name.clone()),
                 shard: shard.number,

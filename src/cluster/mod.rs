@@ -323,7 +323,7 @@ impl Cluster {
                 known.collection(name).cloned().ok_or_else(|| ClusterError::NoCollection(name.to_owned()))?
             }
         };
-        Ok(self.inner.shards.live(record))
+        Ok(LiveCollection::of(record))
     }
 
     /// Waits until the catalog has applied here all that was acknowledged before this call.

@@ -12,9 +12,9 @@ use super::{
     log_group,
 };
 use crate::{
-    machine::{MachineError, StateMachine},
+    machine::StateMachine,
     model::{CollectionId, Kind, Position, ReplicaId, ShardNumber},
-    replica::{Network, Replica, ReplicaError, ReplicaOptions},
+    replica::{Network, Replica, ReplicaOptions},
     shard::{Shard, ShardOptions},
     store::Store,
 };
@@ -55,8 +55,13 @@ pub(super) struct LiveCollection {
 pub(super) struct LiveShard {
     pub(super) number: ShardNumber,
     pub(super) collection: Arc<CollectionRecord>,
-    /// The replica this node holds, if it is open.
-    pub(super) local: Option<Arc<LocalShard>>,
+}
+
+impl LiveCollection {
+    pub(super) fn of(record: Arc<CollectionRecord>) -> Self {
+        let shard = |number| LiveShard { number: ShardNumber(number as u32), collection: record.clone() };
+        LiveCollection { shards: (0..record.shards.len()).map(shard).collect(), record }
+    }
 }
 
 impl LiveShard {
@@ -108,18 +113,6 @@ impl Shards {
     pub(super) fn open(&self) -> Arc<Open> {
         self.open.load_full()
     }
-
-    /// A collection with those of its shards that are open here.
-    pub(super) fn live(&self, record: Arc<CollectionRecord>) -> LiveCollection {
-        let open = self.open.load();
-        let local = |group: &GroupRecord| group.replicas.iter().find_map(|r| open.get(&r.replica).cloned());
-        let shards = record.shards.iter().enumerate().map(|(number, group)| LiveShard {
-            number: ShardNumber(number as u32),
-            collection: record.clone(),
-            local: local(group),
-        });
-        LiveCollection { shards: shards.collect(), record: record.clone() }
-    }
 }
 
 /// Replicas that are opened at the same time: each reads files.
@@ -156,12 +149,7 @@ impl Shards {
                     open.insert(local.id, local);
                 }
                 Err((wish, OpenError::Lost(why))) => {
-                    tracing::error!(
-                        replica = wish.of.replica.0,
-                        group = wish.group.group,
-                        why,
-                        "replica lost"
-                    );
+                    tracing::error!(replica = wish.of.replica.0, group = wish.group, why, "replica lost");
                     to_say.push(CatalogCommand::Lost { replica: wish.of.replica });
                 }
                 Err((_, OpenError::NotNow)) => {}
@@ -188,7 +176,7 @@ impl Shards {
             for group in &record.shards {
                 let mine = |r: &&ReplicaRecord| (&r.node, &r.incarnation) == (&self.me.0, &self.me.1);
                 for of in group.replicas.iter().filter(mine) {
-                    let wish = Wish { collection: record.id, group: group.clone(), of: of.clone() };
+                    let wish = Wish { collection: record.id, group: group.group, of: of.clone() };
                     wanted.insert(of.replica, wish);
                 }
             }
@@ -210,10 +198,11 @@ impl Shards {
         let (store, dir, options) = (self.store.clone(), self.index_dir(id), self.options.clone());
         let collection = wish.collection;
         let open = move || Shard::open(store, &keyspaces_of(id), &dir, collection, options);
-        let shard = tokio::task::spawn_blocking(open).await.map_err(failed)?.map_err(lost_if_corrupt)?;
+        let shard = tokio::task::spawn_blocking(open).await.map_err(failed)?;
+        let shard = shard.map_err(|e| lost_if_corrupt(e.kind(), e.to_string()))?;
         let options = ReplicaOptions { replica: id, ..self.replica.clone() };
         let opened = Replica::open(options, &self.log, log, shard.clone(), self.network.clone()).await;
-        let replica = opened.map_err(lost_if_corrupt_replica)?;
+        let replica = opened.map_err(|e| lost_if_corrupt(e.kind(), e.to_string()))?;
         let (looks, scrubbed, stale_since) = Default::default();
         Ok(Arc::new(LocalShard { id, replica, shard, looks, stale_since, scrubbed }))
     }
@@ -253,7 +242,7 @@ impl Shards {
 #[derive(Clone)]
 struct Wish {
     collection: CollectionId,
-    group: GroupRecord,
+    group: u32,
     of: ReplicaRecord,
 }
 
@@ -284,17 +273,10 @@ fn failed(error: impl std::fmt::Display) -> OpenError {
     OpenError::Failed(error.to_string())
 }
 
-fn lost_if_corrupt(error: MachineError) -> OpenError {
-    match error.kind() {
-        Kind::Corrupt => OpenError::Lost(error.to_string()),
-        _ => OpenError::Failed(error.to_string()),
-    }
-}
-
-fn lost_if_corrupt_replica(error: ReplicaError) -> OpenError {
-    match error.kind() {
-        Kind::Corrupt => OpenError::Lost(error.to_string()),
-        _ => OpenError::Failed(error.to_string()),
+fn lost_if_corrupt(kind: Kind, why: String) -> OpenError {
+    match kind {
+        Kind::Corrupt => OpenError::Lost(why),
+        _ => OpenError::Failed(why),
     }
 }
 

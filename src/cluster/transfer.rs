@@ -15,7 +15,7 @@
 use super::{
     Cluster, Result, WriteOptions,
     catalog::{CatalogCommand, CatalogState, CollectionRecord, GroupRecord, Phase},
-    shards::LocalShard,
+    shards::{LiveCollection, LocalShard},
 };
 use crate::{
     machine::StateMachine,
@@ -175,7 +175,7 @@ impl Cluster {
         let stale = local.shard.view().schema().version < record.schema.version;
         if local.replica.status().role == Role::Leader && local.is_stale_for(stale) >= TELL_AFTER {
             let body = Body::Configure(record.schema.clone());
-            let collection = self.inner.shards.live(record.clone());
+            let collection = LiveCollection::of(record.clone());
             let number = record.shards.iter().position(|g| g.group == group.group).unwrap_or_default();
             let bodies = [(ShardNumber(number as u32), body)].into();
             let deadline = Instant::now() + STEP_WITHIN;

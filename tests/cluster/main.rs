@@ -1,7 +1,8 @@
 //! Real processes, real faults: what must hold of a cluster whatever happens to its nodes.
 //!
 //! Sizes are small so that the whole runs in minutes; the environment makes them larger: `ANNAL_TRIALS` faults of a
-//! kind, `ANNAL_FREEZE_SECONDS`, `ANNAL_LOAD_SECONDS`, `ANNAL_OPS`, `ANNAL_CUTS`, `ANNAL_SEED`. Bounds on times are
+//! kind, `ANNAL_FREEZE_SECONDS`, `ANNAL_LOAD_SECONDS`, `ANNAL_OPS`, `ANNAL_CUTS`,
+//! `ANNAL_DIVERGENCES`, `ANNAL_SEED`. Bounds on times are
 //! loose here; `benches/cluster.rs` prints the tables. Run with `--nocapture` to see the figures.
 
 #![allow(clippy::unwrap_used, missing_docs)]
@@ -18,6 +19,7 @@ mod process;
 mod workload;
 
 mod checkers;
+mod divergence;
 mod failover;
 mod feed;
 mod intents;
