@@ -65,7 +65,7 @@ pub struct ApiOptions {
     pub timeout_default: Duration,
     /// Requests served at once; more are turned away with 429.
     pub in_flight_max: usize,
-    /// How long a node that leaves still answers new requests, so that clients find another one in between.
+    /// How long each step takes of a node that leaves: it serves and asks clients to go, turns them away, hears the last.
     pub linger: Duration,
     /// How long requests in flight may take to finish after that.
     pub drain: Duration,
@@ -127,8 +127,8 @@ fn open() -> Router<Api> {
 }
 
 /// The door of a node that has no cluster to ask yet.
-fn starting() -> Router {
-    let unready = async || ApiError::new(Kind::Unavailable, "", "the node is starting");
+fn unready(why: &'static str) -> Router {
+    let unready = async move || ApiError::new(Kind::Unavailable, "", why);
     qdrant::vital_signs()
         .fallback(unready)
         .layer(ServiceBuilder::new().layer(from_fn(observe)).layer(from_fn(envelope::wrap)))

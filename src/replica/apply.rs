@@ -31,8 +31,8 @@ const BATCH_COUNT: usize = 4096;
 const BATCH_BYTES: usize = 8 << 20;
 
 /// A state machine, as openraft sees it.
-pub(super) struct Applier<M> {
-    machine: Arc<M>,
+pub(super) struct Applier {
+    machine: Arc<dyn StateMachine>,
     progress: Arc<Progress>,
     /// Where the machine stands.
     mark: Mark,
@@ -61,8 +61,13 @@ impl Drop for InUse {
     }
 }
 
-impl<M: StateMachine> Applier<M> {
-    pub(super) fn new(machine: Arc<M>, progress: Arc<Progress>, mark: Mark, in_use: InUse) -> Self {
+impl Applier {
+    pub(super) fn new(
+        machine: Arc<dyn StateMachine>,
+        progress: Arc<Progress>,
+        mark: Mark,
+        in_use: InUse,
+    ) -> Self {
         Applier { machine, progress, mark, in_use }
     }
 
@@ -181,9 +186,9 @@ pub(super) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(run).await.map_err(io::Error::other)?
 }
 
-impl<M: StateMachine> RaftStateMachine<Types> for Applier<M> {
+impl RaftStateMachine<Types> for Applier {
     type SnapshotData = SnapshotStream;
-    type SnapshotBuilder = Persister<M>;
+    type SnapshotBuilder = Persister;
 
     async fn applied_state(
         &mut self,
@@ -199,7 +204,7 @@ impl<M: StateMachine> RaftStateMachine<Types> for Applier<M> {
         self.failed("apply", result)
     }
 
-    async fn get_snapshot_builder(&mut self) -> Persister<M> {
+    async fn get_snapshot_builder(&mut self) -> Persister {
         let (machine, progress) = (self.machine.clone(), self.progress.clone());
         Persister { machine, progress, _in_use: self.in_use.clone() }
     }
@@ -220,13 +225,13 @@ impl<M: StateMachine> RaftStateMachine<Types> for Applier<M> {
 }
 
 /// Makes the machine durable, which is all that openraft's snapshot is here: what lies below it may be purged.
-pub(super) struct Persister<M> {
-    machine: Arc<M>,
+pub(super) struct Persister {
+    machine: Arc<dyn StateMachine>,
     progress: Arc<Progress>,
     _in_use: InUse,
 }
 
-impl<M: StateMachine> RaftSnapshotBuilder<Types> for Persister<M> {
+impl RaftSnapshotBuilder<Types> for Persister {
     type SnapshotData = SnapshotStream;
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<Types, SnapshotStream>, io::Error> {
@@ -247,7 +252,7 @@ impl<M: StateMachine> RaftSnapshotBuilder<Types> for Persister<M> {
     }
 }
 
-fn snapshot<M: StateMachine>(mark: Mark, machine: &Arc<M>) -> SnapshotOf<Types, SnapshotStream> {
+fn snapshot(mark: Mark, machine: &Arc<dyn StateMachine>) -> SnapshotOf<Types, SnapshotStream> {
     SnapshotOf::<Types, _> {
         meta: SnapshotMetaOf::<Types> { last_log_id: mark.applied, last_membership: mark.membership },
         snapshot: SnapshotStream::of(machine.clone()),

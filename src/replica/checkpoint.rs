@@ -10,7 +10,6 @@ use super::{
     entry::{RaftLogId, Types},
     progress::Progress,
 };
-use crate::machine::StateMachine;
 use annal_wal::{GroupId, GroupLog, LogIndex};
 use openraft::{Raft, async_runtime::watch::WatchReceiver as _, metrics::WaitError};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -46,14 +45,14 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub(super) type Request = oneshot::Sender<Result<(), ReplicaError>>;
 
 /// The task's own state.
-pub(super) struct Checkpoints<M: StateMachine> {
-    pub(super) raft: Raft<Types, Applier<M>>,
+pub(super) struct Checkpoints {
+    pub(super) raft: Raft<Types, Applier>,
     pub(super) log: GroupLog,
     pub(super) progress: Arc<Progress>,
     pub(super) limits: CheckpointLimits,
 }
 
-impl<M: StateMachine> Checkpoints<M> {
+impl Checkpoints {
     /// Runs until nobody can send a request, or the replica stops.
     pub(super) async fn run(
         self,

@@ -19,9 +19,9 @@ const READ_BYTES: usize = 4 << 20;
 /// gives where it stands then.
 ///
 /// Errors: `Log`, `Format`, `Machine`; what was folded stays folded.
-pub(super) async fn catch_up<M: StateMachine>(
+pub(super) async fn catch_up(
     group: &GroupLog,
-    machine: &Arc<M>,
+    machine: &Arc<dyn StateMachine>,
     mut mark: Mark,
 ) -> Result<Mark, ReplicaError> {
     let state = group.state();

@@ -85,23 +85,24 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// One replica of one group. A cheap handle; the replica stops when the last one is dropped, or at `shutdown`.
 pub struct Replica<M: StateMachine> {
-    inner: Arc<Inner<M>>,
+    inner: Arc<Inner>,
+    machine: Arc<M>,
 }
 
 impl<M: StateMachine> Clone for Replica<M> {
     fn clone(&self) -> Self {
-        Replica { inner: self.inner.clone() }
+        Replica { inner: self.inner.clone(), machine: self.machine.clone() }
     }
 }
 
-struct Inner<M: StateMachine> {
+struct Inner {
     replica: ReplicaId,
     log: GroupLog,
-    machine: Arc<M>,
+    machine: Arc<dyn StateMachine>,
     /// Cancelled once openraft no longer calls the machine.
     machine_released: CancellationToken,
     progress: Arc<Progress>,
-    raft: Raft<Types, Applier<M>>,
+    raft: Raft<Types, Applier>,
     /// Set once openraft has been shut down.
     ended: OnceCell<()>,
     proposer: Proposer,
@@ -129,65 +130,8 @@ impl<M: StateMachine> Replica<M> {
         machine: Arc<M>,
         network: Arc<dyn Network>,
     ) -> Result<Self, ReplicaError> {
-        let limits = options.propose.within(&group)?;
-        let config = Arc::new(options.raft_config(group.id())?);
-        history::catch_up(&group, &machine, Mark::of(machine.bookmark().as_ref())?).await?;
-        let persisted = machine.clone();
-        let (bookmark, position) = tokio::task::spawn_blocking(move || {
-            Ok::<_, crate::machine::MachineError>((persisted.persist()?, persisted.position()))
-        })
-        .await
-        .map_err(|lost| ReplicaError::Raft(lost.to_string().into()))??;
-        let mark = Mark::of(bookmark.as_ref())?;
-        check_continues(&group, &mark)?;
-        drop_superseded(&group, &mark).await?;
-
-        let progress = Arc::new(Progress::new(group.clone(), mark.clone(), position));
-        let machine_released = CancellationToken::new();
-        let in_use = InUse::new(progress.clone(), machine_released.clone().drop_guard());
-        let replica = options.replica;
-        let (answer_within, lease) = (options.answer_within(), options.lease());
-        let peers = Peers { network, replica, append_within: answer_within, progress: progress.clone() };
-        let raft = Raft::new(
-            replica.0,
-            config,
-            peers.clone(),
-            LogStore::new(group.clone(), progress.clone()),
-            Applier::new(machine.clone(), progress.clone(), mark, in_use),
-        )
-        .await
-        .map_err(|fatal| ReplicaError::Raft(fatal.to_string().into()))?;
-
-        let (checkpoints, requests) = mpsc::unbounded_channel();
-        let checkpointing = Checkpoints {
-            raft: raft.clone(),
-            log: group.clone(),
-            progress: progress.clone(),
-            limits: options.checkpoint,
-        };
-        tokio::spawn(checkpointing.run(requests, log.purge_wanted()));
-        let dropped = CancellationToken::new();
-        let (tell, leadership) = watch::channel(Leadership::default());
-        tokio::spawn(mind(raft.clone(), replica, progress.clone(), tell, dropped.clone()));
-        let reads = Reads::start(raft.clone(), peers, leadership.clone(), answer_within, progress.clone());
-        let opened = Replica {
-            inner: Arc::new(Inner {
-                replica,
-                proposer: Proposer::start(raft.clone(), group.clone(), limits, lease, progress.clone()),
-                reads,
-                leadership,
-                incoming: options.incoming,
-                holds: Holds::new(log.clone(), group.id()),
-                log: group,
-                machine,
-                machine_released,
-                progress,
-                raft,
-                ended: OnceCell::new(),
-                checkpoints,
-                _dropped: dropped.drop_guard(),
-            }),
-        };
+        let inner = Inner::open(options, log, group, machine.clone(), network).await?;
+        let opened = Replica { inner: Arc::new(inner), machine };
         opened.take_office(true).await?;
         Ok(opened)
     }
@@ -253,7 +197,7 @@ impl<M: StateMachine> Replica<M> {
 
     /// The state machine, to read from.
     pub fn machine(&self) -> &Arc<M> {
-        &self.inner.machine
+        &self.machine
     }
 
     /// Stops: takes no more commands, hands leadership over if it leads others (for about a second at most), ends Raft,
@@ -278,6 +222,75 @@ impl<M: StateMachine> Replica<M> {
             .await
             .map_err(|lost| ReplicaError::Raft(lost.to_string().into()))??;
         Ok(())
+    }
+}
+
+impl Inner {
+    /// openraft and the tasks around it. Once for all machines: its code is large.
+    async fn open(
+        options: ReplicaOptions,
+        log: &Log,
+        group: GroupLog,
+        machine: Arc<dyn StateMachine>,
+        network: Arc<dyn Network>,
+    ) -> Result<Self, ReplicaError> {
+        let limits = options.propose.within(&group)?;
+        let config = Arc::new(options.raft_config(group.id())?);
+        history::catch_up(&group, &machine, Mark::of(machine.bookmark().as_ref())?).await?;
+        let persisted = machine.clone();
+        let (bookmark, position) = tokio::task::spawn_blocking(move || {
+            Ok::<_, crate::machine::MachineError>((persisted.persist()?, persisted.position()))
+        })
+        .await
+        .map_err(|lost| ReplicaError::Raft(lost.to_string().into()))??;
+        let mark = Mark::of(bookmark.as_ref())?;
+        check_continues(&group, &mark)?;
+        drop_superseded(&group, &mark).await?;
+
+        let progress = Arc::new(Progress::new(group.clone(), mark.clone(), position));
+        let machine_released = CancellationToken::new();
+        let in_use = InUse::new(progress.clone(), machine_released.clone().drop_guard());
+        let replica = options.replica;
+        let (answer_within, lease) = (options.answer_within(), options.lease());
+        let peers = Peers { network, replica, append_within: answer_within, progress: progress.clone() };
+        let raft = Raft::new(
+            replica.0,
+            config,
+            peers.clone(),
+            LogStore::new(group.clone(), progress.clone()),
+            Applier::new(machine.clone(), progress.clone(), mark, in_use),
+        )
+        .await
+        .map_err(|fatal| ReplicaError::Raft(fatal.to_string().into()))?;
+
+        let (checkpoints, requests) = mpsc::unbounded_channel();
+        let checkpointing = Checkpoints {
+            raft: raft.clone(),
+            log: group.clone(),
+            progress: progress.clone(),
+            limits: options.checkpoint,
+        };
+        tokio::spawn(checkpointing.run(requests, log.purge_wanted()));
+        let dropped = CancellationToken::new();
+        let (tell, leadership) = watch::channel(Leadership::default());
+        tokio::spawn(mind(raft.clone(), replica, progress.clone(), tell, dropped.clone()));
+        let reads = Reads::start(raft.clone(), peers, leadership.clone(), answer_within, progress.clone());
+        Ok(Inner {
+            replica,
+            proposer: Proposer::start(raft.clone(), group.clone(), limits, lease, progress.clone()),
+            reads,
+            leadership,
+            incoming: options.incoming,
+            holds: Holds::new(log.clone(), group.id()),
+            log: group,
+            machine,
+            machine_released,
+            progress,
+            raft,
+            ended: OnceCell::new(),
+            checkpoints,
+            _dropped: dropped.drop_guard(),
+        })
     }
 }
 
@@ -312,8 +325,8 @@ async fn drop_superseded(group: &GroupLog, mark: &Mark) -> Result<(), ReplicaErr
 
 /// Minds what rarely changes: who leads is told; Raft's clock runs only while there are others to hear from (so that
 /// hundreds of idle groups cost nothing); the end of Raft is told to whoever waits.
-async fn mind<M: StateMachine>(
-    raft: Raft<Types, Applier<M>>,
+async fn mind(
+    raft: Raft<Types, Applier>,
     replica: ReplicaId,
     progress: Arc<Progress>,
     leadership: watch::Sender<Leadership>,

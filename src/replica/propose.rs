@@ -14,10 +14,7 @@ use super::{
     progress::Progress,
     reads::ReadIndex,
 };
-use crate::{
-    machine::{Outcome, StateMachine},
-    model::ReplicaId,
-};
+use crate::{machine::Outcome, model::ReplicaId};
 use annal_wal::{GroupLog, LogIndex};
 use bytes::Bytes;
 use openraft::{
@@ -134,8 +131,8 @@ impl Waiting {
 
 impl Proposer {
     /// Starts the proposing task; it ends when this end is dropped.
-    pub(super) fn start<M: StateMachine>(
-        raft: Raft<Types, Applier<M>>,
+    pub(super) fn start(
+        raft: Raft<Types, Applier>,
         log: GroupLog,
         limits: ProposeLimits,
         lease: Duration,
@@ -188,8 +185,8 @@ impl Proposer {
 }
 
 /// Takes commands from the queue into entries, until nobody can add one.
-async fn propose_all<M: StateMachine>(
-    raft: Raft<Types, Applier<M>>,
+async fn propose_all(
+    raft: Raft<Types, Applier>,
     limits: ProposeLimits,
     lease: Duration,
     mut queue: mpsc::UnboundedReceiver<Waiting>,
@@ -254,10 +251,7 @@ async fn propose_all<M: StateMachine>(
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Whether this replica cannot commit anything at the moment, as far as it knows, and who leads instead, if known.
-fn out_of_office<M: StateMachine>(
-    raft: &Raft<Types, Applier<M>>,
-    lease: Duration,
-) -> Option<Option<ReplicaId>> {
+fn out_of_office(raft: &Raft<Types, Applier>, lease: Duration) -> Option<Option<ReplicaId>> {
     let metrics = raft.metrics();
     let metrics = metrics.borrow_watched();
     if metrics.state != ServerState::Leader {

@@ -16,7 +16,7 @@ use super::{
     peer::Peers,
     progress::Progress,
 };
-use crate::{machine::StateMachine, model::ReplicaId};
+use crate::model::ReplicaId;
 use annal_wal::LogIndex;
 use openraft::{
     Raft, ReadPolicy,
@@ -60,8 +60,8 @@ struct Reader {
 
 impl Reads {
     /// Starts the task that runs the rounds; it ends when this end is dropped.
-    pub(super) fn start<M: StateMachine>(
-        raft: Raft<Types, Applier<M>>,
+    pub(super) fn start(
+        raft: Raft<Types, Applier>,
         peers: Peers,
         leadership: watch::Receiver<Leadership>,
         attempt_within: Duration,
@@ -116,8 +116,8 @@ impl Reads {
 }
 
 /// The task's own state.
-struct Rounds<M: StateMachine> {
-    raft: Raft<Types, Applier<M>>,
+struct Rounds {
+    raft: Raft<Types, Applier>,
     peers: Peers,
     leadership: watch::Receiver<Leadership>,
     attempt_within: Duration,
@@ -138,7 +138,7 @@ enum Round {
     LetGo,
 }
 
-impl<M: StateMachine> Rounds<M> {
+impl Rounds {
     /// Runs rounds until nobody can ask any more; readers left then learn that the replica stopped.
     async fn run(mut self) {
         while self.gather().await {
@@ -218,7 +218,7 @@ impl<M: StateMachine> Rounds<M> {
 }
 
 /// A round of the leader.
-async fn here<M: StateMachine>(raft: &Raft<Types, Applier<M>>) -> Round {
+async fn here(raft: &Raft<Types, Applier>) -> Round {
     match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
         Ok(confirmed) => Round::Settled(Ok(ReadIndex(LogIndex(confirmed.read_log_id().index())))),
         Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {

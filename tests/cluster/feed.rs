@@ -190,6 +190,10 @@ fn held(cluster: &TestCluster) -> BTreeMap<u64, Content> {
 fn a_consumer_that_is_cut_off_again_and_again_misses_nothing() {
     let mut cluster = cluster_with_c();
     let urls = cluster.urls();
+    if urls.len() > 1 {
+        // Room for shards to move to.
+        cluster.add();
+    }
     let wanted = scaled("ANNAL_CUTS", 60);
     let written = AtomicBool::new(false);
     let end = OnceLock::new();
@@ -202,18 +206,23 @@ fn a_consumer_that_is_cut_off_again_and_again_misses_nothing() {
             })
             .collect();
         let consumer = scope.spawn(|| consume(&urls, &mut replay, &end));
-        for round in 0..(wanted / 30).max(1) {
+        for round in 0..(wanted / 30).max(2) {
             sleep(Duration::from_millis(1_500));
-            if urls.len() > 1 {
-                let leader = cluster.leader_of("c", round as u32 % SHARDS);
-                cluster.kill(leader);
-                sleep(Duration::from_millis(1_000));
-                // With its folder gone it comes back by a snapshot: the feed must not care.
-                if round % 2 == 1 {
-                    cluster.wipe(leader);
+            let shard = round as u32 % SHARDS;
+            match round % 3 {
+                _ if urls.len() == 1 => {}
+                1 => cluster.move_on("c", shard),
+                kind => {
+                    let leader = cluster.leader_of("c", shard);
+                    cluster.kill(leader);
+                    sleep(Duration::from_millis(1_000));
+                    // With its folder gone it comes back by a snapshot: the feed must not care.
+                    if kind == 2 {
+                        cluster.wipe(leader);
+                    }
+                    cluster.restart(leader);
+                    cluster.wait_all_ok();
                 }
-                cluster.restart(leader);
-                cluster.wait_all_ok();
             }
         }
         written.store(true, Ordering::Relaxed);

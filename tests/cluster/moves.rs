@@ -25,15 +25,6 @@ fn assert_nothing_failed(history: &crate::history::History) {
     assert_eq!(failed, 0, "{:?}", history.errors);
 }
 
-/// Waits until the shard lies on exactly these nodes, all in order.
-fn wait_on(cluster: &mut TestCluster, shard: u32, nodes: &[&str]) {
-    cluster.wait_for(&format!("c/{shard} on {nodes:?}"), |cluster| {
-        let status = cluster.status();
-        (status.shard(Some("c"), shard)?.nodes() == nodes).then_some(())
-    });
-    cluster.wait_all_ok();
-}
-
 fn drain(cluster: &TestCluster, node: &str) {
     let answer = cluster.client(0).post(&format!("/annal/v1/cluster/nodes/{node}/drain"), &json!({}));
     assert!((200..300).contains(&answer.status), "{} {}", answer.status, answer.text);
@@ -51,7 +42,7 @@ fn a_node_is_added_drained_and_removed_under_load() {
         status.of("c").all(|row| !row.nodes().contains(&"n3")).then_some(())
     });
     for shard in 0..SHARDS {
-        wait_on(&mut cluster, shard, &["n1", "n2", "n4"]);
+        cluster.wait_on("c", shard, &["n1", "n2", "n4"]);
     }
     // Asked again it is done already.
     drain(&cluster, "n3");
@@ -109,8 +100,6 @@ fn a_shard_moves_under_load() {
     let urls = cluster.urls()[..added].to_vec();
     let load = Load::start(urls.clone(), Plan::default());
     let (stop, during, times) = (AtomicBool::new(false), AtomicBool::new(false), Mutex::default());
-    let from = cluster.leader_of("c", 0);
-    let from_name = cluster.name(from).to_owned();
     thread::scope(|scope| {
         let searches: Vec<_> = (0..2)
             .map(|n| {
@@ -120,12 +109,7 @@ fn a_shard_moves_under_load() {
             .collect();
         sleep(Duration::from_secs(2));
         during.store(true, Ordering::Relaxed);
-        let body = json!({"from": from_name, "to": "n4"});
-        let moved = cluster.client(0).post("/annal/v1/collections/c/shards/0/move", &body);
-        assert!((200..300).contains(&moved.status), "{} {}", moved.status, moved.text);
-        let mut nodes: Vec<_> = ["n1", "n2", "n3", "n4"].into_iter().filter(|n| *n != from_name).collect();
-        nodes.sort_unstable();
-        wait_on(&mut cluster, 0, &nodes);
+        cluster.move_on("c", 0);
         sleep(Duration::from_millis(500));
         stop.store(true, Ordering::Relaxed);
         searches.into_iter().for_each(|thread| thread.join().expect("no search failed"));

@@ -329,6 +329,37 @@ impl TestCluster {
         }
     }
 
+    /// Asks for a replica of a shard to move; it may take longer than the answer.
+    pub fn move_shard(&self, collection: &str, shard: u32, from: &str, to: &str) {
+        let path = format!("/annal/v1/collections/{collection}/shards/{shard}/move");
+        let moved = self.client(0).post(&path, &json!({"from": from, "to": to}));
+        assert!((200..300).contains(&moved.status), "{} {}", moved.status, moved.text);
+    }
+
+    /// Waits until a shard lies on exactly these nodes, in any order, and all is well.
+    pub fn wait_on(&mut self, collection: &str, shard: u32, nodes: &[&str]) {
+        let mut nodes = nodes.to_vec();
+        nodes.sort_unstable();
+        self.wait_for(&format!("{collection}/{shard} on {nodes:?}"), |cluster| {
+            let status = cluster.status();
+            (status.shard(Some(collection), shard)?.nodes() == nodes).then_some(())
+        });
+        self.wait_all_ok();
+    }
+
+    /// Moves a shard's leader to a node that does not hold the shard, and waits for it.
+    pub fn move_on(&mut self, collection: &str, shard: u32) {
+        let leader = self.leader_of(collection, shard);
+        let from = self.name(leader).to_owned();
+        let status = self.status();
+        let held = status.shard(Some(collection), shard).expect("it has a leader").nodes();
+        let free = |name: &String| !held.contains(&name.as_str());
+        let to = (0..self.len()).map(|i| self.name(i).to_owned()).find(free).expect("a node without the shard");
+        self.move_shard(collection, shard, &from, &to);
+        let nodes: Vec<_> = held.iter().copied().filter(|name| *name != from).chain([to.as_str()]).collect();
+        self.wait_on(collection, shard, &nodes);
+    }
+
     /// Makes a collection of 4 dimensions whose shards all nodes hold (three replicas at most), and waits for it.
     pub fn create(&mut self, collection: &str, shards: u32) {
         let replication = self.len().min(3);

@@ -11,7 +11,7 @@ struct InMemory;
 struct OnDisk;
 
 /// Suite and log must not hold each other up: a group of one log each.
-async fn parts(log: &Log) -> (LogStore, Applier<Journal>) {
+async fn parts(log: &Log) -> (LogStore, Applier) {
     let group = log.create_group(GROUP).await.unwrap();
     let progress = Arc::new(Progress::apart());
     let machine = Arc::new(Journal::default());
@@ -19,18 +19,18 @@ async fn parts(log: &Log) -> (LogStore, Applier<Journal>) {
     (LogStore::new(group, progress.clone()), Applier::new(machine, progress, Mark::default(), in_use))
 }
 
-impl StoreBuilder<Types, LogStore, Applier<Journal>, Log> for InMemory {
-    async fn build(&self) -> Result<(Log, LogStore, Applier<Journal>), StorageError<Types>> {
+impl StoreBuilder<Types, LogStore, Applier, Log> for InMemory {
+    async fn build(&self) -> Result<(Log, LogStore, Applier), StorageError<Types>> {
         let (log, _) = Log::open_in_memory(memory(), log_options()).unwrap();
         let (store, applier) = parts(&log).await;
         Ok((log, store, applier))
     }
 }
 
-impl StoreBuilder<Types, LogStore, Applier<Journal>, (tempfile::TempDir, Log)> for OnDisk {
+impl StoreBuilder<Types, LogStore, Applier, (tempfile::TempDir, Log)> for OnDisk {
     async fn build(
         &self,
-    ) -> Result<((tempfile::TempDir, Log), LogStore, Applier<Journal>), StorageError<Types>> {
+    ) -> Result<((tempfile::TempDir, Log), LogStore, Applier), StorageError<Types>> {
         let dir = tempfile::tempdir().unwrap();
         let (log, _) = Log::open(dir.path(), log_options()).unwrap();
         let (store, applier) = parts(&log).await;
