@@ -113,7 +113,7 @@ async fn run(time: Duration) {
     for (clients, bytes) in [(1, 1 << 10), (64, 1 << 10), (256, 1 << 10), (64, 16 << 10)] {
         let mut rounds: [Vec<Load>; 3] = Default::default();
         for _ in 0..ROUNDS {
-            let one: Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync> = append(bytes).into();
+            let one: Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync> = append(bytes, 1).into();
             rounds[0].push(load(clients, time, move || one()).await);
             for (n, wait) in [(1, Wait::Applied), (2, Wait::Committed)] {
                 let replica = found(&log, &mut group).await;
@@ -141,11 +141,11 @@ async fn run(time: Duration) {
     three(time).await;
 }
 
-/// Appends to logs alone: done when most of them have it on disk.
-fn raw(logs: Vec<GroupLog>) -> impl Fn(usize) -> Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync> {
+/// Appends chunks of records to logs alone: done when most of them have it on disk.
+fn raw(logs: Vec<GroupLog>) -> impl Fn(usize, u64) -> Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync> {
     let next = Arc::new(tokio::sync::Mutex::new(0));
     let logs = Arc::new(logs);
-    move |bytes| {
+    move |bytes, records| {
         let (logs, next, payload) = (logs.clone(), next.clone(), Bytes::from(vec![7; bytes]));
         Box::new(move || {
             let (logs, next, payload) = (logs.clone(), next.clone(), payload.clone());
@@ -153,15 +153,18 @@ fn raw(logs: Vec<GroupLog>) -> impl Fn(usize) -> Box<dyn Fn() -> BoxFuture<'stat
                 let mut outcomes = FuturesUnordered::new();
                 {
                     let mut index = next.lock().await;
-                    let id = LogId { term: Term(1), leader: 1, index: LogIndex(*index) };
+                    let entry = |index| {
+                        let id = LogId { term: Term(1), leader: 1, index: LogIndex(index) };
+                        Entry { id, payload: payload.clone() }
+                    };
                     for log in logs.iter() {
                         let (told, outcome) = tokio::sync::oneshot::channel();
-                        let entry = Entry { id, payload: payload.clone() };
+                        let chunk = (*index..*index + records).map(entry).collect();
                         // Whoever has enough answers no longer listens.
-                        log.append(vec![entry], move |result| drop(told.send(result))).await.unwrap();
+                        log.append(chunk, move |result| drop(told.send(result))).await.unwrap();
                         outcomes.push(outcome);
                     }
-                    *index += 1;
+                    *index += records;
                 }
                 for _ in 0..logs.len() / 2 + 1 {
                     outcomes.next().await.unwrap().unwrap().unwrap();
@@ -182,15 +185,21 @@ async fn three(time: Duration) {
     }
     let append = raw(groups);
     println!("three replicas in one process; medians of {ROUNDS} rounds");
-    println!("clients  bytes | two of three logs/s  p50us |   applied/s  p50us  p99us  of the logs");
+    println!("points come as many in a command, or records in a chunk");
+    println!(
+        "clients  points  bytes | points/s in two of three logs  p50us | applied/s  p50us  p99us  of the logs"
+    );
     let mut group = 2;
-    for (clients, bytes) in [(1, 1 << 10), (64, 1 << 10), (256, 1 << 10), (64, 16 << 10)] {
+    let rows = [(1, 1, 1), (64, 1, 1), (256, 1, 1), (64, 1, 16), (64, 16, 1)];
+    for (clients, points, kib) in rows {
+        let bytes = kib << 10;
         let mut rounds: [Vec<Load>; 2] = Default::default();
         for _ in 0..ROUNDS {
-            let one: Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync> = append(bytes).into();
+            let one: Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync> =
+                append(bytes, points as u64).into();
             rounds[0].push(load(clients, time, move || one()).await);
             let replicas = found_three(&logs, &mut group).await;
-            let (leader, payload) = (replicas[0].clone(), Bytes::from(vec![7; bytes]));
+            let (leader, payload) = (replicas[0].clone(), Bytes::from(vec![7; points * bytes]));
             let propose = move || {
                 let (replica, payload) = (leader.clone(), payload.clone());
                 let deadline = Instant::now() + Duration::from_secs(10);
@@ -206,10 +215,10 @@ async fn three(time: Duration) {
             of.swap_remove(ROUNDS / 2)
         });
         println!(
-            "{clients:7} {bytes:6} | {:19.0} {:6} | {:11.0} {:6} {:6} {:12.2}",
-            alone.rate,
+            "{clients:7} {points:7} {bytes:6} | {:29.0} {:6} | {:9.0} {:6} {:6} {:12.2}",
+            alone.rate * points as f64,
             alone.p50,
-            applied.rate,
+            applied.rate * points as f64,
             applied.p50,
             applied.p99,
             applied.rate / alone.rate

@@ -9,12 +9,13 @@
 //!   4    cluster/                  who holds what, and how a request gets there
 //!   3    replica/                  log + state under Raft; the only floor that names openraft
 //!   2    annal-wal (crate) | shard/    okaywal in one file | usearch in one file
-//!   1    model/ machine.rs store.rs net/ identity.rs config.rs    words and contracts; fjall in one file
+//!   1    model/ machine.rs store.rs net/ batch.rs identity.rs config.rs    words and contracts; fjall in one file
 //! ```
 //!
 //! The rest of floor 5 (`region/`) is not built yet.
 
 pub mod api;
+pub mod batch;
 pub mod changefeed;
 pub mod cluster;
 pub mod config;

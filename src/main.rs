@@ -4,6 +4,10 @@ mod cli;
 
 use std::process::ExitCode;
 
+/// A tenth of a small write's processor time went into glibc's allocator (`docs/BENCHMARKS.md`).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     cli::run()
 }

@@ -1,7 +1,7 @@
 //! Commands on their way to leaders on other nodes: one lane a replica, several commands a call.
 //!
-//! A call goes out at once while few are under way; then the next one fills. A request between nodes costs far more
-//! than a command, so a busy router sends few and large ones, and a lone command waits for nobody.
+//! A call goes out at once when none is under way; else the next one fills ([`crate::batch`]). A request between nodes
+//! costs far more than a command, so a busy router sends few and large ones, and a lone command waits for nobody.
 //!
 //! Invariants: a command whose caller gave it up before it was taken into a call is not sent, and its caller knows
 //! for certain; a call of which every caller gave up is dropped, so that a leader that hangs keeps no lane shut.
@@ -11,7 +11,11 @@ use super::{
     ClusterError,
     peers::{Errand, PeerCalls, Refusal, Remedy},
 };
-use crate::{model::ReplicaId, replica::Proposed};
+use crate::{
+    batch::{BatchLimits, Batches, Item, Slot},
+    model::ReplicaId,
+    replica::Proposed,
+};
 use futures::future::{BoxFuture, join_all};
 use std::{
     collections::HashMap,
@@ -22,16 +26,12 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    sync::{mpsc, oneshot},
     time::timeout,
 };
 
-/// Calls under way to one replica.
-const UNDER_WAY: usize = 3;
-/// A call is filled up to this many bytes (or holds one larger command),
-const CALL_BYTES: usize = 1 << 20;
-/// and up to this many commands.
-const CALL_COMMANDS: usize = 1024;
+/// Of the calls to one replica.
+const CALLS: BatchLimits = BatchLimits { bytes: 1 << 20, items: 1024, under_way: 3 };
 /// For [`Lanes::idle`].
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -53,6 +53,12 @@ struct Waiting {
     /// Set by whoever comes first: the lane that takes the command, or the caller that gives up.
     settled: Arc<AtomicBool>,
     answer: oneshot::Sender<Result<Proposed, Refusal>>,
+}
+
+impl Item for Waiting {
+    fn bytes(&self) -> usize {
+        self.errand.command.len()
+    }
 }
 
 /// A command that was handed to a lane.
@@ -101,7 +107,7 @@ impl Lanes {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let lane = open.entry(to).or_insert_with(|| {
             let (lane, queue) = mpsc::unbounded_channel();
-            tokio::spawn(self.clone().run(to, queue));
+            tokio::spawn(self.clone().run(to, Batches::of(queue, CALLS)));
             lane
         });
         // A lane closes only while nothing is in it and nobody can send, see `close_if_empty`.
@@ -109,32 +115,14 @@ impl Lanes {
         Sent { settled, answer }
     }
 
-    async fn run(self, to: ReplicaId, mut queue: mpsc::UnboundedReceiver<Waiting>) {
-        let under_way = Arc::new(Semaphore::new(UNDER_WAY));
-        let mut held = None;
+    async fn run(self, to: ReplicaId, mut queue: Batches<Waiting>) {
         loop {
-            let slot = under_way.clone().acquire_owned().await.expect("never closed");
-            let first = match held.take() {
-                Some(waiting) => waiting,
-                None => match timeout(self.idle, queue.recv()).await {
-                    Ok(Some(waiting)) => waiting,
-                    Ok(None) => return,
-                    Err(_) if self.close_if_empty(to, &queue) => return,
-                    Err(_) => continue,
-                },
+            let (mut taken, slot) = match timeout(self.idle, queue.next()).await {
+                Ok(Some(batch)) => batch,
+                Ok(None) => return,
+                Err(_) if self.close_if_empty(to, &queue) => return,
+                Err(_) => continue,
             };
-            let mut bytes = first.errand.command.len();
-            let mut taken = vec![first];
-            while taken.len() < CALL_COMMANDS
-                && let Ok(next) = queue.try_recv()
-            {
-                bytes += next.errand.command.len();
-                if bytes > CALL_BYTES {
-                    held = Some(next);
-                    break;
-                }
-                taken.push(next);
-            }
             taken.retain(|waiting| !waiting.settled.swap(true, Ordering::AcqRel));
             if !taken.is_empty() {
                 tokio::spawn(carry(self.carrier.clone(), to, taken, slot));
@@ -142,7 +130,7 @@ impl Lanes {
         }
     }
 
-    fn close_if_empty(&self, to: ReplicaId, queue: &mpsc::UnboundedReceiver<Waiting>) -> bool {
+    fn close_if_empty(&self, to: ReplicaId, queue: &Batches<Waiting>) -> bool {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let empty = queue.is_empty();
         if empty {
@@ -153,7 +141,7 @@ impl Lanes {
 }
 
 /// One call, and its answers.
-async fn carry(carrier: Carrier, to: ReplicaId, taken: Vec<Waiting>, _slot: OwnedSemaphorePermit) {
+async fn carry(carrier: Carrier, to: ReplicaId, taken: Vec<Waiting>, _slot: Slot) {
     let (errands, mut callers): (Vec<_>, Vec<_>) = taken.into_iter().map(|w| (w.errand, w.answer)).unzip();
     let results = tokio::select! {
         results = carrier(to, errands) => results,
@@ -211,57 +199,32 @@ mod tests {
     async fn commands_that_wait_share_a_call_and_each_gets_its_own_answer() {
         let permits = Arc::new(Semaphore::new(0));
         let (lanes, calls) = leader(permits.clone());
-        let mut sent = Vec::new();
-        for length in 1..=100 {
-            sent.push(lanes.send(LEADER, errand(vec![0; length])));
-            if length <= UNDER_WAY {
-                // As long as few are under way, each goes out alone.
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        }
+        let mut sent = vec![lanes.send(LEADER, errand("x"))];
         tokio::time::sleep(Duration::from_millis(10)).await;
-        assert_eq!(*calls.lock().unwrap(), vec![1; UNDER_WAY]);
+        sent.extend((2..=100).map(|length| lanes.send(LEADER, errand(vec![0; length]))));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert_eq!(*calls.lock().unwrap(), [1], "the first goes out alone, and nothing follows it");
         permits.add_permits(10);
         for (at, sent) in sent.iter_mut().enumerate() {
             let Ok(Proposed::Applied(outcome)) = sent.answer().await else { panic!("{at} was not applied") };
             assert_eq!(outcome.position, Position(at as u64 + 1));
         }
-        assert_eq!(*calls.lock().unwrap(), [vec![1; UNDER_WAY], vec![100 - UNDER_WAY]].concat());
-    }
-
-    #[tokio::test]
-    async fn a_call_holds_no_more_bytes_than_it_may() {
-        let permits = Arc::new(Semaphore::new(0));
-        let (lanes, calls) = leader(permits.clone());
-        let mut sent: Vec<Sent> = Vec::new();
-        for _ in 0..UNDER_WAY {
-            sent.push(lanes.send(LEADER, errand("x")));
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        sent.extend((0..4).map(|_| lanes.send(LEADER, errand(vec![0; CALL_BYTES / 3 + 1]))));
-        permits.add_permits(10);
-        for sent in &mut sent {
-            assert!(sent.answer().await.is_ok());
-        }
-        assert_eq!(calls.lock().unwrap()[UNDER_WAY..], [2, 2]);
+        assert_eq!(*calls.lock().unwrap(), [1, 99]);
     }
 
     #[tokio::test]
     async fn giving_up_is_certain_before_the_command_was_taken_and_in_doubt_after() {
         let (lanes, calls) = leader(Arc::new(Semaphore::new(0)));
-        let mut taken = Vec::new();
-        for _ in 0..UNDER_WAY {
-            taken.push(lanes.send(LEADER, errand("taken")));
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let taken = lanes.send(LEADER, errand("taken"));
+        tokio::time::sleep(Duration::from_millis(10)).await;
         let waiting = lanes.send(LEADER, errand("waiting"));
         let effect = |sent: Sent| sent.give_up("too late", Remedy::Again).error.effect();
         assert_eq!(effect(waiting), Effect::None);
-        assert!(taken.into_iter().map(effect).all(|effect| effect == Effect::Unknown));
-        // All callers of all calls under way are gone: the lane is free again, and what was given up is not sent.
+        assert_eq!(effect(taken), Effect::Unknown);
+        // All callers of the call under way are gone: the lane is free again, and what was given up is not sent.
         let _next = lanes.send(LEADER, errand("next"));
         tokio::time::sleep(Duration::from_millis(10)).await;
-        assert_eq!(*calls.lock().unwrap(), vec![1; UNDER_WAY + 1]);
+        assert_eq!(*calls.lock().unwrap(), [1, 1]);
     }
 
     #[tokio::test]

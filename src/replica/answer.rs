@@ -6,12 +6,13 @@
 //! Not here: the bytes (`message`, `snapshot`), what an answer is decided by (openraft).
 
 use super::{
-    Replica, ReplicaError,
-    entry::Types,
+    ReadIndex, Replica, ReplicaError,
+    entry::{RaftVote, Types},
     message::{Answer, NoReadIndex, Request, Route, SnapshotHead},
+    reads,
     snapshot::SnapshotStream,
 };
-use crate::machine::StateMachine;
+use crate::{machine::StateMachine, model::ReplicaId};
 use annal_wal::LogIndex;
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -45,7 +46,9 @@ impl<M: StateMachine> Replica<M> {
                     .await
                     .map_err(|_| self.inner.progress.stopped(false))?,
             ),
-            Request::ReadIndex => Answer::ReadIndex(self.read_index_for_another().await?),
+            Request::ReadIndex { vote } => {
+                Answer::ReadIndex(self.read_index_for_another(route.from, vote).await?)
+            }
         };
         Ok(answer.encode(route.back()))
     }
@@ -75,10 +78,25 @@ impl<M: StateMachine> Replica<M> {
         if to == here { Ok(()) } else { Err(ReplicaError::Misdirected { to, here }) }
     }
 
-    async fn read_index_for_another(&self) -> Result<Result<super::ReadIndex, NoReadIndex>, ReplicaError> {
+    async fn read_index_for_another(
+        &self,
+        other: ReplicaId,
+        vote: Option<RaftVote>,
+    ) -> Result<Result<ReadIndex, NoReadIndex>, ReplicaError> {
         let reads = &self.inner.reads;
-        match reads.read_index_here(Instant::now() + reads.attempt_within()).await {
-            Ok(index) => Ok(Ok(index)),
+        let confirmed = match vote {
+            Some(vote) => reads::confirmed_by(&self.inner.raft, other, vote).await,
+            None => None,
+        };
+        let index = match confirmed {
+            Some(index) => Ok(index),
+            None => reads.read_index_here(Instant::now() + reads.attempt_within()).await,
+        };
+        match index {
+            Ok(index) => {
+                self.inner.progress.commits_wanted.notify_waiters();
+                Ok(Ok(index))
+            }
             Err(ReplicaError::NotLeader { leader }) => Ok(Err(NoReadIndex::NotLeader(leader))),
             Err(ReplicaError::NoQuorum | ReplicaError::Deadline { .. }) => Ok(Err(NoReadIndex::NoQuorum)),
             Err(error) => Err(error),

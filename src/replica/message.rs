@@ -59,8 +59,9 @@ pub(super) enum Request {
     PreVote(Ask),
     /// Leadership goes to a replica, perhaps to this one.
     Transfer(Transfer),
-    /// The index a read must wait for, confirmed by a quorum.
-    ReadIndex,
+    /// The index a read must wait for, confirmed by a quorum. The vote of the one that asks is what it was after the
+    /// read arrived.
+    ReadIndex { vote: Option<RaftVote> },
 }
 
 /// What it answers; for each request its own.
@@ -105,7 +106,9 @@ impl Request {
                 to: *transfer.to_node_id(),
                 last: transfer.last_log_id().map(LogIdRecord::from),
             }),
-            Request::ReadIndex => Body::ReadIndex(Nothing {}),
+            Request::ReadIndex { vote } => {
+                Body::ReadIndex(ReadIndexRecord { vote: vote.map(BallotRecord::from) })
+            }
         };
         encode(route, body)
     }
@@ -120,7 +123,7 @@ impl Request {
                 let last = record.last.map(RaftLogId::from);
                 Request::Transfer(Transfer::new(vote(record.from)?, record.to, last))
             }
-            Body::ReadIndex(Nothing {}) => Request::ReadIndex,
+            Body::ReadIndex(record) => Request::ReadIndex { vote: record.vote.map(RaftVote::from) },
             _ => return Err(wrong("not a request")),
         };
         Ok((route, request))
@@ -240,7 +243,7 @@ enum Body {
     #[prost(message, tag = "7")]
     Transfer(TransferRecord),
     #[prost(message, tag = "8")]
-    ReadIndex(Nothing),
+    ReadIndex(ReadIndexRecord),
     #[prost(message, tag = "9")]
     Snapshot(SnapshotRecord),
     #[prost(message, tag = "20")]
@@ -254,9 +257,6 @@ enum Body {
     #[prost(message, tag = "24")]
     Installed(InstalledRecord),
 }
-
-#[derive(Clone, Copy, PartialEq, Message)]
-struct Nothing {}
 
 /// Raft's vote: whom for, in which term, and whether a quorum agreed.
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -357,6 +357,12 @@ struct TransferredRecord {
     flushed: Option<LogIdRecord>,
 }
 
+#[derive(Clone, Copy, PartialEq, Message)]
+struct ReadIndexRecord {
+    #[prost(message, optional, tag = "1")]
+    vote: Option<BallotRecord>,
+}
+
 #[derive(Clone, PartialEq, Message)]
 struct ReadAtRecord {
     #[prost(uint32, tag = "1")]
@@ -396,10 +402,15 @@ impl From<RaftVote> for BallotRecord {
     }
 }
 
+impl From<BallotRecord> for RaftVote {
+    fn from(BallotRecord { term, replica, committed }: BallotRecord) -> Self {
+        RaftVote { leader_id: RaftLeaderId { term, node_id: replica }, committed }
+    }
+}
+
 /// A vote that must be there.
 fn vote(record: Option<BallotRecord>) -> Result<RaftVote, FormatError> {
-    let BallotRecord { term, replica, committed } = record.ok_or_else(|| wrong("without a vote"))?;
-    Ok(RaftVote { leader_id: RaftLeaderId { term, node_id: replica }, committed })
+    Ok(record.ok_or_else(|| wrong("without a vote"))?.into())
 }
 
 impl From<annal_wal::Entry> for EntryRecord {

@@ -39,6 +39,10 @@ use tokio::{
 /// Appends on the way to one replica at a time.
 const APPENDS_UNDER_WAY: usize = 4;
 
+/// How long an append that only tells of a commit waits for one with entries, which tells of it too. A replica that asks
+/// for an index to read at ends the wait.
+const COMMIT_WAITS: Duration = Duration::from_millis(3);
+
 /// A snapshot of which nothing was taken for so long is given up.
 const SNAPSHOT_STALLS_AFTER: Duration = Duration::from_secs(30);
 /// What the receiver of a whole snapshot may take to install it at least,
@@ -79,7 +83,7 @@ impl Peers {
         let action = match &request {
             Request::Vote(_) | Request::PreVote(_) => RPCTypes::Vote,
             Request::Transfer(_) => RPCTypes::TransferLeader,
-            Request::Append { .. } | Request::ReadIndex => RPCTypes::AppendEntries,
+            Request::Append { .. } | Request::ReadIndex { .. } => RPCTypes::AppendEntries,
         };
         let call = self.network.call(to, request.encode(route), deadline);
         let answer = match timeout_at(deadline, call).await {
@@ -123,6 +127,26 @@ impl Peer {
     }
 }
 
+/// Leaves out each append that only tells of a commit, if another one comes soon: under load that is every second
+/// message to a follower. An answer to the one that is sent proves what one to the other would have proved.
+fn in_company<S>(input: S, progress: Arc<Progress>) -> impl Stream<Item = Append> + OptionalSend
+where
+    S: Stream<Item = Append> + OptionalSend + Unpin + 'static,
+{
+    stream::unfold((input.fuse(), progress), |(mut input, progress)| async move {
+        let mut append = input.next().await?;
+        if append.entries.is_empty() {
+            tokio::select! {
+                biased;
+                next = input.next() => append = next.unwrap_or(append),
+                () = progress.commits_wanted.notified() => {}
+                () = sleep(COMMIT_WAITS) => {}
+            }
+        }
+        Some((append, (input, progress)))
+    })
+}
+
 fn unexpected(answer: &Answer) -> RPCError<Types> {
     NetworkError::from_string(format!("an answer to something else: {answer:?}")).into()
 }
@@ -154,7 +178,7 @@ impl RaftNetworkV2<Types> for Peer {
         let under_way = Arc::new(AtomicUsize::new(0));
         let answered = under_way.clone();
         let peer = self.clone();
-        let answers = input
+        let answers = in_company(input, self.peers.progress.clone())
             .map(move |append| {
                 let follows = under_way.fetch_add(1, Ordering::Relaxed) > 0;
                 let before = append.prev_log_id;
@@ -251,5 +275,61 @@ async fn stalls(mut sent: watch::Receiver<Sent>) -> Duration {
             Ok(Err(_)) => std::future::pending().await,
             Err(_) => return SNAPSHOT_STALLS_AFTER,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replica::entry::{RaftEntry, RaftLeaderId, RaftLogId, RaftPayload, RaftVote};
+    use futures::FutureExt;
+    use tokio::sync::mpsc;
+
+    /// An append behind entry `before`, with one entry or none.
+    fn append(before: u64, committed: u64, has_entry: bool) -> Append {
+        let leader_id = RaftLeaderId { term: 1, node_id: 1 };
+        let id = |index| RaftLogId::new(leader_id, index);
+        let entry = RaftEntry { log_id: id(before + 1), payload: RaftPayload::Blank };
+        Append {
+            vote: RaftVote { leader_id, committed: true },
+            prev_log_id: Some(id(before)),
+            leader_commit: Some(id(committed)),
+            entries: has_entry.then_some(entry).into_iter().collect(),
+        }
+    }
+
+    fn committed(append: &Append) -> u64 {
+        append.leader_commit.map_or(0, |id| id.index())
+    }
+
+    #[tokio::test]
+    async fn news_of_a_commit_travels_with_entries_if_they_come_soon() {
+        let (send, input) = mpsc::unbounded_channel();
+        let input = stream::unfold(input, |mut input| async { Some((input.recv().await?, input)) });
+        let progress = Arc::new(Progress::apart());
+        let mut sent = Box::pin(in_company(Box::pin(input), progress.clone()));
+        // With entries: at once.
+        send.send(append(4, 3, true)).unwrap();
+        assert_eq!(committed(&sent.next().now_or_never().flatten().expect("at once")), 3);
+        // Without: together with what comes next,
+        send.send(append(5, 4, false)).unwrap();
+        assert!(sent.next().now_or_never().is_none());
+        send.send(append(5, 5, true)).unwrap();
+        let next = sent.next().now_or_never().flatten().expect("at once");
+        assert_eq!((committed(&next), next.entries.len()), (5, 1));
+        // or alone after a while,
+        send.send(append(6, 6, false)).unwrap();
+        assert!(sent.next().now_or_never().is_none());
+        assert_eq!(committed(&sent.next().await.unwrap()), 6);
+        // or as soon as somebody waits for it.
+        send.send(append(6, 7, false)).unwrap();
+        assert!(sent.next().now_or_never().is_none());
+        progress.commits_wanted.notify_waiters();
+        assert_eq!(committed(&sent.next().now_or_never().flatten().expect("at once")), 7);
+        // The last one is not lost with the end.
+        send.send(append(6, 8, false)).unwrap();
+        drop(send);
+        assert_eq!(committed(&sent.next().await.unwrap()), 8);
+        assert!(sent.next().await.is_none());
     }
 }

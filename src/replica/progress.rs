@@ -19,7 +19,10 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 /// The rungs, lowest first; `None` is before the first entry. See the head of [`super`] for what each means.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,6 +93,8 @@ pub(super) struct Progress {
     applied_bytes: AtomicU64,
     /// What others still need of the log: the last index they have, by number of the guard.
     kept: Mutex<(u64, BTreeMap<u64, Option<LogIndex>>)>,
+    /// Told when another replica waits to hear how far its group is committed.
+    pub(super) commits_wanted: Notify,
 }
 
 impl Progress {
@@ -107,6 +112,7 @@ impl Progress {
             durable: Mutex::new(durable),
             applied_bytes: AtomicU64::new(0),
             kept: Mutex::default(),
+            commits_wanted: Notify::new(),
             log: Some(log),
         };
         progress.ladder();
@@ -126,6 +132,7 @@ impl Progress {
             durable: Mutex::default(),
             applied_bytes: AtomicU64::default(),
             kept: Mutex::default(),
+            commits_wanted: Notify::new(),
             log: None,
         }
     }

@@ -5,8 +5,8 @@
 //! command was taken into an entry knows for certain that it will not be.
 //! Not here: retries and who leads (the router), deciding on duplicates (the state machine).
 //!
-//! An entry goes out at once when few are under way; while more are, the next one fills. So a lone caller waits for
-//! nobody, and many callers share the cost of an entry, which is far above that of a command.
+//! An entry goes out at once when none is under way; else the next one fills ([`crate::batch`]). So a lone caller waits
+//! for nobody, and many callers share the cost of an entry, which is far above that of a command.
 
 use super::{
     Applier, Members, ReplicaError,
@@ -14,7 +14,11 @@ use super::{
     progress::Progress,
     reads::ReadIndex,
 };
-use crate::{machine::Outcome, model::ReplicaId};
+use crate::{
+    batch::{BatchLimits, Batches, Item, Slot},
+    machine::Outcome,
+    model::ReplicaId,
+};
 use annal_wal::{GroupLog, LogIndex};
 use bytes::Bytes;
 use openraft::{
@@ -123,8 +127,10 @@ impl Waiting {
         // A caller that gave up is no longer there.
         let _ = self.answer.send(Err(ReplicaError::NotLeader { leader }));
     }
+}
 
-    fn entry_bytes(&self) -> usize {
+impl Item for Waiting {
+    fn bytes(&self) -> usize {
         Commands::COMMAND_HEAD_BYTES + self.command.len()
     }
 }
@@ -139,7 +145,12 @@ impl Proposer {
         progress: Arc<Progress>,
     ) -> Self {
         let (queue, waiting) = mpsc::unbounded_channel();
-        tokio::spawn(propose_all(raft, limits, lease, waiting));
+        let entries = BatchLimits {
+            bytes: limits.entry_bytes,
+            items: limits.entry_commands,
+            under_way: limits.entries_under_way,
+        };
+        tokio::spawn(propose_all(raft, lease, Batches::of(waiting, entries)));
         Proposer { log, limits, room: Arc::new(Semaphore::new(limits.queue_bytes)), queue, progress }
     }
 
@@ -185,55 +196,21 @@ impl Proposer {
 }
 
 /// Takes commands from the queue into entries, until nobody can add one.
-async fn propose_all(
-    raft: Raft<Types, Applier>,
-    limits: ProposeLimits,
-    lease: Duration,
-    mut queue: mpsc::UnboundedReceiver<Waiting>,
-) {
-    let under_way = Arc::new(Semaphore::new(limits.entries_under_way));
-    let mut held: Option<Waiting> = None;
+async fn propose_all(raft: Raft<Types, Applier>, lease: Duration, mut queue: Batches<Waiting>) {
     loop {
-        // What was under way when this replica lost its office, or its quorum, may hold all slots for long. Whoever
-        // comes then is turned away here; openraft does that with those that come to a free slot.
-        let unable = match under_way.available_permits() {
-            0 => out_of_office(&raft, lease),
-            _ => None,
-        };
-        if let Some((leader, waiting)) = unable.zip(held.take_if(|_| unable.is_some())) {
-            waiting.turn_away(leader);
-        }
-        let slot = tokio::select! {
+        let next = tokio::select! {
             biased;
-            slot = under_way.clone().acquire_owned() => slot.expect("never closed"),
-            waiting = queue.recv(), if unable.is_some() => match waiting {
-                Some(waiting) => {
-                    waiting.turn_away(unable.flatten());
-                    continue;
+            next = queue.next() => next,
+            // What was under way when this replica lost its office, or its quorum, may stay so for long. Whoever waits
+            // behind it is turned away here; openraft does that with those that come when nothing is.
+            () = tokio::time::sleep(LOOK_EVERY), if queue.is_busy() => {
+                if let Some(leader) = out_of_office(&raft, lease) {
+                    queue.drain().for_each(|waiting| waiting.turn_away(leader));
                 }
-                None => return,
-            },
-            () = tokio::time::sleep(LOOK_EVERY) => continue,
-        };
-        let first = match held.take() {
-            Some(waiting) => waiting,
-            None => match queue.recv().await {
-                Some(waiting) => waiting,
-                None => return,
-            },
-        };
-        let mut bytes = first.entry_bytes();
-        let mut taken = vec![first];
-        while taken.len() < limits.entry_commands
-            && let Ok(next) = queue.try_recv()
-        {
-            bytes += next.entry_bytes();
-            if bytes > limits.entry_bytes {
-                held = Some(next);
-                break;
+                continue;
             }
-            taken.push(next);
-        }
+        };
+        let Some((mut taken, slot)) = next else { return };
         taken.retain(|waiting| !waiting.settled.swap(true, Ordering::AcqRel));
         if taken.is_empty() {
             continue;
@@ -247,7 +224,7 @@ async fn propose_all(
     }
 }
 
-/// While all slots are taken: how often it is looked whether they can become free.
+/// While entries are under way: how often it is looked whether they can still be committed.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Whether this replica cannot commit anything at the moment, as far as it knows, and who leads instead, if known.
@@ -271,13 +248,13 @@ pub(crate) struct Waiters<T> {
 /// The callers of one entry, in the order of its commands; `None` once answered.
 struct Callers {
     each: Vec<Option<(Wait, Answer)>>,
-    _slot: OwnedSemaphorePermit,
+    _slot: Slot,
 }
 
 type Answer = oneshot::Sender<Result<Proposed, ReplicaError>>;
 
 impl Waiters<ClientWriteResult<Types>> {
-    fn new(taken: Vec<Waiting>, slot: OwnedSemaphorePermit) -> Self {
+    fn new(taken: Vec<Waiting>, slot: Slot) -> Self {
         let each = taken.into_iter().map(|waiting| Some((waiting.wait, waiting.answer))).collect();
         Waiters { callers: Callers { each, _slot: slot }, settle: Callers::settle }
     }

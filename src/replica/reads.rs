@@ -1,25 +1,27 @@
 //! Linearizable reads on any replica: rounds of ReadIndex, each shared by all reads that were waiting when it started.
 //!
-//! The leader asks a quorum whether it still leads; every other replica asks the leader, one message for all who wait.
+//! The leader asks a quorum whether it still leads; every other replica asks the leader, one message for all who wait,
+//! and says what its own vote is. Where the two of them are a quorum, that is confirmation enough.
 //!
 //! Invariants: a round confirms with a quorum that the leader still leads (never by the lease, which trusts clocks); a
 //! read takes part only in rounds that start after the read arrived, so it sees everything that was committed before
 //! it; a round is let go when another leader is heard of, or when it takes too long, and its readers take part in the
-//! next one.
+//! next one. A round starts while the last one is under way, so that nobody waits for two; more wait.
 //! Not here: the read itself, which waits for the index to be applied and then looks at the state machine.
 //! Source: Ongaro's dissertation (2014), section 6.4.
 
 use super::{
     Applier, Leadership, ReplicaError,
-    entry::Types,
+    entry::{RaftVote, Types},
     message::{Answer, NoReadIndex, Request},
     peer::Peers,
     progress::Progress,
 };
 use crate::model::ReplicaId;
 use annal_wal::LogIndex;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use openraft::{
-    Raft, ReadPolicy,
+    Raft, RaftState, ReadPolicy, ServerState,
     errors::{LinearizableReadError, RaftError},
 };
 use std::{
@@ -37,6 +39,9 @@ use tokio::{
 /// What must be applied before a linearizable read may look: valid on every replica of the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ReadIndex(pub LogIndex);
+
+/// Rounds under way at a time.
+const ROUNDS: usize = 2;
 
 /// How long a round that failed waits for news of a leader before the next one.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
@@ -77,6 +82,7 @@ impl Reads {
             progress: progress.clone(),
             queue,
             readers: Vec::new(),
+            under_way: FuturesUnordered::new(),
             rounds: rounds.clone(),
         };
         tokio::spawn(running.run());
@@ -123,8 +129,9 @@ struct Rounds {
     attempt_within: Duration,
     progress: Arc<Progress>,
     queue: mpsc::UnboundedReceiver<Reader>,
-    /// Those of the round under way, or of the next one.
+    /// Those of the next round.
     readers: Vec<Reader>,
+    under_way: FuturesUnordered<BoxFuture<'static, (Vec<Reader>, Round)>>,
     rounds: Arc<AtomicU64>,
 }
 
@@ -143,8 +150,7 @@ impl Rounds {
     async fn run(mut self) {
         while self.gather().await {
             if self.progress.check_running().is_err() {
-                let stopped = Err(self.progress.stopped(false));
-                self.answer(&stopped);
+                answer(std::mem::take(&mut self.readers), &Err(self.progress.stopped(false)));
                 continue;
             }
             let Leadership { leader, .. } = *self.leadership.borrow_and_update();
@@ -158,42 +164,65 @@ impl Rounds {
                 continue;
             };
             self.rounds.fetch_add(1, Ordering::Relaxed);
-            match self.round(leader).await {
-                Round::Settled(result) => self.answer(&result),
-                Round::LetGo => self.readers.iter_mut().for_each(|reader| reader.tried = true),
-                Round::Failed => {
-                    self.readers.iter_mut().for_each(|reader| reader.tried = true);
-                    // Another replica that asks knows better whom to ask next.
-                    self.turn_away(|reader| reader.here_only, None);
-                    self.wait_for_news().await;
-                }
+            self.begin(leader);
+        }
+    }
+
+    /// Waits until a round may start, and somebody takes part: everyone who asked before it starts. False when nobody
+    /// can ask any more.
+    async fn gather(&mut self) -> bool {
+        loop {
+            while let Ok(reader) = self.queue.try_recv() {
+                self.readers.push(reader);
+            }
+            self.readers.retain(|reader| !reader.answer.is_closed());
+            let room = self.under_way.len() < ROUNDS;
+            if room && !self.readers.is_empty() {
+                return true;
+            }
+            tokio::select! {
+                Some((readers, round)) = self.under_way.next() => self.end(readers, round).await,
+                reader = self.queue.recv(), if room => match reader {
+                    Some(reader) => self.readers.push(reader),
+                    None => return false,
+                },
             }
         }
     }
 
-    /// Everyone who asks now arrived before the round that starts now. False when nobody can ask any more.
-    async fn gather(&mut self) -> bool {
-        self.readers.retain(|reader| !reader.answer.is_closed());
-        if self.readers.is_empty() {
-            return self.queue.recv_many(&mut self.readers, usize::MAX).await > 0;
-        }
-        while let Ok(reader) = self.queue.try_recv() {
-            self.readers.push(reader);
-        }
-        true
+    /// Starts a round for all who are there.
+    fn begin(&mut self, leader: ReplicaId) {
+        let (raft, peers, within) = (self.raft.clone(), self.peers.clone(), self.attempt_within);
+        let (readers, mut leadership) = (std::mem::take(&mut self.readers), self.leadership.clone());
+        let ask = async move {
+            if leader == peers.replica {
+                here(&raft).await
+            } else {
+                there(&raft, &peers, leader, within).await
+            }
+        };
+        let round = async move {
+            let round = tokio::select! {
+                biased;
+                round = timeout(within, ask) => round.unwrap_or(Round::Failed),
+                // The end of Raft counts as news too: `run` then finds that it stopped.
+                _ = leadership.changed() => Round::LetGo,
+            };
+            (readers, round)
+        };
+        self.under_way.push(round.boxed());
     }
 
-    /// One round for all who are there.
-    async fn round(&mut self, leader: ReplicaId) -> Round {
-        let (raft, peers, within) = (self.raft.clone(), self.peers.clone(), self.attempt_within);
-        let ask = async move {
-            if leader == peers.replica { here(&raft).await } else { there(&peers, leader, within).await }
-        };
-        tokio::select! {
-            biased;
-            round = timeout(within, ask) => round.unwrap_or(Round::Failed),
-            // The end of Raft counts as news too: `run` then finds that it stopped.
-            _ = self.leadership.changed() => Round::LetGo,
+    async fn end(&mut self, mut readers: Vec<Reader>, round: Round) {
+        if let Round::Settled(result) = round {
+            return answer(readers, &result);
+        }
+        readers.iter_mut().for_each(|reader| reader.tried = true);
+        self.readers.append(&mut readers);
+        if matches!(round, Round::Failed) {
+            // Another replica that asks knows better whom to ask next.
+            self.turn_away(|reader| reader.here_only, None);
+            self.wait_for_news().await;
         }
     }
 
@@ -208,12 +237,12 @@ impl Rounds {
             let _ = reader.answer.send(Err(ReplicaError::NotLeader { leader }));
         }
     }
+}
 
-    fn answer(&mut self, result: &Result<ReadIndex, ReplicaError>) {
-        for reader in self.readers.drain(..) {
-            // A reader that gave up is no longer there.
-            let _ = reader.answer.send(result.clone());
-        }
+fn answer(readers: Vec<Reader>, result: &Result<ReadIndex, ReplicaError>) {
+    for reader in readers {
+        // A reader that gave up is no longer there.
+        let _ = reader.answer.send(result.clone());
     }
 }
 
@@ -231,8 +260,9 @@ async fn here(raft: &Raft<Types, Applier>) -> Round {
 }
 
 /// A round that the leader runs for us.
-async fn there(peers: &Peers, leader: ReplicaId, within: Duration) -> Round {
-    match peers.call(leader, Request::ReadIndex, within).await {
+async fn there(raft: &Raft<Types, Applier>, peers: &Peers, leader: ReplicaId, within: Duration) -> Round {
+    let Ok(vote) = raft.with_raft_state(|state| *state.vote_ref()).await else { return Round::Failed };
+    match peers.call(leader, Request::ReadIndex { vote: Some(vote) }, within).await {
         Ok(Answer::ReadIndex(Ok(index))) => Round::Settled(Ok(index)),
         Ok(Answer::ReadIndex(Err(NoReadIndex::NoQuorum))) => Round::Settled(Err(ReplicaError::NoQuorum)),
         Ok(Answer::ReadIndex(Err(NoReadIndex::NotLeader(_)))) => Round::Failed,
@@ -245,4 +275,28 @@ async fn there(peers: &Peers, leader: ReplicaId, within: Duration) -> Round {
             Round::Failed
         }
     }
+}
+
+/// The index to read at, if this replica leads by `vote`, of which `other` says that it is its own too, and the two of
+/// them are a quorum.
+///
+/// Neither has then helped to elect another leader since the read arrived, and without one of them nobody could be.
+pub(super) async fn confirmed_by(
+    raft: &Raft<Types, Applier>,
+    other: ReplicaId,
+    vote: RaftVote,
+) -> Option<ReadIndex> {
+    let confirm = move |state: &RaftState<Types>| {
+        let leads = state.server_state == ServerState::Leader && vote.committed && *state.vote_ref() == vote;
+        let two = [vote.leader_id.node_id, other.0];
+        let members = &state.membership_state;
+        let mut voters =
+            [members.effective(), members.committed()].into_iter().flat_map(|of| of.get_joint_config());
+        let quorum = voters
+            .all(|voters| 2 * two.iter().filter(|replica| voters.contains(replica)).count() > voters.len());
+        // With an entry of its own committed, a leader knows of all that those before it committed.
+        let committed = state.local_committed().filter(|id| *id.committed_leader_id() == vote.leader_id)?;
+        (leads && quorum && other.0 != vote.leader_id.node_id).then(|| ReadIndex(LogIndex(committed.index())))
+    };
+    raft.with_raft_state(confirm).await.ok().flatten()
 }

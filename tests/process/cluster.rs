@@ -354,7 +354,8 @@ impl TestCluster {
         let status = self.status();
         let held = status.shard(Some(collection), shard).expect("it has a leader").nodes();
         let free = |name: &String| !held.contains(&name.as_str());
-        let to = (0..self.len()).map(|i| self.name(i).to_owned()).find(free).expect("a node without the shard");
+        let to =
+            (0..self.len()).map(|i| self.name(i).to_owned()).find(free).expect("a node without the shard");
         self.move_shard(collection, shard, &from, &to);
         let nodes: Vec<_> = held.iter().copied().filter(|name| *name != from).chain([to.as_str()]).collect();
         self.wait_on(collection, shard, &nodes);

@@ -4,6 +4,10 @@ use super::{
     group::{Group, leader_among, write},
     *,
 };
+use crate::replica::{
+    entry::{RaftLeaderId, RaftVote},
+    message::{Answer, Request, Route},
+};
 use futures::future::join_all;
 use std::sync::atomic::AtomicBool;
 
@@ -31,7 +35,51 @@ async fn reads_of_a_follower_that_wait_together_share_a_round() {
     let results = join_all((0..100).map(|_| follower.read_index(soon()))).await;
     assert!(results.iter().all(|result| result.is_ok()), "{results:?}");
     let after = (follower.status().read_rounds, leader.status().read_rounds);
-    assert_eq!((after.0 - before.0, after.1 - before.1), (1, 1));
+    // Of three, the two of them are a quorum: the leader asks nobody.
+    assert_eq!((after.0 - before.0, after.1 - before.1), (1, 0));
+}
+
+#[tokio::test]
+async fn of_five_the_leader_asks_others_too() {
+    let group = Group::of(5).await;
+    let leader = group.leader().await;
+    let follower = group.replicas().into_iter().find(|r| r.inner.replica != leader.inner.replica).unwrap();
+    let before = leader.status().read_rounds;
+    follower.read_index(soon()).await.unwrap();
+    assert_eq!(leader.status().read_rounds - before, 1);
+}
+
+/// A leader that reaches nobody may count on the one that asks it, but only on a vote for itself in its own term, and
+/// only on a voter.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_a_voters_vote_for_the_leader_confirms_it() {
+    let group = Group::of(3).await;
+    let leader = group.leader().await;
+    put(&leader, command(1)).await;
+    let me = leader.inner.replica;
+    let other = group.replicas().into_iter().map(|r| r.inner.replica).find(|id| *id != me).unwrap();
+    let vote = leader.inner.raft.with_raft_state(|state| *state.vote_ref()).await.unwrap();
+    group.wires.isolate(me);
+    let ask = async |from: ReplicaId, vote: Option<RaftVote>| {
+        let answer = leader.answer(Request::ReadIndex { vote }.encode(Route { from, to: me })).await.unwrap();
+        match Answer::decode(answer).unwrap().1 {
+            Answer::ReadIndex(index) => index.ok(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let applied = leader.status().ladder.applied.unwrap();
+    assert_eq!(ask(other, Some(vote)).await, Some(ReadIndex(applied)));
+    let with = |term, node_id, committed| RaftVote { leader_id: RaftLeaderId { term, node_id }, committed };
+    let term = vote.leader_id.term;
+    let (none, later, elsewhere, not_yet, alone, stranger) = tokio::join!(
+        ask(other, None),
+        ask(other, Some(with(term + 1, me.0, true))),
+        ask(other, Some(with(term, other.0, true))),
+        ask(other, Some(with(term, me.0, false))),
+        ask(me, Some(vote)),
+        ask(ReplicaId(99), Some(vote)),
+    );
+    assert_eq!([none, later, elsewhere, not_yet, alone, stranger], [None; 6]);
 }
 
 /// A read never misses what was acknowledged before it started, whoever it asks, and whoever led then. A leader that

@@ -49,7 +49,8 @@ fn requests() -> Vec<(&'static str, Request)> {
         ("vote, leadership handed over", Request::Vote(by_transfer)),
         ("pre-vote with an empty log", Request::PreVote(Ask::new(vote(1, false), None))),
         ("transfer", Request::Transfer(Transfer::new(vote(2, true), 4, Some(id(2, 8))))),
-        ("read index", Request::ReadIndex),
+        ("read index", Request::ReadIndex { vote: None }),
+        ("read index, with a vote", Request::ReadIndex { vote: Some(vote(2, true)) }),
     ]
 }
 
@@ -169,7 +170,7 @@ async fn a_message_for_another_replica_is_refused() {
     assert_eq!(replica.status(), before);
     // One for this replica is answered, by way of its sender.
     let route = Route { to: ME, ..ROUTE };
-    let answer = replica.answer(Request::ReadIndex.encode(route)).await.unwrap();
+    let answer = replica.answer(Request::ReadIndex { vote: None }.encode(route)).await.unwrap();
     let (back, answer) = Answer::decode(answer).unwrap();
     assert_eq!(back, Route { from: ME, to: ROUTE.from });
     assert!(matches!(answer, Answer::ReadIndex(Ok(_))), "{answer:?}");

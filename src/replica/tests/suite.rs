@@ -28,9 +28,7 @@ impl StoreBuilder<Types, LogStore, Applier, Log> for InMemory {
 }
 
 impl StoreBuilder<Types, LogStore, Applier, (tempfile::TempDir, Log)> for OnDisk {
-    async fn build(
-        &self,
-    ) -> Result<((tempfile::TempDir, Log), LogStore, Applier), StorageError<Types>> {
+    async fn build(&self) -> Result<((tempfile::TempDir, Log), LogStore, Applier), StorageError<Types>> {
         let dir = tempfile::tempdir().unwrap();
         let (log, _) = Log::open(dir.path(), log_options()).unwrap();
         let (store, applier) = parts(&log).await;
