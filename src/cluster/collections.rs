@@ -4,7 +4,7 @@
 
 use super::{
     AliasAction, Cluster, ClusterError, CollectionChange, CollectionInfo, CollectionSpec, ReadOptions,
-    Result, Seen, WriteOptions, Written,
+    Result, Seen, Token, WriteOptions, Written,
     catalog::{CatalogCommand, CollectionRecord},
     placement,
     shards::LiveCollection,
@@ -138,7 +138,13 @@ impl Cluster {
             ClusterError::Missing(_) => ClusterError::NoCollection(name.to_owned()),
             other => other,
         })?;
-        self.configure(name, deadline).await
+        match self.configure(name, deadline).await {
+            // Dropped since: the change was made before that, and there is nobody left to tell.
+            Err(ClusterError::NoCollection(_) | ClusterError::Gone(_)) => {
+                Ok(Written { position: None, token: Token::default() })
+            }
+            told => told.map_err(|e| e.in_doubt("the change was made, but not every shard was told")),
+        }
     }
 
     /// Tells every shard the catalog's schema through its own log. Telling it twice is harmless.

@@ -168,7 +168,7 @@ mod tests {
         replica::Wait,
     };
     use bytes::Bytes;
-    use tokio::time::Instant;
+    use tokio::{sync::Semaphore, time::Instant};
 
     const LEADER: ReplicaId = ReplicaId(7);
 

@@ -54,7 +54,7 @@ impl Anchor {
         let Some(bytes) = disk.get(SideFile::Anchor).map_err(Error::io("reading the anchor"))? else {
             return Ok(None);
         };
-        let damaged = || Error::Format { place: "anchor".into(), why: "its crc does not hold".into() };
+        let damaged = || Error::Anchor { why: "its crc does not hold".into() };
         let (body, crc) = bytes.split_last_chunk::<4>().ok_or_else(damaged)?;
         if crc32fast::hash(body) != u32::from_le_bytes(*crc) {
             return Err(damaged());

@@ -50,6 +50,12 @@ pub enum Error {
         /// What did not match.
         why: String,
     },
+    /// The anchor is not as it was written: nothing tells where the log begins.
+    #[error("the log's anchor is damaged: {why}")]
+    Anchor {
+        /// What did not match.
+        why: String,
+    },
     /// Entries that do not follow the last one, or a purge or truncation that makes no sense; nothing was queued.
     #[error("group {group:?}: entry {got:?} does not follow {last:?}")]
     Gap {
@@ -145,7 +151,7 @@ impl Error {
             Error::Closed => ErrorKind::Unavailable,
             Error::Full { .. } => ErrorKind::Full,
             Error::TooLarge { .. } | Error::Gap { .. } | Error::Option { .. } => ErrorKind::Invalid,
-            Error::Corrupt { .. } => ErrorKind::Corrupt,
+            Error::Corrupt { .. } | Error::Anchor { .. } => ErrorKind::Corrupt,
             Error::Gone { .. } => ErrorKind::Expired,
             Error::GroupExists(_) | Error::Locked { .. } => ErrorKind::Conflict,
             Error::UnknownGroup(_) => ErrorKind::NotFound,

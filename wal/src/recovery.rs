@@ -83,7 +83,7 @@ pub(crate) fn recover(disk: &dyn Disk) -> Result<Recovered, Error> {
         }
         None => {
             let why = "it is missing although there are segments".to_string();
-            return Err(Error::Format { place: "anchor".into(), why });
+            return Err(Error::Anchor { why });
         }
     };
     let mut reading = Reading {

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Invariants: a bad frame with a good later one behind it is damage, never an end; bytes beyond the one frame that
-//! can be in flight are damage; records of an unknown kind are refused. The scan is pure: bytes in, findings out.
+//! can be in flight are damage, and so is a file that has become shorter; records of an unknown kind are refused. The scan is pure: bytes in, findings out.
 //! Not here: what damage means for whom (see `recovery`, `verify`).
 
 use crate::{
@@ -131,9 +131,11 @@ pub(crate) fn scan(
     mut on: impl FnMut(Found<'_>) -> Result<(), Damage>,
 ) -> Result<Scan, Error> {
     let mut scan = Scan { end: HEADER as u64, ..Scan::default() };
+    let mut made_with = None;
     match layout::check_header(segment, key) {
         HeaderState::Good => {}
         HeaderState::Damaged => scan.header_damaged = true,
+        HeaderState::CutShort(bytes) => made_with = Some(bytes),
         HeaderState::Newer(format) => {
             let place = format!("segment {}", key.segment.0);
             return Err(Error::Format { place, why: format!("format {format} is not known") });
@@ -184,6 +186,12 @@ pub(crate) fn scan(
                 break;
             }
         }
+    }
+    // Without a frame it may never have been handed out: a crash interrupts the making of a segment anywhere.
+    if let Some(bytes) = made_with.filter(|_| scan.frames > 0) {
+        let why = format!("the file ends here, it was made with {bytes} bytes");
+        let damage = Damage::at(key.segment, segment.len() as u64, why);
+        scan.damage.push(BadSpan { damage, until: bytes });
     }
     if last_cut_off {
         scan.envelopes.pop();

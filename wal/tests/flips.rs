@@ -164,9 +164,12 @@ async fn missing_segments_and_a_flipped_anchor_are_noticed() {
         let mut flipped = anchor.clone();
         flipped[at] ^= 0x40;
         std::fs::write(folder.path().join("anchor"), flipped).unwrap();
-        assert!(matches!(verify(folder.path()), Err(Error::Format { .. })), "{at}");
-        assert!(matches!(Log::open(folder.path(), options()), Err(Error::Format { .. })), "{at}");
+        assert!(matches!(verify(folder.path()), Err(Error::Anchor { .. })), "{at}");
+        assert!(matches!(Log::open(folder.path(), options()), Err(Error::Anchor { .. })), "{at}");
     }
+    std::fs::remove_file(folder.path().join("anchor")).unwrap();
+    let gone = Log::open(folder.path(), options()).err().unwrap();
+    assert_eq!(gone.kind(), annal_wal::ErrorKind::Corrupt, "{gone}");
     std::fs::write(folder.path().join("anchor"), anchor).unwrap();
 
     std::fs::rename(folder.path().join("000000000002"), folder.path().join("aside")).unwrap();
@@ -175,4 +178,33 @@ async fn missing_segments_and_a_flipped_anchor_are_noticed() {
     assert!(matches!(Log::open(folder.path(), options()), Err(Error::Corrupt { segment: 2, .. })));
     std::fs::rename(folder.path().join("aside"), folder.path().join("000000000002")).unwrap();
     assert!(verify(folder.path()).unwrap().is_intact());
+}
+
+/// What a crash leaves is a file of full length: one that lost its end had lost acknowledged entries with it, and would
+/// else pass for torn.
+#[tokio::test]
+async fn a_file_that_lost_its_end_is_damaged_not_torn() {
+    let folder = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(folder.path(), Options { segment_bytes: 1 << 20, ..options() }).unwrap();
+    let group = log.create_group(GroupId(1)).await.unwrap();
+    append(&group, entries(1, 1..40, 300)).await.unwrap();
+    let crashed = tempfile::tempdir().unwrap();
+    std::fs::create_dir(crashed.path().join("000000000001")).unwrap();
+    for file in ["anchor", "000000000001/wal-1"] {
+        std::fs::copy(folder.path().join(file), crashed.path().join(file)).unwrap();
+    }
+    let newest = crashed.path().join("000000000001/wal-1");
+    let whole = std::fs::read(&newest).unwrap();
+    let written = whole.iter().rposition(|byte| *byte != 0).unwrap();
+    for bytes in [written / 2, written, whole.len() - 1] {
+        std::fs::write(&newest, &whole[..bytes]).unwrap();
+        let error = Log::open(crashed.path(), options()).err().unwrap();
+        assert!(matches!(error, Error::Corrupt { segment: 1, .. }), "{bytes} bytes: {error}");
+        assert!(!verify(crashed.path()).unwrap().is_intact());
+    }
+    // Only its zeroes: as a crash in the middle of a write would.
+    let torn = [&whole[..written / 2], &vec![0; whole.len() - written / 2]].concat();
+    std::fs::write(&newest, torn).unwrap();
+    let (_log, recovery) = Log::open(crashed.path(), options()).unwrap();
+    assert_eq!(recovery.damage, []);
 }

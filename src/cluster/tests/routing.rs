@@ -46,6 +46,7 @@ async fn any_node_answers_any_request() {
     }
     copies_are_equal(&nodes).await;
     another_collection_of_the_name(&nodes).await;
+    made_and_dropped_at_once(&nodes).await;
 }
 
 async fn every_node_answers(nodes: &[Node], name: &str) {
@@ -239,6 +240,37 @@ async fn another_collection_of_the_name(nodes: &[Node]) {
         stop.store(true, Ordering::Relaxed);
     };
     futures::future::join(futures::future::join_all(users), dropper).await;
+}
+
+/// A collection that is dropped before its maker has told all its shards was made all the same.
+async fn made_and_dropped_at_once(nodes: &[Node]) {
+    let makers = nodes.iter().map(|node| async {
+        let mut made = 0;
+        for _ in 0..30 {
+            match node.cluster.create_collection("brief", spec(2, 3), soon()).await {
+                Ok(_) => made += 1,
+                Err(e) => assert!(matches!(e.kind(), Kind::Conflict | Kind::Unavailable), "{e:?}"),
+            }
+        }
+        made
+    });
+    let stop = AtomicBool::new(false);
+    let dropper = async {
+        while !stop.load(Ordering::Relaxed) {
+            match nodes[1].cluster.delete_collection("brief", soon()).await {
+                Ok(_) => {}
+                Err(e) => assert!(matches!(e.kind(), Kind::Unavailable), "{e:?}"),
+            }
+        }
+    };
+    let making = async {
+        let made: u32 = futures::future::join_all(makers).await.into_iter().sum();
+        stop.store(true, Ordering::Relaxed);
+        made
+    };
+    let (made, ()) = futures::future::join(making, dropper).await;
+    assert!(made > 3, "{made} were made");
+    nodes[0].cluster.delete_collection("brief", soon()).await.unwrap();
 }
 
 /// What one writer did: what it wrote to which point, how often, and the longest that one request took.

@@ -60,6 +60,8 @@ pub(crate) fn header(key: SegmentKey, bytes: u64) -> [u8; HEADER] {
 pub(crate) enum HeaderState {
     Good,
     Damaged,
+    /// Intact, but the file had so many bytes when it was made: no crash takes any away.
+    CutShort(u64),
     /// Intact, but of a format this version does not know.
     Newer(u16),
 }
@@ -70,6 +72,10 @@ pub(crate) fn check_header(segment: &[u8], key: SegmentKey) -> HeaderState {
         return HeaderState::Good;
     }
     let info = &found[5..];
+    let bytes = Take::new(&info[24..]).u64().filter(|bytes| *bytes > segment.len() as u64);
+    if let Some(bytes) = bytes.filter(|bytes| found == header(key, *bytes)) {
+        return HeaderState::CutShort(bytes);
+    }
     let mut tail = Take::new(&info[32..]);
     match Take::new(&info[4..]).u16() {
         Some(format) if format != FORMAT && tail.u32() == Some(crc32fast::hash(&info[..32])) => {
