@@ -20,5 +20,15 @@
 //! Not here: the simulation, which lives with the database.
 
 pub mod checker;
+pub mod client;
+pub mod cluster;
+pub mod disk;
 pub mod history;
+pub mod nemesis;
+pub mod net;
 pub mod point;
+pub mod report;
+pub mod run;
+mod shell;
+pub mod suite;
+pub mod workload;

@@ -4,22 +4,28 @@
 //! addition had no effect, and none whose addition began after it ended.
 //! Not here: one reading against another (points have versions; see `versioned`).
 
-use super::Verdict;
+use super::{Verdict, observe::hits_of};
 use crate::history::{NEVER, Op, Outcome};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Checks every `members` against every `add`.
+/// Checks every `members` (and `final`) against every `add`.
 pub fn check(ops: &[Op]) -> Verdict {
     let mut verdict = Verdict::default();
     let adds: BTreeMap<u64, &Op> =
         ops.iter().filter(|op| op.f == "add").filter_map(|op| Some((op.key?, op))).collect();
+    if adds.is_empty() {
+        return verdict;
+    }
     let mut by_end: Vec<&Op> = adds.values().copied().filter(|op| op.ended != NEVER).collect();
     by_end.retain(|op| op.outcome == Outcome::Ok);
     by_end.sort_by_key(|op| op.ended);
-    for reading in ops.iter().filter(|op| op.f == "members" && op.outcome == Outcome::Ok) {
-        let shown: BTreeSet<u64> =
-            reading.output.as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
+    let readings = ops.iter().filter(|op| ["members", "final"].contains(&op.f.as_str()));
+    for reading in readings.filter(|op| op.outcome == Outcome::Ok) {
+        let shown: BTreeSet<u64> = match reading.f.as_str() {
+            "final" => hits_of(reading).into_iter().map(|hit| hit.id).collect(),
+            _ => reading.output.as_array().into_iter().flatten().filter_map(Value::as_u64).collect(),
+        };
         let due = by_end.partition_point(|op| op.ended < reading.invoked);
         verdict.checked += due as u64;
         for add in by_end[..due].iter().filter(|op| op.key.is_some_and(|key| !shown.contains(&key))) {
