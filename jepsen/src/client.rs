@@ -128,6 +128,11 @@ fn is_before_sending(error: &ureq::Error) -> bool {
 }
 
 impl Reply {
+    /// What was learned without asking a node.
+    pub fn here() -> Self {
+        Reply { status: 200, no_effect: false, token: None, body: Value::Null }
+    }
+
     /// `result` of the body.
     pub fn result(&self) -> &Value {
         &self.body["result"]

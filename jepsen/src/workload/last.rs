@@ -38,7 +38,7 @@ pub fn finish(cluster: &mut Cluster, shared: &Shared, workloads: &[Box<dyn Workl
     let whole = cluster.wait_whole(CONVERGE_WITHIN);
     let rested = whole.is_ok();
     let said = |_: &Session| match whole {
-        Ok(()) => Ok(Reply { status: 200, no_effect: false, token: None, body: Value::Null }),
+        Ok(()) => Ok(Reply::here()),
         Err(why) => Err(crate::client::Failed::NotSent(why)),
     };
     session.operate(0, ("converge", None, Value::Null), Effect::Reads, said, |_| Ok((Value::Null, None)));
