@@ -102,14 +102,17 @@ impl Cluster {
             let mut port = || ports.next().expect("three a node");
             let loopback = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
             let at = match &cluster._netns {
-                None => Addresses { http: loopback(port()), peer: loopback(port()), dialled: loopback(port()) },
+                None => {
+                    Addresses { http: loopback(port()), peer: loopback(port()), dialled: loopback(port()) }
+                }
                 Some(netns) => {
                     let at = |port| SocketAddr::from((netns.address(i), port));
                     Addresses { http: at(6333), peer: at(6335), dialled: at(6335) }
                 }
             };
             if cluster._netns.is_none() {
-                let started = proxy::start(cluster.links.clone(), cluster.pids.clone(), i, at.dialled, at.peer);
+                let started =
+                    proxy::start(cluster.links.clone(), cluster.pids.clone(), i, at.dialled, at.peer);
                 started.map_err(|e| format!("proxy at {}: {e}", at.dialled))?;
             }
             let node = cluster.new_node(options, i, at)?;
@@ -169,7 +172,19 @@ impl Cluster {
         ];
         let log = self.out.join("nodes").join(format!("{name}.log"));
         let (http, dialled) = (at.http, at.dialled);
-        Ok(Node { name, http, dialled, data_dir, log, clock, disk, command, arguments, environment, child: None })
+        Ok(Node {
+            name,
+            http,
+            dialled,
+            data_dir,
+            log,
+            clock,
+            disk,
+            command,
+            arguments,
+            environment,
+            child: None,
+        })
     }
 
     /// How many nodes there are.
@@ -243,7 +258,8 @@ impl Cluster {
     /// What the nodes say on `/annal/v1/cluster`: of each shard the row that knows most.
     pub fn status(&self) -> Status {
         let client = self.client(Duration::from_secs(2));
-        let answers = self.urls().into_iter().filter_map(|url| client.get(&format!("{url}/annal/v1/cluster")).ok());
+        let answers =
+            self.urls().into_iter().filter_map(|url| client.get(&format!("{url}/annal/v1/cluster")).ok());
         Status::newest(answers.filter_map(|reply| serde_json::from_value(reply.body).ok()))
     }
 
@@ -274,10 +290,9 @@ impl Cluster {
         let client = self.client(Duration::from_secs(10));
         loop {
             for url in self.urls() {
-                if let Ok(reply) = client.send(method, &format!("{url}{path}"), &[], body) {
-                    if (200..300).contains(&reply.status) {
-                        return Some(reply.body);
-                    }
+                let answer = client.send(method, &format!("{url}{path}"), &[], body);
+                if let Some(reply) = answer.ok().filter(|reply| (200..300).contains(&reply.status)) {
+                    return Some(reply.body);
                 }
             }
             if Instant::now() > deadline {
@@ -323,11 +338,8 @@ const SIZES: &[(&str, &str)] = &[
 ];
 
 /// The wall clock alone is moved, and looked up often.
-const FAKETIME: &[(&str, &str)] = &[
-    ("FAKETIME_CACHE_DURATION", "1"),
-    ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-    ("DONT_FAKE_MONOTONIC", "1"),
-];
+const FAKETIME: &[(&str, &str)] =
+    &[("FAKETIME_CACHE_DURATION", "1"), ("FAKETIME_DONT_FAKE_MONOTONIC", "1"), ("DONT_FAKE_MONOTONIC", "1")];
 
 fn own((name, value): &(&str, &str)) -> (String, String) {
     ((*name).to_owned(), (*value).to_owned())

@@ -46,7 +46,8 @@ impl Disk {
         let made = File::create(image).and_then(|file| file.set_len(IMAGE_BYTES));
         made.and_then(|()| fs::create_dir_all(mount)).map_err(|e| format!("{}: {e}", image.display()))?;
         shell::run("mkfs.ext4", &["-q", "-F", "-m", "0", &text(image)])?;
-        let mut disk = Disk { image: image.to_owned(), mount: mount.to_owned(), mounted: false, frozen: false };
+        let mut disk =
+            Disk { image: image.to_owned(), mount: mount.to_owned(), mounted: false, frozen: false };
         disk.mount()?;
         Ok(disk)
     }
@@ -119,7 +120,8 @@ impl Disk {
 
     fn shut_down(&mut self, flag: u32) -> Result<(), String> {
         let mount = text(&self.mount);
-        let perl = format!(r#"open(F,"<","{mount}") or die $!; ioctl(F,0x8004587d,pack("L",{flag})) or die $!"#);
+        let perl =
+            format!(r#"open(F,"<","{mount}") or die $!; ioctl(F,0x8004587d,pack("L",{flag})) or die $!"#);
         let python = format!(
             "import fcntl,os,struct; fcntl.ioctl(os.open('{mount}',0),0x8004587d,struct.pack('I',{flag}))"
         );
@@ -129,7 +131,8 @@ impl Disk {
 
     fn probe_broken(&self) -> Result<(), String> {
         let probe = self.mount.join("probe");
-        let written = File::create(&probe).and_then(|mut file| file.write_all(b"x").and_then(|()| file.sync_all()));
+        let written =
+            File::create(&probe).and_then(|mut file| file.write_all(b"x").and_then(|()| file.sync_all()));
         match written {
             Ok(()) => Err(format!("{} still takes writes", self.mount.display())),
             Err(_) => Ok(()),

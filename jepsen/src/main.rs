@@ -7,7 +7,7 @@ use annal_jepsen::{
     checker::Valid,
     cluster::NetKind,
     history::{History, write_edn},
-    nemesis::Family,
+    nemesis::{Family, Tally},
     run::{self, Plan, Results},
     suite, workload,
 };
@@ -199,7 +199,7 @@ fn show(out: &Path, results: &Results) {
     let Results { ops, ok, fail, info, faults, .. } = results;
     println!("{ops} operations: {ok} ok, {fail} fail, {info} info");
     for (family, tally) in faults {
-        let nemesis::Tally { installed, skipped, indeterminate } = tally;
+        let Tally { installed, skipped, indeterminate } = tally;
         println!("  {family:<11} {installed} installed, {skipped} skipped, {indeterminate} indeterminate");
     }
     for (checker, verdict) in &results.checks {
@@ -213,8 +213,6 @@ fn show(out: &Path, results: &Results) {
     };
     println!("{valid}: {}", out.display());
 }
-
-use annal_jepsen::nemesis;
 
 fn check(dir: &Path) -> Result<Valid, String> {
     let history = History::read(&dir.join("history.jsonl")).map_err(|e| e.to_string())?;

@@ -86,7 +86,10 @@ impl Family {
     /// Whether it takes something away that only a whole cluster can spare.
     fn damages(self) -> bool {
         self.wants_disks()
-            || matches!(self, Family::Flip | Family::Truncate | Family::Wipe | Family::Snapshot | Family::Membership)
+            || matches!(
+                self,
+                Family::Flip | Family::Truncate | Family::Wipe | Family::Snapshot | Family::Membership
+            )
     }
 }
 
@@ -136,6 +139,8 @@ pub struct Tally {
 /// By family's name.
 pub type Tallies = BTreeMap<String, Tally>;
 
+/// Tells the nemesis's random numbers from those of clients under the same seed.
+const NEMESIS: u64 = 0x006e_656d_6573_6973;
 /// Between two faults, and how long one lasts.
 const WAIT_MS: std::ops::Range<u64> = 700..2_500;
 const HOLD_MS: std::ops::Range<u64> = 1_500..5_000;
@@ -143,9 +148,15 @@ const HOLD_MS: std::ops::Range<u64> = 1_500..5_000;
 const WHOLE_WITHIN: Duration = Duration::from_secs(25);
 
 /// Breaks things until the time is over; everything it installed is healed when it returns.
-pub fn torment(cluster: &mut Cluster, recorder: &Recorder, families: &[Family], seed: u64, time: Duration) -> Tallies {
+pub fn torment(
+    cluster: &mut Cluster,
+    recorder: &Recorder,
+    families: &[Family],
+    seed: u64,
+    time: Duration,
+) -> Tallies {
     let until = Instant::now() + time;
-    let mut rng = StdRng::seed_from_u64(seed ^ 0x6e65_6d65_7369_73);
+    let mut rng = StdRng::seed_from_u64(seed ^ NEMESIS);
     let mut tallies: Tallies = families.iter().map(|family| (family.name(), Tally::default())).collect();
     let mut next: Vec<Family> = Vec::new();
     loop {

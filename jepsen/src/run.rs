@@ -108,7 +108,8 @@ const OKS_A_SECOND_MIN: u64 = 5;
 /// Errors: something that was asked for is not to be had; nothing was checked.
 pub fn run(plan: &Plan) -> Result<Results, String> {
     let asked = asked(plan)?;
-    let workloads: Vec<Box<dyn Workload>> = plan.workloads.iter().filter_map(|name| workload::by_name(name)).collect();
+    let workloads: Vec<Box<dyn Workload>> =
+        plan.workloads.iter().filter_map(|name| workload::by_name(name)).collect();
     if plan.out.join("history.jsonl").exists() {
         return Err(format!("{} holds a run already", plan.out.display()));
     }
@@ -194,7 +195,12 @@ fn moves_replicas(plan: &Plan) -> bool {
 
 /// Where libfaketime is, if it is installed.
 fn faketime() -> Option<PathBuf> {
-    let folders = ["/usr/lib/x86_64-linux-gnu/faketime", "/usr/lib/aarch64-linux-gnu/faketime", "/usr/lib/faketime", "/usr/local/lib/faketime"];
+    let folders = [
+        "/usr/lib/x86_64-linux-gnu/faketime",
+        "/usr/lib/aarch64-linux-gnu/faketime",
+        "/usr/lib/faketime",
+        "/usr/local/lib/faketime",
+    ];
     folders.iter().map(|folder| Path::new(folder).join("libfaketimeMT.so.1")).find(|path| path.exists())
 }
 
@@ -240,7 +246,8 @@ pub fn conclude(history: &History, asked: Asked, faults: Tallies) -> Result<Resu
     for (name, verdict) in &checks {
         valid = valid.max(verdict.valid);
         if verdict.valid != Valid::True {
-            let first = verdict.findings.first().map(|finding| format!("{}: {}", finding.anomaly, finding.why));
+            let first =
+                verdict.findings.first().map(|finding| format!("{}: {}", finding.anomaly, finding.why));
             why.push(format!("{name} found {}: {}", verdict.found, first.unwrap_or_default()));
         }
     }
@@ -279,9 +286,27 @@ fn missing(
         let finals = ops.iter().filter(|op| op.f == "final" && op.outcome == Outcome::Ok);
         let of: BTreeSet<_> = finals.filter(|op| op.workload == workload.name()).map(|op| &op.node).collect();
         if of.len() < asked.nodes {
-            missing.push(format!("inconclusive: {} nodes of {} showed the end of {}", of.len(), asked.nodes, workload.name()));
+            missing.push(format!(
+                "inconclusive: {} nodes of {} showed the end of {}",
+                of.len(),
+                asked.nodes,
+                workload.name()
+            ));
         }
-        let ended = workload.name() != "tail" || ops.iter().any(|op| op.f == "feed-end" && op.outcome == Outcome::Ok);
+        let compared = ops.iter().any(|op| {
+            op.f == "state-hash"
+                && op.outcome == Outcome::Ok
+                && op.input["scrub"] == true
+                && op.workload == workload.name()
+        });
+        if !compared {
+            missing.push(format!(
+                "inconclusive: the replicas of {} were not recomputed and compared",
+                workload.name()
+            ));
+        }
+        let ended =
+            workload.name() != "tail" || ops.iter().any(|op| op.f == "feed-end" && op.outcome == Outcome::Ok);
         if !ended {
             missing.push("inconclusive: the change feed was not followed to its end".to_owned());
         }

@@ -111,12 +111,14 @@ fn plans(which: Which, seed: u64, out: &Path, binary: &Path) -> Vec<Plan> {
             CI.iter().enumerate().map(one).collect()
         }
         Which::Nightly => {
-            let pairs = workload::NAMES.iter().flat_map(|w| GROUPS.iter().map(move |group| (*w, group)));
-            let one = |(n, (workload, (group, families, net))): (usize, (&str, &(&str, &[Family], NetKind)))| {
-                let name = format!("{workload}-{group}");
-                plan(name, &[workload], families, 60, *net, seed + n as u64 + 1)
-            };
-            pairs.enumerate().map(one).collect()
+            let mut plans = Vec::new();
+            for workload in workload::NAMES {
+                for (group, families, net) in GROUPS {
+                    let (name, seed) = (format!("{workload}-{group}"), seed + plans.len() as u64 + 1);
+                    plans.push(plan(name, &[workload], families, 60, *net, seed));
+                }
+            }
+            plans
         }
     }
 }
@@ -129,8 +131,10 @@ mod tests {
     #[test]
     fn every_night_every_workload_meets_every_family() {
         let plans = plans(Which::Nightly, 0, Path::new("out"), Path::new("annal"));
-        let met: BTreeSet<_> =
-            plans.iter().flat_map(|plan| plan.families.iter().map(|family| (plan.workloads[0].clone(), *family))).collect();
+        let met: BTreeSet<_> = plans
+            .iter()
+            .flat_map(|plan| plan.families.iter().map(|family| (plan.workloads[0].clone(), *family)))
+            .collect();
         assert_eq!(met.len(), workload::NAMES.len() * Family::all().len());
         let folders: BTreeSet<_> = plans.iter().map(|plan| &plan.out).collect();
         assert_eq!(folders.len(), plans.len());

@@ -44,8 +44,11 @@ fn check_hashes(op: &Op, verdict: &mut Verdict) {
     }
 }
 
+/// Value and version of every point.
+type Held = BTreeMap<u64, (u64, Option<u64>)>;
+
 fn check_nodes(ops: &[Op], verdict: &mut Verdict) {
-    let mut first: Option<(&Op, BTreeMap<u64, (u64, Option<u64>)>)> = None;
+    let mut first: Option<(&Op, Held)> = None;
     for op in ops.iter().filter(|op| op.f == "final" && op.outcome == Outcome::Ok) {
         let hits = hits_of(op);
         verdict.checked += hits.len() as u64;
@@ -53,7 +56,7 @@ fn check_nodes(ops: &[Op], verdict: &mut Verdict) {
             let why = format!("{} points are shown and {} counted", hits.len(), op.output["count"]);
             verdict.wrong("count", None, &[op.invoked], why);
         }
-        let held: BTreeMap<_, _> = hits.into_iter().map(|hit| (hit.id, (hit.v, hit.version))).collect();
+        let held: Held = hits.into_iter().map(|hit| (hit.id, (hit.v, hit.version))).collect();
         match &first {
             None => first = Some((op, held)),
             Some((other, shown)) => {

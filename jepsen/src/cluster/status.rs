@@ -103,8 +103,10 @@ mod tests {
     use serde_json::json;
 
     fn status(leader: Option<&str>, state: &str, applied: u64) -> Status {
-        let replica = |node: &str, role: &str, state: &str, applied: u64| json!({"node": node, "role": role,
-            "state": state, "term": 3, "committed": 1000, "applied": applied});
+        let replica = |node: &str, role: &str, state: &str, applied: u64| {
+            json!({"node": node, "role": role,
+            "state": state, "term": 3, "committed": 1000, "applied": applied})
+        };
         let shard = json!({"collection": "c", "shard": 0, "epoch": 1, "leader": leader,
             "replicas": [replica("n1", "leader", "ok", 1000), replica("n2", "follower", state, applied)]});
         serde_json::from_value(json!({"nodes": [], "shards": [shard]})).unwrap()

@@ -33,7 +33,10 @@ pub(super) fn flip(cluster: &mut Cluster, rng: &mut StdRng) -> Try {
 pub(super) fn truncate(cluster: &mut Cluster, rng: &mut StdRng) -> Try {
     let i = stop_one(cluster, rng)?;
     let files = cluster.nodes[i].files("wal");
-    let held = files.iter().rev().find_map(|file| held_bytes(file).ok().filter(|held| *held > 128).map(|h| (file, h)));
+    let held = files
+        .iter()
+        .rev()
+        .find_map(|file| held_bytes(file).ok().filter(|held| *held > 128).map(|h| (file, h)));
     let Some((file, held)) = held else {
         cluster.restart(i)?;
         return Err(Refused::Indeterminate("the log holds nothing yet".to_owned()));

@@ -48,7 +48,9 @@ impl Resource {
     fn settings(self) -> (&'static str, [(&'static str, &'static str); 2]) {
         match self {
             Resource::Cpu => ("cpu", [("cpu.cfs_quota_us", "3000"), ("cpu.max", "3000 100000")]),
-            Resource::Memory => ("memory", [("memory.limit_in_bytes", "25165824"), ("memory.max", "25165824")]),
+            Resource::Memory => {
+                ("memory", [("memory.limit_in_bytes", "25165824"), ("memory.max", "25165824")])
+            }
         }
     }
 }
@@ -78,7 +80,8 @@ pub(super) fn squeeze(cluster: &mut Cluster, rng: &mut StdRng, resource: Resourc
 fn make_group(resource: Resource, name: &str) -> Result<PathBuf, String> {
     let (controller, [one, two]) = resource.settings();
     let root = Path::new("/sys/fs/cgroup");
-    let (parent, (file, limit)) = if root.join(controller).is_dir() { (root.join(controller), one) } else { (root.to_owned(), two) };
+    let (parent, (file, limit)) =
+        if root.join(controller).is_dir() { (root.join(controller), one) } else { (root.to_owned(), two) };
     let group = parent.join(name);
     let made = fs::create_dir(&group).and_then(|()| fs::write(group.join(file), limit));
     made.map_err(|e| {

@@ -16,7 +16,8 @@ pub(super) fn change(cluster: &mut Cluster, rng: &mut StdRng) -> Try {
     let rows: Vec<&ShardStatus> = rows.iter().filter(|row| row.collection.is_some()).collect();
     let Some(row) = rows.choose(rng) else { return Err(Refused::Skipped("there are no shards".to_owned())) };
     let holds = |name: &str| row.replicas.iter().any(|replica| replica.node == name);
-    let spare: Vec<_> = cluster.nodes.iter().map(|node| node.name.clone()).filter(|name| !holds(name)).collect();
+    let spare: Vec<_> =
+        cluster.nodes.iter().map(|node| node.name.clone()).filter(|name| !holds(name)).collect();
     match (rng.random_range(0..3), spare.choose(rng)) {
         (0, Some(to)) => {
             let from = row.replicas.choose(rng).map(|replica| replica.node.clone()).unwrap_or_default();
@@ -32,7 +33,8 @@ pub(super) fn change(cluster: &mut Cluster, rng: &mut StdRng) -> Try {
             }))
         }
         _ => {
-            let followers: Vec<_> = row.replicas.iter().filter(|replica| replica.role == "follower").collect();
+            let followers: Vec<_> =
+                row.replicas.iter().filter(|replica| replica.role == "follower").collect();
             let Some(to) = followers.choose(rng) else {
                 return Err(Refused::Skipped("there is nobody to hand leadership to".to_owned()));
             };

@@ -31,7 +31,8 @@ pub(super) fn partition(cluster: &mut Cluster, rng: &mut StdRng) -> Try {
         _ => ("halves", both(&order[..count / 2], &order[count / 2..])),
     };
     cut.iter().for_each(|(from, to)| cluster.links.set(*from, *to, CUT));
-    let shown: Vec<String> = cut.iter().map(|(from, to)| names(cluster, &[*from, *to]).join(" -> ")).collect();
+    let shown: Vec<String> =
+        cut.iter().map(|(from, to)| names(cluster, &[*from, *to]).join(" -> ")).collect();
     Ok(until_healed(cluster, json!({"cut": kind, "links": shown})))
 }
 

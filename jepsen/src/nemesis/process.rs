@@ -67,13 +67,15 @@ pub(super) fn outlive_the_log(cluster: &mut Cluster, rng: &mut StdRng) -> Try {
 
 fn write_ballast(cluster: &Cluster) -> Result<(), String> {
     let within = Duration::from_secs(10);
-    let collection = json!({"vectors": {"size": 1, "distance": "Euclid"}, "shard_number": 1, "replication_factor": 3});
+    let collection =
+        json!({"vectors": {"size": 1, "distance": "Euclid"}, "shard_number": 1, "replication_factor": 3});
     // It is there from the second time on.
     let _ = cluster.ask("PUT", "/collections/ballast", Some(&collection), Duration::ZERO);
     let text = "x".repeat(BALLAST_POINT_BYTES);
     for _ in 0..BALLAST_BYTES / (BALLAST_POINT_BYTES * BALLAST_POINTS) {
-        let points: Vec<_> =
-            (0..BALLAST_POINTS).map(|id| json!({"id": id, "vector": [0], "payload": {"text": text}})).collect();
+        let points: Vec<_> = (0..BALLAST_POINTS)
+            .map(|id| json!({"id": id, "vector": [0], "payload": {"text": text}}))
+            .collect();
         let body = json!({"points": points});
         let told = cluster.ask("PUT", "/collections/ballast/points?wait=true", Some(&body), within);
         told.ok_or_else(|| "the ballast was not written in time".to_owned())?;

@@ -76,7 +76,12 @@ fn pump(links: &Links, from: usize, to: usize, mut source: TcpStream, mut sink: 
     loop {
         let count = match source.read(&mut bytes) {
             Ok(count) => count,
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                ) =>
+            {
                 if links.stopped() {
                     break;
                 }
@@ -116,8 +121,12 @@ fn who_dials(pids: &Pids, port: u16) -> Option<usize> {
     let name = format!("socket:[{inode}]");
     let pids = pids.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
     pids.into_iter().position(|pid| {
-        let Some(files) = pid.and_then(|pid| fs::read_dir(format!("/proc/{pid}/fd")).ok()) else { return false };
-        files.flatten().any(|file| fs::read_link(file.path()).is_ok_and(|link| link.as_os_str() == name.as_str()))
+        let Some(files) = pid.and_then(|pid| fs::read_dir(format!("/proc/{pid}/fd")).ok()) else {
+            return false;
+        };
+        files
+            .flatten()
+            .any(|file| fs::read_link(file.path()).is_ok_and(|link| link.as_os_str() == name.as_str()))
     })
 }
 

@@ -94,7 +94,12 @@ pub fn start(links: Links, ports: Vec<Tap>) -> io::Result<()> {
 }
 
 /// Where a frame goes: the port its destination was last seen at, or all others.
-fn destinations(learned: &Mutex<BTreeMap<Mac, usize>>, port: usize, frame: &[u8], ports: usize) -> Vec<usize> {
+fn destinations(
+    learned: &Mutex<BTreeMap<Mac, usize>>,
+    port: usize,
+    frame: &[u8],
+    ports: usize,
+) -> Vec<usize> {
     let mac = |at: usize| -> Mac { std::array::from_fn(|n| frame[at + n]) };
     let (to, from) = (mac(0), mac(6));
     let mut learned = learned.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -132,7 +137,9 @@ impl Queue {
         let mut waiting = self.waiting.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         while !links.stopped() {
             let now = Instant::now();
-            let wait = waiting.peek().map_or(Duration::from_millis(50), |next| next.due.saturating_duration_since(now));
+            let wait = waiting
+                .peek()
+                .map_or(Duration::from_millis(50), |next| next.due.saturating_duration_since(now));
             if !wait.is_zero() {
                 let woken = self.came.wait_timeout(waiting, wait);
                 (waiting, _) = woken.unwrap_or_else(|poisoned| poisoned.into_inner());

@@ -1,6 +1,10 @@
 //! Intents: writes under an `Idempotency-Key` that are sent again when nobody knows, and once more much later.
 
-use super::{Session, Workload, keys::Keys, register::{get, written}};
+use super::{
+    Session, Workload,
+    keys::Keys,
+    register::{get, written},
+};
 use crate::{client::Effect, history::Kind, point::body_of};
 use rand::Rng;
 use serde_json::json;
@@ -91,5 +95,9 @@ fn send(session: &mut Session, Intent { request, key, value }: &Intent) -> Kind 
     let asked = json!({"request": request, "v": value});
     let headers = [("idempotency-key", request.as_str())];
     let send = |session: &Session| session.send(node, "PUT", &path, &headers, Some(&body));
-    session.operate(node, ("intend", Some(*key), asked), Effect::Writes, send, |reply| written(reply, json!(value))).0
+    session
+        .operate(node, ("intend", Some(*key), asked), Effect::Writes, send, |reply| {
+            written(reply, json!(value))
+        })
+        .0
 }

@@ -23,8 +23,8 @@ use std::{
 const CONVERGE_WITHIN: Duration = Duration::from_secs(30);
 /// Points whose vectors are searched at the end, at most.
 const AUDITED_MAX: usize = 300;
-/// How often an operation of the end is tried.
-const TRIES: u32 = 20;
+/// How long an operation of the end is tried.
+const TRY_WITHIN: Duration = Duration::from_secs(12);
 
 /// Replicas of every shard.
 pub fn replicas_of(cluster: &Cluster) -> usize {
@@ -62,10 +62,14 @@ pub fn finish(cluster: &mut Cluster, shared: &Shared, workloads: &[Box<dyn Workl
 
 /// Tries until it is done, for a while.
 fn insist<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
-    (0..TRIES).find_map(|n| {
-        thread::sleep(Duration::from_millis(if n == 0 { 0 } else { 250 }));
-        attempt()
-    })
+    let deadline = Instant::now() + TRY_WITHIN;
+    loop {
+        let done = attempt();
+        if done.is_some() || Instant::now() > deadline {
+            return done;
+        }
+        thread::sleep(Duration::from_millis(250));
+    }
 }
 
 /// Reads every point by one node, and counts them.
@@ -94,7 +98,8 @@ fn compare(session: &mut Session, query: &str, replicas: usize) -> Option<()> {
     let equal = |body: &Value| {
         body.as_array().is_some_and(|rows| {
             rows.iter().all(|row| {
-                let hashes: Vec<_> = row["replicas"].as_object().into_iter().flatten().map(|(_, hash)| hash).collect();
+                let hashes: Vec<_> =
+                    row["replicas"].as_object().into_iter().flatten().map(|(_, hash)| hash).collect();
                 hashes.len() >= replicas && hashes.windows(2).all(|two| two[0] == two[1])
             })
         })

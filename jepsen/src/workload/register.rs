@@ -1,6 +1,10 @@
 //! Points as registers: get, upsert, compare-and-set and delete by many clients, at the collection's name and at an alias.
 
-use super::{Session, Workload, keys::Keys, session::{Told, is_no_point}};
+use super::{
+    Session, Workload,
+    keys::Keys,
+    session::{Told, is_no_point},
+};
 use crate::{
     client::{Effect, Reply},
     history::{Event, Kind},
@@ -79,7 +83,9 @@ pub(super) fn one_of_all(session: &mut Session, keys: &Keys) {
     match kind {
         Kind::Info => keys.unknown(key),
         // A get tells no version.
-        _ if told.version.is_some() || told.error.as_deref() == Some(crate::checker::observe::PRECONDITION) => {
+        _ if told.version.is_some()
+            || told.error.as_deref() == Some(crate::checker::observe::PRECONDITION) =>
+        {
             keys.told(key, told.version);
         }
         _ => {}
@@ -135,23 +141,33 @@ pub(super) fn write(session: &mut Session, f: &str, key: u64, value: u64) -> (Ki
     let (node, path) = (session.node(), name(session, "/points?wait=true"));
     let body = json!({"points": [body_of(key, value)]});
     let send = |session: &Session| session.send(node, "PUT", &path, &[], Some(&body));
-    session.operate(node, (f, Some(key), json!(value)), Effect::Writes, send, |reply| written(reply, json!(value)))
+    session.operate(node, (f, Some(key), json!(value)), Effect::Writes, send, |reply| {
+        written(reply, json!(value))
+    })
 }
 
-pub(super) fn cas(session: &mut Session, key: u64, expected: Option<u64>, value: Option<u64>) -> (Kind, Event) {
+pub(super) fn cas(
+    session: &mut Session,
+    key: u64,
+    expected: Option<u64>,
+    value: Option<u64>,
+) -> (Kind, Event) {
     let node = session.node();
     let path = format!("/annal/v1{}", session.path("/points/cas?wait=true"));
     let body = json!({"id": key, "if_version": expected, "point": value.map(|value| body_of(key, value))});
     let asked = json!([expected, value]);
     let send = |session: &Session| session.send(node, "POST", &path, &[], Some(&body));
-    session.operate(node, ("cas", Some(key), asked.clone()), Effect::Writes, send, |reply| written(reply, asked))
+    session
+        .operate(node, ("cas", Some(key), asked.clone()), Effect::Writes, send, |reply| written(reply, asked))
 }
 
 pub(super) fn delete(session: &mut Session, key: u64) -> (Kind, Event) {
     let (node, path) = (session.node(), name(session, "/points/delete?wait=true"));
     let body = json!({"points": [key]});
     let send = |session: &Session| session.send(node, "POST", &path, &[], Some(&body));
-    session.operate(node, ("delete", Some(key), Value::Null), Effect::Writes, send, |reply| written(reply, Value::Null))
+    session.operate(node, ("delete", Some(key), Value::Null), Effect::Writes, send, |reply| {
+        written(reply, Value::Null)
+    })
 }
 
 /// The version that was written is the operation's id.

@@ -94,7 +94,14 @@ impl<'a> Session<'a> {
     }
 
     /// Sends a request to a node, unrecorded.
-    pub fn send(&self, node: usize, method: &str, path: &str, headers: &[(&str, &str)], body: Option<&Value>) -> Result<Reply, Failed> {
+    pub fn send(
+        &self,
+        node: usize,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Result<Reply, Failed> {
         self.client.send(method, &format!("{}{path}", self.shared.urls[node]), headers, body)
     }
 

@@ -1,12 +1,6 @@
 //! Writes, deletes and batches, and a consumer that follows the change feed from its begin through cuts and nodes.
 
-use super::{
-    Session, Workload,
-    batch::write_batch,
-    feed::follow,
-    keys::Keys,
-    register::one_of_all,
-};
+use super::{Session, Workload, batch::write_batch, feed::follow, keys::Keys, register::one_of_all};
 use rand::Rng;
 use std::sync::atomic::{AtomicU64, Ordering};
 
