@@ -30,15 +30,25 @@ pub(super) fn pause(cluster: &mut Cluster, rng: &mut StdRng) -> Try {
     }))
 }
 
-/// A rolling restart: it is over when it is installed.
+/// How long a node may take to stop, and to be back.
+const STOP_WITHIN: Duration = Duration::from_secs(15);
+const BACK_WITHIN: Duration = Duration::from_secs(20);
+
+/// A rolling restart: the first node stops; it comes back, and the others follow, when the fault is healed.
 pub(super) fn restart(cluster: &mut Cluster) -> Try {
-    for i in 0..cluster.len() {
-        cluster.terminate(i, Duration::from_secs(15))?;
-        cluster.restart(i)?;
-        // The next one waits until this one is back.
-        cluster.wait_ready(Duration::from_secs(20))?;
-    }
-    Ok(Injected::new(json!({"nodes": "all, in turn"}), |_| Ok(())))
+    cluster.terminate(0, STOP_WITHIN)?;
+    Ok(Injected::new(json!({"nodes": "all, in turn"}), |cluster| {
+        let mut stopped = Ok(());
+        for i in 0..cluster.len() {
+            if cluster.nodes[i].runs() {
+                stopped = stopped.and(cluster.terminate(i, STOP_WITHIN));
+            }
+            cluster.restart(i)?;
+            // The next one waits until this one is back.
+            cluster.wait_ready(BACK_WITHIN)?;
+        }
+        stopped
+    }))
 }
 
 /// Bytes that are written while a node is away: more than the log keeps.
@@ -54,15 +64,10 @@ pub(super) fn outlive_the_log(cluster: &mut Cluster, rng: &mut StdRng) -> Try {
     let away = target(cluster, rng);
     cluster.kill(away)?;
     let what = json!({"nodes": names(cluster, &[away]), "bytes": BALLAST_BYTES});
-    let written = write_ballast(cluster);
-    let back = move |cluster: &mut Cluster| cluster.restart(away);
-    match written {
-        Ok(()) => Ok(Injected::new(what, back)),
-        Err(why) => {
-            back(cluster)?;
-            Err(Refused::Indeterminate(why))
-        }
-    }
+    Ok(Injected::new(what, move |cluster| {
+        let written = write_ballast(cluster);
+        cluster.restart(away).and(written)
+    }))
 }
 
 fn write_ballast(cluster: &Cluster) -> Result<(), String> {

@@ -17,14 +17,17 @@ pub(super) struct Band {
 }
 
 const WIDTH: f64 = 1120.0;
-const HEIGHT: f64 = 250.0;
+const HEIGHT: f64 = 260.0;
 const LEFT: f64 = 56.0;
 const RIGHT: f64 = 12.0;
-const TOP: f64 = 18.0;
+const TOP: f64 = 30.0;
 const BOTTOM: f64 = 24.0;
 
 /// Dots drawn at most; of more every nth is.
 const DOTS_MAX: usize = 6_000;
+
+/// No operation takes longer than a minute.
+const MICROS_MAX: u64 = 60_000_000;
 
 const SECOND: f64 = 1e9;
 
@@ -55,15 +58,17 @@ impl Frame {
     /// Bands, axes and what is drawn over them.
     fn svg(&self, bands: &[Band], ticks: &[(f64, String)], body: &str) -> String {
         let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\">\n");
-        for band in bands {
+        for (n, band) in bands.iter().enumerate() {
             let (from, to) = (self.x(band.from), self.x(band.to).max(self.x(band.from) + 1.0));
             let _ = writeln!(
                 svg,
                 "<g><title>{}</title><rect class=\"band\" x=\"{from:.1}\" y=\"{TOP}\" width=\"{:.1}\" height=\"{}\"/>\
-                 <text class=\"bandname\" x=\"{from:.1}\" y=\"12\">{}</text></g>",
+                 <text class=\"bandname\" x=\"{from:.1}\" y=\"{}\">{}</text></g>",
                 escape(&band.what),
                 to - from,
                 HEIGHT - TOP - BOTTOM,
+                // Names of neighbours stand on two lines.
+                if n % 2 == 0 { 12 } else { 25 },
                 escape(&band.name)
             );
         }
@@ -118,7 +123,8 @@ pub(super) fn quantiles(ops: &[Op], bands: &[Band]) -> String {
     let mut seconds: BTreeMap<u64, Histogram<u64>> = BTreeMap::new();
     for op in ops.iter().filter(|op| is_asked(op) && op.outcome == Outcome::Ok) {
         let histogram = seconds.entry(op.time.1 / SECOND as u64);
-        let histogram = histogram.or_insert_with(|| Histogram::new(3).expect("three digits are few enough"));
+        let histogram = histogram
+            .or_insert_with(|| Histogram::new_with_max(MICROS_MAX, 3).expect("a range of positive numbers"));
         histogram.saturating_record((op.time.1 - op.time.0) / 1_000);
     }
     let curve = |quantile: f64| -> Vec<(u64, f64)> {
@@ -129,7 +135,8 @@ pub(super) fn quantiles(ops: &[Op], bands: &[Band]) -> String {
     };
     let body: String = [(0.5, "ok", "p50"), (0.95, "fail", "p95"), (0.99, "info", "p99")]
         .into_iter()
-        .map(|(quantile, class, name)| line(&frame, &curve(quantile), class, name))
+        .enumerate()
+        .map(|(rank, (quantile, class, name))| line(&frame, &curve(quantile), class, rank, name))
         .collect();
     frame.svg(bands, &time_ticks(), &body)
 }
@@ -148,7 +155,9 @@ pub(super) fn rate(ops: &[Op], bands: &[Band]) -> String {
         let count = |second| counts.get(&(outcome as u8, second)).copied().unwrap_or(0) as f64;
         (0..=last).map(|second| ((second * 2 + 1) * SECOND as u64 / 2, count(second))).collect()
     };
-    let body: String = classes.iter().map(|(class, of)| line(&frame, &curve(*of), class, class)).collect();
+    let curves = classes.iter().enumerate();
+    let body: String =
+        curves.map(|(rank, (class, of))| line(&frame, &curve(*of), class, rank, class)).collect();
     let ticks: Vec<_> =
         (0..=4).map(|n| (high * f64::from(n) / 4.0, format!("{}", high * f64::from(n) / 4.0))).collect();
     frame.svg(bands, &ticks, &body)
@@ -156,7 +165,7 @@ pub(super) fn rate(ops: &[Op], bands: &[Band]) -> String {
 
 /// What was asked of a node, and not only noted.
 fn is_asked(op: &Op) -> bool {
-    !["event", "feed-end", "converge"].contains(&op.f.as_str())
+    !["event", "feed-end", "converge", "state-hash"].contains(&op.f.as_str())
 }
 
 fn millis(op: &Op) -> f64 {
@@ -169,14 +178,17 @@ fn time_ticks() -> Vec<(f64, String)> {
     ticks.into_iter().map(|(value, text)| (value, text.to_owned())).collect()
 }
 
-fn line(frame: &Frame, points: &[(u64, f64)], class: &str, name: &str) -> String {
-    let path: Vec<String> =
-        points.iter().map(|(at, value)| format!("{:.1},{:.1}", frame.x(*at), frame.y(*value))).collect();
-    let Some((at, value)) = points.last() else { return String::new() };
-    format!(
-        "<polyline class=\"curve {class}\" points=\"{}\"/><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{name}</text>\n",
-        path.join(" "),
-        frame.x(*at),
-        frame.y(*value) - 5.0
-    )
+/// A curve, with a gap where there is nothing for more than a second and a half, and its name at the right.
+fn line(frame: &Frame, points: &[(u64, f64)], class: &str, rank: usize, name: &str) -> String {
+    let apart = |a: &(u64, f64), b: &(u64, f64)| b.0 - a.0 <= (1.5 * SECOND) as u64;
+    let mut svg = String::new();
+    for part in points.chunk_by(apart) {
+        let path: Vec<String> =
+            part.iter().map(|(at, value)| format!("{:.1},{:.1}", frame.x(*at), frame.y(*value))).collect();
+        let _ = writeln!(svg, "<polyline class=\"curve {class}\" points=\"{}\"/>", path.join(" "));
+    }
+    let (x, y) = (WIDTH - RIGHT - 110.0 + 38.0 * rank as f64, TOP + 14.0);
+    let _ = writeln!(svg, "<circle class=\"{class}\" cx=\"{x}\" cy=\"{}\" r=\"3\"/>", y - 4.0);
+    let _ = writeln!(svg, "<text x=\"{}\" y=\"{y}\">{name}</text>", x + 6.0);
+    svg
 }

@@ -51,7 +51,7 @@ pub struct Session<'a> {
 }
 
 /// How long a node in trouble is avoided.
-const AVOIDED: Duration = Duration::from_millis(400);
+const AVOIDED: Duration = Duration::from_millis(1_000);
 /// How long a client waits for an answer.
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
@@ -82,15 +82,14 @@ impl<'a> Session<'a> {
         self.shared.next_value.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Home, or the next node that is not avoided; one time in eight any node.
+    /// Home, or any node one time in eight; the next one if that is avoided.
     pub fn node(&mut self) -> usize {
         let count = self.shared.urls.len();
-        if self.rng.random_ratio(1, 8) {
-            return self.rng.random_range(0..count);
-        }
-        let (home, now) = (self.number % count, Instant::now());
-        let mut from_home = (0..count).map(|n| (home + n) % count);
-        from_home.find(|n| self.avoided[*n].is_none_or(|until| until < now)).unwrap_or(home)
+        let first =
+            if self.rng.random_ratio(1, 8) { self.rng.random_range(0..count) } else { self.number % count };
+        let now = Instant::now();
+        let mut from_first = (0..count).map(|n| (first + n) % count);
+        from_first.find(|n| self.avoided[*n].is_none_or(|until| until < now)).unwrap_or(first)
     }
 
     /// Sends a request to a node, unrecorded.
