@@ -9,6 +9,7 @@
 //! Not here: faults; what must hold.
 
 mod batch;
+mod collections;
 mod dedup;
 mod feed;
 mod keys;

@@ -149,7 +149,9 @@ fn mutate(accesses: &mut [Access], rng: &mut StdRng) {
         Act::Read(_) => (access.act, access.version) = (Act::Read(other), None),
         Act::Seen => access.version = other,
         Act::Cas { value, .. } => access.act = Act::Cas { expected: other, value },
-        Act::Write(_) => access.ended = access.ended.saturating_sub(6).max(access.invoked + 1),
+        Act::Write(_) | Act::There(_) => {
+            access.ended = access.ended.saturating_sub(6).max(access.invoked + 1)
+        }
     }
 }
 

@@ -15,6 +15,7 @@
 //! | `read-batch` | | keys | hits | |
 //! | `scroll`, `members`, `final` | | what is asked for | hits | |
 //! | `search`, `audit` | point | `{v, exact, …}` | `{hits, token}` | |
+//! | `create`, `drop`, `exists` | collection | | whether it was there | |
 //! | `event` | point | | `{shard, position, n, of, op, v}` | of the event |
 //!
 //! Invariants: a write of unknown outcome has a version once anything (a hit, an event of the feed) showed its value with
@@ -44,6 +45,8 @@ pub enum Act {
     Read(Option<u64>),
     /// A version was seen (`None`: no such point), and not the value.
     Seen,
+    /// It was seen whether it is there (a collection, which has no version).
+    There(bool),
 }
 
 /// One access of one point.
@@ -68,6 +71,8 @@ pub struct Registers {
     pub by_key: BTreeMap<u64, Vec<Access>>,
     /// Values whose writes had no effect.
     pub ghosts: BTreeSet<(u64, u64)>,
+    /// Points that were written; the other keys are collections.
+    points: BTreeSet<u64>,
     /// Versions that were shown of values.
     versions: BTreeMap<(u64, u64), u64>,
 }
@@ -77,13 +82,15 @@ impl Act {
     pub fn writes(&self) -> Option<Option<u64>> {
         match *self {
             Act::Write(value) | Act::Cas { value, .. } => Some(value),
-            Act::Read(_) | Act::Seen => None,
+            Act::Read(_) | Act::Seen | Act::There(_) => None,
         }
     }
 }
 
 /// Why a conditional write was refused, as clients record it.
 pub const PRECONDITION: &str = "precondition";
+/// Why a collection was not made, as clients record it.
+pub const EXISTS: &str = "exists";
 
 /// Takes operations apart.
 pub fn registers(ops: &[Op]) -> Registers {
@@ -108,6 +115,7 @@ pub fn registers(ops: &[Op]) -> Registers {
             ("read", Some(key)) if op.outcome == Outcome::Ok => {
                 registers.read(key, Act::Read(op.output.as_u64()), op.version, op);
             }
+            ("create" | "drop" | "exists", Some(key)) => registers.collection(key, op),
             ("event", Some(key)) => {
                 if let (Some(value), Some(version)) = (op.output["v"].as_u64(), op.version) {
                     registers.versions.entry((key, value)).or_insert(version);
@@ -141,7 +149,26 @@ impl Registers {
         self.by_key.entry(key).or_default().push(access);
     }
 
+    /// A name that a collection may have: making it wants that there is none, dropping tells whether there was one.
+    fn collection(&mut self, key: u64, op: &Op) {
+        let shown = op.output.as_bool().unwrap_or(true);
+        let made = Act::Cas { expected: None, value: Some(op.invoked) };
+        // Some version: any fits, since none is known.
+        let dropped = Act::Cas { expected: Some(0), value: None };
+        let act = match (op.f.as_str(), op.outcome) {
+            ("create", Outcome::Ok | Outcome::Info) => made,
+            ("create", Outcome::Fail) if op.error.as_deref() == Some(EXISTS) => Act::There(true),
+            ("drop", Outcome::Ok) if shown => dropped,
+            ("drop", Outcome::Ok) => Act::There(false),
+            ("drop", Outcome::Info) => Act::Write(None),
+            ("exists", Outcome::Ok) => Act::There(shown),
+            _ => return,
+        };
+        self.push(key, Access { act, version: None, invoked: op.invoked, ended: op.ended, op: op.invoked });
+    }
+
     fn write(&mut self, key: u64, act: Act, op: &Op) {
+        self.points.insert(key);
         let access =
             Access { act, version: op.version, invoked: op.invoked, ended: op.ended, op: op.invoked };
         match op.outcome {
@@ -188,7 +215,7 @@ impl Registers {
         // Asked for by id, or asked for all: what is not shown is not there.
         let absent: Vec<u64> = match op.f.as_str() {
             "read-batch" => keys_of(op),
-            "final" => self.by_key.keys().copied().collect(),
+            "final" => self.points.iter().copied().collect(),
             _ => return,
         };
         let shown: BTreeSet<u64> = hits.iter().map(|hit| hit.id).collect();

@@ -32,6 +32,7 @@ impl Model for Register {
             Act::Write(_) => true,
             Act::Cas { expected, .. } => is_at(state, expected),
             Act::Seen => is_at(state, *version),
+            Act::There(there) => state.is_some() == there,
             Act::Read(None) => state.is_none(),
             Act::Read(Some(value)) => state
                 .is_some_and(|(v, at)| v == value && (at.is_none() || version.is_none() || at == *version)),

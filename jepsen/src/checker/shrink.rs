@@ -48,7 +48,7 @@ pub fn shrink(accesses: &[Access], deadline: Instant) -> Vec<Access> {
 fn value_of(access: &Access) -> Option<u64> {
     match access.act {
         Act::Write(value) | Act::Cas { value, .. } | Act::Read(value) => value,
-        Act::Seen => None,
+        Act::Seen | Act::There(_) => None,
     }
 }
 

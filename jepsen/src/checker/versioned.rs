@@ -153,6 +153,8 @@ impl Point {
         let key = self.key;
         match access.act {
             Act::Write(_) | Act::Cas { .. } => access.version.map_or(Shows::Nothing, Shows::Rank),
+            // It has no version.
+            Act::There(_) => Shows::Nothing,
             Act::Seen => match access.version {
                 None => self.absent_from(floor),
                 Some(version) => match self.ranks.get(&version) {

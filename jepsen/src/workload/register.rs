@@ -1,7 +1,9 @@
-//! Points as registers: get, upsert, compare-and-set and delete by many clients, at the collection's name and at an alias.
+//! Points as registers: get, upsert, compare-and-set and delete by many clients, at the collection's name and at an alias,
+//! while collections come and go.
 
 use super::{
     Session, Workload,
+    collections::Collections,
     keys::Keys,
     session::{Told, is_no_point},
 };
@@ -14,11 +16,14 @@ use rand::Rng;
 use serde_json::{Value, json};
 
 /// The workload.
-pub(super) struct Register(pub(super) Keys);
+pub(super) struct Register {
+    keys: Keys,
+    collections: Collections,
+}
 
 impl Default for Register {
     fn default() -> Self {
-        Register(Keys::new(10))
+        Register { keys: Keys::new(10), collections: Collections::default() }
     }
 }
 
@@ -32,10 +37,11 @@ impl Workload for Register {
     }
 
     fn step(&self, session: &mut Session) {
-        if session.rng.random_ratio(1, 300) {
-            return rename(session);
+        match session.rng.random_range(0..300) {
+            0 => rename(session),
+            1..6 => self.collections.step(session),
+            _ => one_of_all(session, &self.keys),
         }
-        one_of_all(session, &self.0);
     }
 
     fn proves(&self) -> &'static [&'static str] {

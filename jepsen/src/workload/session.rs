@@ -4,7 +4,10 @@
 //! another node now and then.
 
 use crate::{
-    checker::{observe::PRECONDITION, view::ODD},
+    checker::{
+        observe::{EXISTS, PRECONDITION},
+        view::ODD,
+    },
     client::{Client, Effect, Failed, Reply, outcome},
     history::{Event, Kind, Process, Recorder},
 };
@@ -136,7 +139,7 @@ impl<'a> Session<'a> {
             },
             _ => outcome(effect, &answer),
         };
-        let (kind, told) = refused_condition(&answer).map_or((kind, told), |told| (Kind::Fail, told));
+        let (kind, told) = refused(&answer).map_or((kind, told), |told| (Kind::Fail, told));
         self.avoided[node] = match &answer {
             Ok(reply) if reply.status < 500 => None,
             _ => Some(Instant::now() + AVOIDED),
@@ -159,9 +162,14 @@ pub(super) fn is_no_point(reply: &Reply) -> bool {
     reply.status == 404 && reply.body["status"]["error"].as_str().is_some_and(|why| why.contains("No point"))
 }
 
-/// 412: the condition did not hold, and the version says why.
-fn refused_condition(answer: &Result<Reply, Failed>) -> Option<Event> {
-    let reply = answer.as_ref().ok().filter(|reply| reply.status == 412)?;
-    let error = Some(PRECONDITION.to_owned());
-    Some(Event { version: reply.body["version"].as_u64(), error, ..Event::of("") })
+/// An answer that says why nothing was done: the version that was there (412), or that the collection exists.
+fn refused(answer: &Result<Reply, Failed>) -> Option<Event> {
+    let reply = answer.as_ref().ok().filter(|reply| reply.no_effect)?;
+    let exists = reply.body["status"]["error"].as_str().is_some_and(|why| why.contains("already exists"));
+    let error = match reply.status {
+        412 => PRECONDITION,
+        _ if exists => EXISTS,
+        _ => return None,
+    };
+    Some(Event { version: reply.body["version"].as_u64(), error: Some(error.to_owned()), ..Event::of("") })
 }

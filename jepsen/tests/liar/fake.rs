@@ -6,7 +6,7 @@
 use annal_jepsen::point::{DIM, distance, vector_of};
 use serde_json::{Value, json};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     sync::{Arc, Mutex},
@@ -41,6 +41,8 @@ pub(crate) enum Lie {
     FeedLoses,
     /// The feed repeats its last event when somebody comes back.
     FeedRepeats,
+    /// What collections there are is asked of an old catalog.
+    OldCatalog,
     /// A member of the set is not shown.
     MemberMissing,
 }
@@ -60,6 +62,7 @@ struct State {
     position: u64,
     intents: BTreeMap<String, u64>,
     events: Vec<Value>,
+    collections: BTreeSet<String>,
     asked: u64,
     feeds: u64,
 }
@@ -126,7 +129,18 @@ impl Fake {
         let route = path.split('?').next().unwrap().rsplit('/').next().unwrap();
         let mut state = self.state.lock().unwrap();
         state.asked += 1;
-        let now_and_then = state.asked % 23 == 0;
+        let now_and_then = state.asked.is_multiple_of(23);
+        let name = path.split('/').find(|part| part.starts_with("made-")).map(str::to_owned);
+        if let Some(name) = name {
+            let there = state.collections.contains(&name);
+            let done = |result: Value| (200, true, json!({"result": result}));
+            return match method {
+                "PUT" if there => (400, false, json!({"status": {"error": "it already exists!"}})),
+                "PUT" => done(json!(state.collections.insert(name))),
+                "DELETE" => done(json!(state.collections.remove(&name))),
+                _ => done(json!({"exists": there && self.lie != Lie::OldCatalog})),
+            };
+        }
         match (method, route) {
             ("PUT", "points") => {
                 let points = body["points"].as_array().unwrap();
@@ -170,7 +184,7 @@ impl Fake {
             ("POST", "delete") => {
                 let position = state.delete(body["points"][0].as_u64().unwrap());
                 if self.lie == Lie::Resurrect
-                    && state.asked % 3 == 0
+                    && state.asked.is_multiple_of(3)
                     && let Some((id, point)) = state.gone.pop()
                 {
                     state.points.entry(id).or_insert(point);
@@ -250,7 +264,7 @@ impl Fake {
                 at += 1;
                 let mut event = event.clone();
                 event["token"] = json!(at.to_string());
-                if self.lie != Lie::FeedLoses || at % 17 != 0 {
+                if self.lie != Lie::FeedLoses || !at.is_multiple_of(17) {
                     text += &format!("{event}\n");
                 }
             }

@@ -87,6 +87,7 @@ fn every_lie_is_found() {
         (Lie::FailedWithEffect, "register", "versioned", "ghost"),
         (Lie::BlindCas, "register", "versioned", "lost-update"),
         (Lie::Resurrect, "register", "linearizable", "not-linearizable"),
+        (Lie::OldCatalog, "register", "linearizable", "not-linearizable"),
         (Lie::HalfBatch, "batch", "batch", "partial-batch"),
         (Lie::Torn, "read-view", "view", "torn"),
         (Lie::IndexLags, "search", "search", "not-found"),
