@@ -9,10 +9,10 @@
 //!
 //! ```sh
 //! cargo build --release
-//! cargo run --release -p annal-jepsen -- run --workload register,search --nemesis kill,partition --time-limit 60 --seed 1
-//! cargo run --release -p annal-jepsen -- check DIR       # reads history.jsonl again
-//! cargo run --release -p annal-jepsen -- report DIR      # writes index.html again
-//! cargo run --release -p annal-jepsen -- suite ci
+//! cargo jepsen run --workload register,search --nemesis kill,partition --time-limit 60 --seed 1 --out DIR
+//! cargo jepsen check DIR       # reads history.jsonl again
+//! cargo jepsen report DIR      # writes index.html again
+//! cargo jepsen suite ci
 //! ```
 //!
 //! Invariants: it speaks HTTP alone and links nothing of the database; a run passes only if it is *valid*: no checker
