@@ -29,6 +29,7 @@ pub mod net;
 pub mod point;
 pub mod report;
 pub mod run;
+pub mod selftest;
 mod shell;
 pub mod suite;
 pub mod workload;

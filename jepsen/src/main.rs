@@ -9,7 +9,7 @@ use annal_jepsen::{
     history::{History, write_edn},
     nemesis::{Family, Tally},
     run::{self, Plan, Results},
-    suite, workload,
+    selftest, suite, workload,
 };
 use clap::{Parser, Subcommand, ValueEnum};
 use std::{
@@ -78,6 +78,9 @@ enum Command {
         /// A binary that was built with them.
         #[arg(long, default_value = "target/mutants/release/annal")]
         bin: PathBuf,
+        /// Where the runs' folders are made.
+        #[arg(long, default_value = "target/jepsen/selftest")]
+        out: PathBuf,
     },
 }
 
@@ -132,7 +135,7 @@ fn main() -> ExitCode {
         Command::Export { dir, format } => done(export(&dir, format)),
         Command::Report { dir } => done(report(&dir)),
         Command::Suite { which, seed, out, bin } => said(suite::run(which, seed, &out, &bin)),
-        Command::Selftest { list, only, bin } => done(selftest(list, only.as_deref(), &bin)),
+        Command::Selftest { list, only, bin, out } => said(selftest(list, only.as_deref(), &bin, &out)),
     }
 }
 
@@ -241,12 +244,11 @@ fn report(dir: &Path) -> Result<(), String> {
     run::write(dir, &history, &run::read_results(dir)?)
 }
 
-fn selftest(list: bool, only: Option<&str>, binary: &Path) -> Result<(), String> {
-    let mutants = run::mutants(binary)?;
+fn selftest(list: bool, only: Option<&str>, binary: &Path, out: &Path) -> Result<Valid, String> {
     if list {
-        mutants.iter().for_each(|name| println!("{name}"));
-        return Ok(());
+        run::mutants(binary)?.iter().for_each(|name| println!("{name}"));
+        return Ok(Valid::True);
     }
-    let which = only.unwrap_or("all of them");
-    Err(format!("running mutants ({which}) is not implemented yet: nothing was checked"))
+    let passed = selftest::run(binary, only, out)?;
+    Ok(if passed { Valid::True } else { Valid::False })
 }

@@ -188,9 +188,12 @@ impl Point {
         if here.is_some_and(|(_, written)| written.value.is_none()) {
             return Shows::Rank(floor);
         }
+        // One of unknown outcome may have been the delete, at a rank that nobody knows.
+        if self.unranked_delete {
+            return Shows::Nothing;
+        }
         match self.absent.range(floor..).next() {
             Some(rank) => Shows::Rank(*rank),
-            None if self.unranked_delete => Shows::Nothing,
             None => {
                 let why = format!(
                     "point {} is not there, but version {floor} was, and no delete came after it",
