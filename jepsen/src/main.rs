@@ -129,6 +129,9 @@ enum Format {
 }
 
 fn main() -> ExitCode {
+    if let Err(why) = run::heed_interruptions() {
+        return done(Err(why));
+    }
     match Cli::parse().command {
         Command::Run(asked) => said(asked.plan().and_then(|plan| run_one(&plan))),
         Command::Check { dir } => said(check(&dir)),

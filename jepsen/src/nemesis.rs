@@ -16,7 +16,7 @@ mod membership;
 mod network;
 mod process;
 
-use crate::{cluster::Cluster, history::Recorder};
+use crate::{cluster::Cluster, history::Recorder, run::interrupted};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -165,7 +165,7 @@ pub fn torment(
             next = families.to_vec();
             next.shuffle(&mut rng);
         }
-        let Some(family) = next.pop().filter(|_| Instant::now() < until) else {
+        let Some(family) = next.pop().filter(|_| Instant::now() < until && !interrupted()) else {
             pause(time, until);
             return tallies;
         };
@@ -244,9 +244,12 @@ fn inject(cluster: &mut Cluster, family: Family, rng: &mut StdRng) -> Try {
     }
 }
 
-/// Sleeps, but not past the end.
-fn pause(time: Duration, until: Instant) {
-    thread::sleep(time.min(until.saturating_duration_since(Instant::now())));
+/// Sleeps, but not past the end, nor past an interruption.
+pub(crate) fn pause(time: Duration, until: Instant) {
+    let until = until.min(Instant::now() + time);
+    while Instant::now() < until && !interrupted() {
+        thread::sleep(Duration::from_millis(50).min(until.saturating_duration_since(Instant::now())));
+    }
 }
 
 /// A node: half of the time one that leads a shard.

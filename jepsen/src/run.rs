@@ -140,6 +140,19 @@ pub fn run(plan: &Plan) -> Result<Results, String> {
     Ok(results)
 }
 
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Ends runs early from now on when somebody wants the process to end (SIGINT, SIGTERM, SIGHUP): what was broken is healed
+/// and what was made is taken away; the run is inconclusive.
+pub fn heed_interruptions() -> Result<(), String> {
+    ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed)).map_err(|e| e.to_string())
+}
+
+/// Whether somebody wants the process to end.
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
 /// Clients work and the nemesis breaks things; then everything is healed and looked at.
 fn live(plan: &Plan, cluster: &mut Cluster, shared: &Shared, workloads: &[Box<dyn Workload>]) -> Tallies {
     let clients = workloads.len() * plan.clients;
@@ -162,7 +175,7 @@ fn live(plan: &Plan, cluster: &mut Cluster, shared: &Shared, workloads: &[Box<dy
         }
         let faults = match plan.families.as_slice() {
             [] => {
-                thread::sleep(plan.time);
+                nemesis::pause(plan.time, Instant::now() + plan.time);
                 Tallies::new()
             }
             families => nemesis::torment(cluster, &shared.recorder, families, plan.seed, plan.time),
@@ -268,6 +281,9 @@ fn missing(
     ok: u64,
 ) -> Vec<String> {
     let mut missing = Vec::new();
+    if interrupted() {
+        missing.push("inconclusive: the run was interrupted".to_owned());
+    }
     let least = OKS_A_SECOND_MIN * asked.seconds.max(1);
     if ok < least {
         missing.push(format!("inconclusive: {ok} operations were answered, {least} are the least"));

@@ -69,7 +69,7 @@ pub fn run(which: Which, seed: u64, out: &Path, binary: &Path) -> Result<Valid, 
     let mut worst = Valid::True;
     let mut failed = Vec::new();
     println!("| run | seed | ops | ok | info | faults | verdict |\n|---|---|---|---|---|---|---|");
-    for plan in &plans {
+    for plan in plans.iter().take_while(|_| !run::interrupted()) {
         let name = plan.out.file_name().unwrap_or_default().to_string_lossy().into_owned();
         match run::run(plan) {
             Ok(results) => {
@@ -84,6 +84,9 @@ pub fn run(which: Which, seed: u64, out: &Path, binary: &Path) -> Result<Valid, 
                 failed.push(name);
             }
         }
+    }
+    if run::interrupted() {
+        return Err("interrupted".to_owned());
     }
     if failed.is_empty() { Ok(worst) } else { Err(format!("not run: {}", failed.join(", "))) }
 }

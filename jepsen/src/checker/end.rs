@@ -1,6 +1,6 @@
 //! The end of a run: faults have stopped, and the cluster must be whole again.
 //!
-//! Invariants: it came to rest in time (`converge`); every node shows the same points (`final`); all replicas of a shard
+//! Invariants: it came to rest in time (`converge`); no node's `log` tells of a panic; every node shows the same points (`final`); all replicas of a shard
 //! have one state hash, also when it is recomputed from the store (`state-hash`); what was counted is what was shown.
 //! Not here: that everything acknowledged is there (`final` is a read of every point; see `versioned`, `set`).
 
@@ -18,6 +18,11 @@ pub fn check(ops: &[Op]) -> Verdict {
             ("converge", _) => {
                 let why = op.error.clone().unwrap_or_else(|| "the cluster did not come to rest".to_owned());
                 verdict.wrong("not-converged", None, &[op.invoked], why);
+            }
+            ("log", Outcome::Ok) => {
+                for panic in op.output.as_array().into_iter().flatten() {
+                    verdict.wrong("panicked", None, &[op.invoked], format!("{:?}: {panic}", op.node));
+                }
             }
             ("state-hash", Outcome::Ok) => check_hashes(op, &mut verdict),
             _ => {}

@@ -102,6 +102,13 @@ impl Node {
         Ok(())
     }
 
+    /// Lines of its log that tell of a panic.
+    pub fn panics(&self) -> Vec<String> {
+        let text = fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        text.lines().filter(|line| line.contains("panicked at")).map(str::to_owned).take(20).collect()
+    }
+
     /// All files under a folder of its data, the one that was written last at the end.
     pub fn files(&self, folder: &str) -> Vec<PathBuf> {
         let mut files = Vec::new();

@@ -81,11 +81,6 @@ impl Recorder {
         self.lock().push(event);
     }
 
-    /// Events so far: operations that were answered.
-    pub fn oks(&self) -> usize {
-        self.lock().events.iter().filter(|event| event.kind == Kind::Ok).count()
-    }
-
     /// Ends what is pending as *info* and gives everything.
     ///
     /// Errors: the file could not be written.

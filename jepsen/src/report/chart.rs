@@ -165,7 +165,7 @@ pub(super) fn rate(ops: &[Op], bands: &[Band]) -> String {
 
 /// What was asked of a node, and not only noted.
 fn is_asked(op: &Op) -> bool {
-    !["event", "feed-end", "converge", "state-hash"].contains(&op.f.as_str())
+    !["event", "feed-end", "converge", "state-hash", "log"].contains(&op.f.as_str())
 }
 
 fn millis(op: &Op) -> f64 {

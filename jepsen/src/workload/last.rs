@@ -2,7 +2,7 @@
 //! still stand, on every node alike?
 //!
 //! ```text
-//! converge (within 30 s) -> final, by every node -> state-hash, as kept and recomputed -> audit of the index
+//! converge (within 30 s) -> log: did a node panic? -> final, by every node -> state-hash, as kept and recomputed -> audit of the index
 //! ```
 
 use super::{Session, Shared, Workload, batch::hits, search::find};
@@ -42,6 +42,16 @@ pub fn finish(cluster: &mut Cluster, shared: &Shared, workloads: &[Box<dyn Workl
         Err(why) => Err(crate::client::Failed::NotSent(why)),
     };
     session.operate(0, ("converge", None, Value::Null), Effect::Reads, said, |_| Ok((Value::Null, None)));
+    for (i, node) in cluster.nodes.iter().enumerate() {
+        let panics = node.panics();
+        session.operate(
+            i,
+            ("log", None, Value::Null),
+            Effect::Reads,
+            |_| Ok(Reply::here()),
+            |_| Ok((json!(panics), None)),
+        );
+    }
     shared.at_rest.store(true, Ordering::Relaxed);
     for workload in workloads {
         let mut session = Session::new(shared, workload.name(), usize::MAX >> 1);
