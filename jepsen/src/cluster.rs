@@ -307,6 +307,9 @@ impl Cluster {
         for i in 0..self.len() {
             let _ = self.kill(i);
             let _ = fs::remove_dir_all(&self.nodes[i].data_dir);
+            if let Some(disk) = &mut self.nodes[i].disk {
+                disk.discard();
+            }
         }
     }
 }

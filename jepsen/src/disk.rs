@@ -8,7 +8,7 @@
 //! | full | a file that takes what is left | `ENOSPC`, or the node's own floor before it |
 //! | frozen | `fsfreeze` | writes hang until it is thawed |
 //!
-//! Invariants: what was mounted is unmounted when this is dropped; a fault is told as done only after a probe has shown
+//! Invariants: what was mounted is unmounted when this is dropped, and its image stays unless it was discarded; a fault is told as done only after a probe has shown
 //! it.
 //! Source: xfstests' `shutdown` tests; the ioctl is `_IOR('X', 125, u32)` of the kernel's `fs.h`, which is sent by perl or
 //! python, since this crate has no unsafe code.
@@ -28,6 +28,7 @@ pub struct Disk {
     mount: PathBuf,
     mounted: bool,
     frozen: bool,
+    discarded: bool,
 }
 
 /// Size of the filesystem; the image is sparse.
@@ -46,8 +47,13 @@ impl Disk {
         let made = File::create(image).and_then(|file| file.set_len(IMAGE_BYTES));
         made.and_then(|()| fs::create_dir_all(mount)).map_err(|e| format!("{}: {e}", image.display()))?;
         shell::run("mkfs.ext4", &["-q", "-F", "-m", "0", &text(image)])?;
-        let mut disk =
-            Disk { image: image.to_owned(), mount: mount.to_owned(), mounted: false, frozen: false };
+        let mut disk = Disk {
+            image: image.to_owned(),
+            mount: mount.to_owned(),
+            mounted: false,
+            frozen: false,
+            discarded: false,
+        };
         disk.mount()?;
         Ok(disk)
     }
@@ -83,6 +89,11 @@ impl Disk {
             (code, why) => return Err(format!("e2fsck: exit {code}: {why}")),
         }
         self.mount()
+    }
+
+    /// Its image goes with it, since nobody will look at what is on it.
+    pub fn discard(&mut self) {
+        self.discarded = true;
     }
 
     /// Takes what is left of the space.
@@ -173,7 +184,9 @@ impl Drop for Disk {
     fn drop(&mut self) {
         let _ = self.thaw();
         let _ = self.unmount();
-        let _ = fs::remove_file(&self.image);
+        if self.discarded {
+            let _ = fs::remove_file(&self.image);
+        }
     }
 }
 

@@ -158,6 +158,7 @@ fn live(plan: &Plan, cluster: &mut Cluster, shared: &Shared, workloads: &[Box<dy
     let clients = workloads.len() * plan.clients;
     let rest = Duration::from_secs_f64(clients as f64 / f64::from(plan.rate.max(1)));
     thread::scope(|scope| {
+        let _over = Over(shared);
         let mut workers = Vec::new();
         for (w, workload) in workloads.iter().enumerate() {
             for n in 0..plan.clients {
@@ -185,6 +186,16 @@ fn live(plan: &Plan, cluster: &mut Cluster, shared: &Shared, workloads: &[Box<dy
         workload::finish(cluster, shared, workloads);
         faults
     })
+}
+
+/// Tells every client that it is over, also when something panicked: a thread that waits for ever would hide that.
+struct Over<'a>(&'a Shared);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Ordering::Relaxed);
+        self.0.at_rest.store(true, Ordering::Relaxed);
+    }
 }
 
 fn start(plan: &Plan) -> Result<Cluster, String> {
@@ -243,6 +254,12 @@ fn asked(plan: &Plan) -> Result<Asked, String> {
 ///
 /// Errors: it was built without them.
 pub fn mutants(binary: &Path) -> Result<Vec<String>, String> {
+    if !binary.exists() {
+        return Err(format!(
+            "{} is not there; planted bugs want a binary that was built with them",
+            binary.display()
+        ));
+    }
     let listed = shell::run(&binary.display().to_string(), &["mutants"]);
     let listed = listed.map_err(|_| format!("{} was built without mutants", binary.display()))?;
     Ok(listed.split_whitespace().map(str::to_owned).collect())

@@ -31,10 +31,13 @@ pub fn replicas_of(cluster: &Cluster) -> usize {
     cluster.len().min(3)
 }
 
+/// The number of the session that does all this: none of a client's.
+const LOOKS_AT_THE_END: usize = 1 << 30;
+
 /// Waits until the cluster is whole, and looks at all it holds. Whether it came to rest.
 pub fn finish(cluster: &mut Cluster, shared: &Shared, workloads: &[Box<dyn Workload>]) -> bool {
     let Some(first) = workloads.first() else { return true };
-    let mut session = Session::new(shared, first.name(), usize::MAX >> 1);
+    let mut session = Session::new(shared, first.name(), LOOKS_AT_THE_END);
     let whole = cluster.wait_whole(CONVERGE_WITHIN);
     let rested = whole.is_ok();
     let said = |_: &Session| match whole {
@@ -54,7 +57,7 @@ pub fn finish(cluster: &mut Cluster, shared: &Shared, workloads: &[Box<dyn Workl
     }
     shared.at_rest.store(true, Ordering::Relaxed);
     for workload in workloads {
-        let mut session = Session::new(shared, workload.name(), usize::MAX >> 1);
+        let mut session = Session::new(shared, workload.name(), LOOKS_AT_THE_END);
         let mut held = Vec::new();
         for node in 0..cluster.len() {
             held = insist(|| read_all(&mut session, node)).unwrap_or_default();
