@@ -230,6 +230,19 @@ impl Cluster {
         Ok(())
     }
 
+    /// Starts every node that does not run, its disk mended first. What cannot be is left, and shows later.
+    pub fn revive(&mut self) {
+        for i in 0..self.len() {
+            if self.nodes[i].runs() {
+                continue;
+            }
+            if let Some(disk) = &mut self.nodes[i].disk {
+                let _ = disk.mend();
+            }
+            let _ = self.restart(i);
+        }
+    }
+
     fn note_pid(&self, i: usize) {
         let mut pids = self.pids.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         pids[i] = self.nodes[i].pid();

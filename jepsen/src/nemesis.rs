@@ -167,6 +167,7 @@ pub fn torment(
         }
         let Some(family) = next.pop().filter(|_| Instant::now() < until && !interrupted()) else {
             pause(time, until);
+            cluster.revive();
             return tallies;
         };
         let tally = tallies.entry(family.name()).or_default();
@@ -195,6 +196,11 @@ fn strike(
         Some(Err(why)) => Err(Refused::Skipped(format!("the cluster is not whole: {why}"))),
         _ => inject(cluster, family, rng),
     };
+    if tried.is_err() {
+        // It may have come half the way.
+        cluster.links.heal();
+        cluster.revive();
+    }
     match tried {
         Ok(Injected { what, heal }) => {
             recorder.fault(&name, json!({"phase": "start", "what": what}));
