@@ -5,8 +5,8 @@
 //!                                         -> set, batch, view, search, tail, dedup, region, final state
 //! ```
 //!
-//! Invariants: a checker sees nothing but the history, so that `check DIR` repeats what the run said; `False` names the
-//! operations that cannot be; a checker that ran out of time says `Unknown`; what it had nothing to look at is
+//! Invariants: a checker sees nothing but the history, so that `check DIR` repeats what the run said; `False` names
+//! the operations that cannot be; a checker that ran out of time says `Unknown`; what it had nothing to look at is
 //! `checked: 0`, and the run decides whether that is enough.
 //! Not here: making histories.
 

@@ -1,12 +1,13 @@
-//! A cluster under test: real `annal serve` processes, each with a data folder, a log file and maybe a disk of its own.
+//! A cluster under test: real `annal serve` processes, each with a data folder, a log file and maybe a disk of its
+//! own.
 //!
 //! ```text
 //! --net proxy   http and peer on loopback; peers dial the proxy of a node, which the node advertises
 //! --net netns   10.77.S.i in a namespace of its own; all frames pass our switch
 //! ```
 //!
-//! Invariants: every process is ended by its own pid when the cluster is dropped, what was mounted is unmounted and what was
-//! made is taken away; addresses of a node stay the same for the whole run.
+//! Invariants: every process is ended by its own pid when the cluster is dropped, what was mounted is unmounted and
+//! what was made is taken away; addresses of a node stay the same for the whole run.
 //! Not here: what is broken when (see `nemesis`).
 
 mod process;

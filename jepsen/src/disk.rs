@@ -8,10 +8,10 @@
 //! | full | a file that takes what is left | `ENOSPC`, or the node's own floor before it |
 //! | frozen | `fsfreeze` | writes hang until it is thawed |
 //!
-//! Invariants: what was mounted is unmounted when this is dropped, and its image stays unless it was discarded; a fault is told as done only after a probe has shown
-//! it.
-//! Source: xfstests' `shutdown` tests; the ioctl is `_IOR('X', 125, u32)` of the kernel's `fs.h`, which is sent by perl or
-//! python, since this crate has no unsafe code.
+//! Invariants: what was mounted is unmounted when this is dropped, and its image stays unless it was discarded; a
+//! fault is told as done only after a probe has shown it.
+//! Source: xfstests' `shutdown` tests; the ioctl is `_IOR('X', 125, u32)` of the kernel's `fs.h`, which is sent by
+//! perl or python, since this crate has no unsafe code.
 
 use crate::shell;
 use std::{

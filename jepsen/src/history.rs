@@ -1,8 +1,8 @@
 //! What clients and faults did, in the order in which it happened: the only thing that checkers see.
 //!
-//! Invariants: an invocation is written down before its request is sent, a completion after its answer came, both under
-//! one lock, so that `index` is real time; a process whose operation is *info* is never used again; `fail` says that
-//! the operation certainly had no effect; every invocation has a completion once the history is closed.
+//! Invariants: an invocation is written down before its request is sent, a completion after its answer came, both
+//! under one lock, so that `index` is real time; a process whose operation is *info* is never used again; `fail`
+//! says that the operation certainly had no effect; every invocation has a completion once the history is closed.
 //! Not here: what the values mean (see `checker::observe`).
 //! Source: the format and its rules are Jepsen's (Kingsbury), so that its tools read the EDN export.
 

@@ -1,7 +1,7 @@
 //! The command line of the harness.
 //!
-//! Exit codes: 0 valid; 1 something was found; 3 nobody knows (inconclusive, or a check did not come to its end); 2 nothing
-//! was checked.
+//! Exit codes: 0 valid; 1 something was found; 3 nobody knows (inconclusive, or a check did not come to its end); 2
+//! nothing was checked.
 
 use annal_jepsen::{
     checker::Valid,
@@ -89,8 +89,8 @@ struct Run {
     /// What clients do: register, read-view, set, search, batch, tail, dedup, membership, or all.
     #[arg(long, value_delimiter = ',', default_value = "register")]
     workload: Vec<String>,
-    /// What is broken: kill, pause, power, partition, slow, clock, full, eio, readonly, freeze, flip, truncate, wipe, cpu,
-    /// memory, membership, snapshot, restart, or all, or none.
+    /// What is broken: kill, pause, power, partition, slow, clock, full, eio, readonly, freeze, flip, truncate,
+    /// wipe, cpu, memory, membership, snapshot, restart, or all, or none.
     #[arg(long, value_delimiter = ',', default_value = "kill")]
     nemesis: Vec<String>,
     /// How many nodes; one more where replicas are moved.

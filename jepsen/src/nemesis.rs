@@ -4,9 +4,10 @@
 //! wait -> install -> hold -> heal -> (sometimes, and always after damage: wait until the cluster is whole) -> wait …
 //! ```
 //!
-//! Invariants: a fault counts as *installed* only if something showed it (a process that is gone, a frame that was dropped, a
-//! write that failed); what cannot be had here is *skipped* and says why; what nobody can tell is *indeterminate*. Data of
-//! a minority alone is damaged, and only while the rest is whole. The same seed plans the same faults.
+//! Invariants: a fault counts as *installed* only if something showed it (a process that is gone, a frame that was
+//! dropped, a write that failed); what cannot be had here is *skipped* and says why; what nobody can tell is
+//! *indeterminate*. Data of a minority alone is damaged, and only while the rest is whole. The same seed plans the
+//! same faults.
 //! Not here: what clients do meanwhile.
 
 mod damage;

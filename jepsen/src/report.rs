@@ -5,8 +5,8 @@
 //!                  -> checkers, faults -> findings, each with the smallest history that still shows it
 //! ```
 //!
-//! Invariants: everything drawn comes from the history and the results; text from them is escaped. Of very many operations
-//! a part is drawn, and the page says so.
+//! Invariants: everything drawn comes from the history and the results; text from them is escaped. Of very many
+//! operations a part is drawn, and the page says so.
 //! Not here: drawing (`chart`, `timeline`).
 
 mod chart;

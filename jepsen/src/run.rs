@@ -5,9 +5,9 @@
 //! DIR/nodes/n1.log    what a node said         DIR/index.html     for people
 //! ```
 //!
-//! Invariants: a run is *valid* only if nothing was found, every checker came to its end, and there was enough of everything
-//! that was asked for: operations, faults of every family, something to look at for every checker its workloads are for.
-//! Whatever is missing makes it *unknown*, which is not a pass.
+//! Invariants: a run is *valid* only if nothing was found, every checker came to its end, and there was enough of
+//! everything that was asked for: operations, faults of every family, something to look at for every checker its
+//! workloads are for. Whatever is missing makes it *unknown*, which is not a pass.
 
 use crate::{
     checker::{self, Valid, Verdict},
@@ -142,8 +142,8 @@ pub fn run(plan: &Plan) -> Result<Results, String> {
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Ends runs early from now on when somebody wants the process to end (SIGINT, SIGTERM, SIGHUP): what was broken is healed
-/// and what was made is taken away; the run is inconclusive.
+/// Ends runs early from now on when somebody wants the process to end (SIGINT, SIGTERM, SIGHUP): what was broken is
+/// healed and what was made is taken away; the run is inconclusive.
 pub fn heed_interruptions() -> Result<(), String> {
     ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed)).map_err(|e| e.to_string())
 }

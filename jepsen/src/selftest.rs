@@ -1,9 +1,10 @@
 //! Planted bugs: is each caught by real runs, and is the build without one left in peace?
 //!
-//! A binary that was built with mutants lists them (`annal mutants`) and behaves like one when `ANNAL_MUTANT` names it.
+//! A binary that was built with mutants lists them (`annal mutants`) and behaves like one when `ANNAL_MUTANT` names
+//! it.
 //!
-//! Invariants: a mutant is caught only by a run that is *not valid*; one that is merely inconclusive is not caught. The
-//! clean build runs the same plans under the same seeds.
+//! Invariants: a mutant is caught only by a run that is *not valid*; one that is merely inconclusive is not caught.
+//! The clean build runs the same plans under the same seeds.
 //! Not here: the bugs themselves, and the seeds of the simulation that must catch them too.
 
 use crate::{

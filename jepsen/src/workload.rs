@@ -4,8 +4,8 @@
 //! Workload (what to do next) -> Session (one process: asks a node, records) -> HTTP
 //! ```
 //!
-//! Invariants: an operation is sent once and recorded as `observe` tells; a value is written once for its point; a session
-//! whose operation is *info* goes on as a new process.
+//! Invariants: an operation is sent once and recorded as `observe` tells; a value is written once for its point; a
+//! session whose operation is *info* goes on as a new process.
 //! Not here: faults; what must hold.
 
 mod batch;

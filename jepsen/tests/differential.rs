@@ -1,7 +1,8 @@
 //! The search against another's: our verdict on random histories is that of `todc-utils`, which was written by others
 //! from the same paper; and the two checkers of registers agree with each other.
 //!
-//! `ANNAL_HISTORIES` sets how many histories (20,000); each is checked as it is and once more with one answer changed. A seed that disagrees is printed.
+//! `ANNAL_HISTORIES` sets how many histories (20,000); each is checked as it is and once more with one answer
+//! changed. A seed that disagrees is printed.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 

@@ -1,7 +1,7 @@
 //! Batches are whole or absent: what was written together is read together.
 //!
-//! Invariants: one request reads points of one batch group in one shard, so all of them show one value and one version,
-//! or none is there.
+//! Invariants: one request reads points of one batch group in one shard, so all of them show one value and one
+//! version, or none is there.
 //! Not here: which of the batches a read must show (each point is a register; see `versioned`).
 
 use super::{Verdict, observe::hits_of};

@@ -1,7 +1,8 @@
 //! The end of a run: faults have stopped, and the cluster must be whole again.
 //!
-//! Invariants: it came to rest in time (`converge`); no node's `log` tells of a panic; every node shows the same points (`final`); all replicas of a shard
-//! have one state hash, also when it is recomputed from the store (`state-hash`); what was counted is what was shown.
+//! Invariants: it came to rest in time (`converge`); no node's `log` tells of a panic; every node shows the same
+//! points (`final`); all replicas of a shard have one state hash, also when it is recomputed from the store
+//! (`state-hash`); what was counted is what was shown.
 //! Not here: that everything acknowledged is there (`final` is a read of every point; see `versioned`, `set`).
 
 use super::{Verdict, observe::hits_of};

@@ -1,8 +1,9 @@
 //! A search for an order in which a history could have happened one operation after the other.
 //!
 //! The operations that may come next are those that began before the first that is not yet placed ended. The search
-//! places one, goes on, and takes it back when it is stuck; the set of placed operations with the state they lead to
-//! is never looked at twice. An operation of unknown outcome may be placed at any time after its invocation, or never.
+//! places one, goes on, and takes it back when it is stuck; the set of placed operations with the state they lead
+//! to is never looked at twice. An operation of unknown outcome may be placed at any time after its invocation, or
+//! never.
 //!
 //! Invariants: `Linearizable` and `Not` are exact; past its deadline the search answers `Unknown`.
 //! Not here: what a state is (see [`Model`]); cutting a history by point, which is sound because linearizability is

@@ -1,8 +1,8 @@
 //! From operations to accesses of single points.
 //!
-//! Every workload writes values that are unique for their point, so whatever shows a value (a read, a search, a scroll,
-//! the final state, a refused condition) is a read of a register. This room knows what `f`, `key`, `value` and
-//! `version` mean; the register checkers know accesses alone.
+//! Every workload writes values that are unique for their point, so whatever shows a value (a read, a search, a
+//! scroll, the final state, a refused condition) is a read of a register. This room knows what `f`, `key`, `value`
+//! and `version` mean; the register checkers know accesses alone.
 //!
 //! | f | key | input | output | version |
 //! |---|---|---|---|---|
@@ -18,9 +18,9 @@
 //! | `create`, `drop`, `exists` | collection | | whether it was there | |
 //! | `event` | point | | `{shard, position, n, of, op, v}` | of the event |
 //!
-//! Invariants: a write of unknown outcome has a version once anything (a hit, an event of the feed) showed its value with
-//! one. An operation without effect leaves a *ghost*: its value must never be seen. The copies of an intent
-//! are one write, from the first invocation to the first acknowledgement.
+//! Invariants: a write of unknown outcome has a version once anything (a hit, an event of the feed) showed its
+//! value with one. An operation without effect leaves a *ghost*: its value must never be seen. The copies of an
+//! intent are one write, from the first invocation to the first acknowledgement.
 
 use crate::{
     history::{NEVER, Op, Outcome},

@@ -1,7 +1,7 @@
 //! A follower region holds a prefix of its home: everything up to a position, and nothing behind it.
 //!
-//! A `follow` operation shows what a follower holds of one shard: `{shard, position, hits}`. The home's feed (`event`s)
-//! says what must be there at that position.
+//! A `follow` operation shows what a follower holds of one shard: `{shard, position, hits}`. The home's feed
+//! (`event`s) says what must be there at that position.
 //!
 //! Invariants: what is held at position p is what the feed builds up to p; a follower's position never goes back.
 //! Not here: takeovers, which may lose a suffix that their loss manifest names (there are no regions yet).

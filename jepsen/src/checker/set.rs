@@ -1,7 +1,7 @@
 //! A set that only grows: every element added is there for ever, and nothing else is.
 //!
-//! Invariants: a reading shows every element whose addition ended before it began, none that was never added, none whose
-//! addition had no effect, and none whose addition began after it ended.
+//! Invariants: a reading shows every element whose addition ended before it began, none that was never added, none
+//! whose addition had no effect, and none whose addition began after it ended.
 //! Not here: one reading against another (points have versions; see `versioned`).
 
 use super::{Verdict, observe::hits_of};

@@ -1,8 +1,8 @@
 //! The smallest history of a point that still cannot be, for people to look at.
 //!
-//! Conditions are forgotten first, if the violation does without them (a write is possible wherever a compare-and-set
-//! is, so this accuses nobody falsely); then whole values are taken away (a write with everything that shows it), then
-//! single reads, in turns; what is left is a violation of which no such part can be spared.
+//! Conditions are forgotten first, if the violation does without them (a write is possible wherever a
+//! compare-and-set is, so this accuses nobody falsely); then whole values are taken away (a write with everything
+//! that shows it), then single reads, in turns; what is left is a violation of which no such part can be spared.
 //!
 //! Invariants: what is given still fails the same check; nothing is invented.
 //! Source: Zeller's delta debugging, in its simplest greedy form.

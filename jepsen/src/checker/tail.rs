@@ -6,8 +6,8 @@
 //!
 //! Invariants: the feed of a shard never steps back, repeats or leaves an event of a command out; an event is of an
 //! operation that may have had an effect; if operation A ended before B began, A's position is the lower one; once
-//! the feed was followed to its end (`feed-end`), every acknowledged write is in it, but for deletes of what was not there,
-//! and what it builds is what the collection holds.
+//! the feed was followed to its end (`feed-end`), every acknowledged write is in it, but for deletes of what was
+//! not there, and what it builds is what the collection holds.
 
 use super::{
     Verdict,

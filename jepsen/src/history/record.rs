@@ -1,7 +1,7 @@
 //! Writing a history down while it happens.
 //!
-//! Invariants: see `history`. A line reaches the file with its newline or not at all as far as readers care: a run that
-//! is cut off leaves pending invocations, which readers take as *info*.
+//! Invariants: see `history`. A line reaches the file with its newline or not at all as far as readers care: a run
+//! that is cut off leaves pending invocations, which readers take as *info*.
 
 use super::{Event, Kind, Nemesis, Process};
 use serde_json::Value;

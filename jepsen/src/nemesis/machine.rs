@@ -1,7 +1,7 @@
 //! The machine under a node: its clock, its processor time, its memory.
 //!
-//! A squeeze puts the process into a control group of its own (version 1 or 2, wherever it may be made) and takes it out
-//! again; the group is removed.
+//! A squeeze puts the process into a control group of its own (version 1 or 2, wherever it may be made) and takes
+//! it out again; the group is removed.
 
 use super::{Injected, Refused, Try, names, target};
 use crate::cluster::Cluster;

@@ -1,6 +1,7 @@
 //! Changes of the cluster on purpose: leadership handed over, replicas moved, nodes drained and taken back.
 //!
-//! Invariants: the nodes that are left always suffice for all replicas; a change counts once the cluster has taken it on.
+//! Invariants: the nodes that are left always suffice for all replicas; a change counts once the cluster has taken
+//! it on.
 
 use super::{Injected, Refused, Try};
 use crate::cluster::{Cluster, ShardStatus};

@@ -4,8 +4,8 @@
 //! namespace of node i   tap device, 10.77.S.(i+1)/24       ours   tap device, 10.77.S.254/24
 //! ```
 //!
-//! Invariants: what was made is taken away when this is dropped, and nothing else is touched; names and the number S hold
-//! the number of our process, so that two runs do not meet.
+//! Invariants: what was made is taken away when this is dropped, and nothing else is touched; names and the number
+//! S hold the number of our process, so that two runs do not meet.
 //! Not here: what passes between nodes (see `switch`).
 
 use super::{Links, switch};

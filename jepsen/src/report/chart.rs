@@ -1,7 +1,7 @@
 //! Charts over the time of a run, in SVG.
 //!
-//! Invariants: all share one time axis, so that they can be read one above the other; times that took less than 0.1 ms are
-//! drawn at 0.1 ms.
+//! Invariants: all share one time axis, so that they can be read one above the other; times that took less than 0.1
+//! ms are drawn at 0.1 ms.
 
 use super::escape;
 use crate::history::{Op, Outcome};

@@ -1,7 +1,7 @@
 //! The smallest history that shows a violation, as bars over time: one row a process.
 //!
-//! Invariants: a finding of a point shows its shrunk history, if the search for an order fails on it; else the operations
-//! that the finding names. Time is the order of events, not nanoseconds: what overlaps, overlaps.
+//! Invariants: a finding of a point shows its shrunk history, if the search for an order fails on it; else the
+//! operations that the finding names. Time is the order of events, not nanoseconds: what overlaps, overlaps.
 
 use super::escape;
 use crate::{

@@ -1,8 +1,8 @@
 //! A consumer of the change feed: it records every event as it comes, is cut off and goes elsewhere, and goes on from
 //! its last token.
 //!
-//! Invariants: events are recorded in the order in which they came, each as an operation of its own; `feed-end` is recorded
-//! once the cluster is at rest and two connections in a row were let in and brought nothing.
+//! Invariants: events are recorded in the order in which they came, each as an operation of its own; `feed-end` is
+//! recorded once the cluster is at rest and two connections in a row were let in and brought nothing.
 
 use super::{Session, session::ANSWER_WITHIN};
 use crate::client::{Client, Effect, Reply};

@@ -1,7 +1,7 @@
 //! The points in use: a few at a time, each for a bounded number of operations.
 //!
-//! Invariants: a point gets at most [`OPS_MAX`] operations and [`UNKNOWN_MAX`] of unknown outcome, so that the search for an
-//! order of each comes to its end.
+//! Invariants: a point gets at most [`OPS_MAX`] operations and [`UNKNOWN_MAX`] of unknown outcome, so that the
+//! search for an order of each comes to its end.
 
 use rand::{Rng, rngs::StdRng};
 use std::sync::{Mutex, MutexGuard};

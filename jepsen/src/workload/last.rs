@@ -2,7 +2,8 @@
 //! still stand, on every node alike?
 //!
 //! ```text
-//! converge (within 30 s) -> log: did a node panic? -> final, by every node -> state-hash, as kept and recomputed -> audit of the index
+//! converge (within 30 s) -> log: did a node panic? -> final, by every node
+//!                        -> state-hash, as kept and recomputed -> audit of the index
 //! ```
 
 use super::{Session, Shared, Workload, batch::hits, search::find};

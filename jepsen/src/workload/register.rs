@@ -1,5 +1,5 @@
-//! Points as registers: get, upsert, compare-and-set and delete by many clients, at the collection's name and at an alias,
-//! while collections come and go.
+//! Points as registers: get, upsert, compare-and-set and delete by many clients, at the collection's name and at an
+//! alias, while collections come and go.
 
 use super::{
     Session, Workload,

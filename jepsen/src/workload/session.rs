@@ -1,7 +1,7 @@
 //! One client process: asks nodes for single operations and records what it is told.
 //!
-//! Invariants: see `workload`. It stays at its home node, goes elsewhere for a while when that is in trouble, and asks
-//! another node now and then.
+//! Invariants: see `workload`. It stays at its home node, goes elsewhere for a while when that is in trouble, and
+//! asks another node now and then.
 
 use crate::{
     checker::{
