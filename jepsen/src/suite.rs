@@ -1,0 +1,145 @@
+//! Fixed lists of runs: every workload with every family of faults, at small or at full length.
+
+use crate::{
+    checker::Valid,
+    cluster::NetKind,
+    nemesis::Family,
+    run::{self, Plan},
+    workload,
+};
+use std::{path::Path, time::Duration};
+
+/// Which list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Which {
+    /// Three short runs; for every change.
+    Ci,
+    /// Every workload with every group of families; for every night.
+    Nightly,
+}
+
+/// A run of a list.
+struct Entry {
+    name: &'static str,
+    workloads: &'static [&'static str],
+    families: &'static [Family],
+    seconds: u64,
+    net: NetKind,
+}
+
+const CI: &[Entry] = &[
+    Entry {
+        name: "processes",
+        workloads: &["register", "dedup", "tail"],
+        families: &[Family::Kill, Family::Pause],
+        seconds: 20,
+        net: NetKind::Proxy,
+    },
+    Entry {
+        name: "links",
+        workloads: &["register", "search", "read-view"],
+        families: &[Family::Partition, Family::Slow],
+        seconds: 20,
+        net: NetKind::Proxy,
+    },
+    Entry {
+        name: "damage",
+        workloads: &["set", "batch"],
+        families: &[Family::Flip, Family::Wipe, Family::Restart],
+        seconds: 25,
+        net: NetKind::Proxy,
+    },
+];
+
+/// Families that are broken together.
+const GROUPS: &[(&str, &[Family], NetKind)] = &[
+    ("processes", &[Family::Kill, Family::Pause, Family::Restart], NetKind::Proxy),
+    ("links", &[Family::Partition, Family::Slow], NetKind::Netns),
+    ("disks", &[Family::Power, Family::Full, Family::Eio, Family::Readonly, Family::Freeze], NetKind::Proxy),
+    ("damage", &[Family::Flip, Family::Truncate, Family::Wipe, Family::Snapshot], NetKind::Proxy),
+    ("machine", &[Family::Clock, Family::Cpu, Family::Memory], NetKind::Proxy),
+    ("changes", &[Family::Membership, Family::Kill, Family::Partition], NetKind::Proxy),
+];
+
+/// Runs a list, one after the other, and prints a table; gives the worst verdict.
+///
+/// Errors: a run could not be made; the others were, and what they found was printed.
+pub fn run(which: Which, seed: u64, out: &Path, binary: &Path) -> Result<Valid, String> {
+    let plans = plans(which, seed, out, binary);
+    let mut worst = Valid::True;
+    let mut failed = Vec::new();
+    println!("| run | seed | ops | ok | info | faults | verdict |\n|---|---|---|---|---|---|---|");
+    for plan in plans.iter().take_while(|_| !run::interrupted()) {
+        let name = plan.out.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match run::run(plan) {
+            Ok(results) => {
+                let faults: u64 = results.faults.values().map(|tally| tally.installed).sum();
+                let run::Results { ops, ok, info, valid, .. } = &results;
+                println!("| {name} | {} | {ops} | {ok} | {info} | {faults} | {valid:?} |", plan.seed);
+                results.why.iter().for_each(|why| println!("|   | | | | | | {why} |"));
+                worst = worst.max(results.valid);
+            }
+            Err(why) => {
+                println!("| {name} | {} | | | | | not run: {why} |", plan.seed);
+                failed.push(name);
+            }
+        }
+    }
+    if run::interrupted() {
+        return Err("interrupted".to_owned());
+    }
+    if failed.is_empty() { Ok(worst) } else { Err(format!("not run: {}", failed.join(", "))) }
+}
+
+fn plans(which: Which, seed: u64, out: &Path, binary: &Path) -> Vec<Plan> {
+    let plan = |name: String, workloads: &[&str], families: &[Family], seconds, net, seed| Plan {
+        workloads: workloads.iter().map(|name| (*name).to_owned()).collect(),
+        families: families.to_vec(),
+        nodes: 3,
+        time: Duration::from_secs(seconds),
+        seed,
+        net,
+        mutant: None,
+        out: out.join(format!("{name}-{seed}")),
+        binary: binary.to_owned(),
+        clients: 4,
+        rate: 300,
+    };
+    match which {
+        Which::Ci => {
+            let one = |(n, entry): (usize, &Entry)| {
+                let Entry { name, workloads, families, seconds, net } = *entry;
+                plan(name.to_owned(), workloads, families, seconds, net, seed + n as u64 + 1)
+            };
+            CI.iter().enumerate().map(one).collect()
+        }
+        Which::Nightly => {
+            let mut plans = Vec::new();
+            for workload in workload::NAMES {
+                for (group, families, net) in GROUPS {
+                    let (name, seed) = (format!("{workload}-{group}"), seed + plans.len() as u64 + 1);
+                    plans.push(plan(name, &[workload], families, 60, *net, seed));
+                }
+            }
+            plans
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_night_every_workload_meets_every_family() {
+        let plans = plans(Which::Nightly, 0, Path::new("out"), Path::new("annal"));
+        let met: BTreeSet<_> = plans
+            .iter()
+            .flat_map(|plan| plan.families.iter().map(|family| (plan.workloads[0].clone(), *family)))
+            .collect();
+        assert_eq!(met.len(), workload::NAMES.len() * Family::all().len());
+        let folders: BTreeSet<_> = plans.iter().map(|plan| &plan.out).collect();
+        assert_eq!(folders.len(), plans.len());
+    }
+}
