@@ -99,8 +99,9 @@ fn consume(urls: &[String], replay: &mut Replay, end: &OnceLock<BTreeMap<u64, Co
                 continue;
             }
         };
-        // Every answer begins with a heartbeat, which says nothing about what is to come.
-        for count in 0..rng.random_range(1..60) {
+        // Every answer begins with a heartbeat, which says nothing about what is to come. A consumer that fell far behind
+        // would ask for history that left with the replicas that were wiped and moved.
+        for count in 0..rng.random_range(1..400) {
             let Ok(Some(line)) = lines.next(Duration::from_secs(8)) else { break };
             replay.take(&line).unwrap();
             let at_end = end.get().is_some_and(|end| replay.points == *end);
@@ -165,7 +166,7 @@ fn write(urls: &[String], writer: u64, done: &AtomicBool) -> BTreeMap<u64, Conte
                 }
             }
         }
-        sleep(Duration::from_millis(5));
+        sleep(Duration::from_millis(20));
     }
     points
 }
