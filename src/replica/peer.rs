@@ -177,28 +177,34 @@ impl RaftNetworkV2<Types> for Peer {
     {
         let under_way = Arc::new(AtomicUsize::new(0));
         let answered = under_way.clone();
-        let peer = self.clone();
+        let (peer, again) = (self.clone(), self.clone());
         let answers = in_company(input, self.peers.progress.clone())
             .map(move |append| {
                 let follows = under_way.fetch_add(1, Ordering::Relaxed) > 0;
-                let before = append.prev_log_id;
-                let last = append.entries.last().map_or(before, |entry| Some(entry.log_id));
-                let answer = peer.clone().append(append, follows);
-                async move { (answer.await, before, last) }
+                let answer = peer.clone().append(append.clone(), follows);
+                async move { (answer.await, append) }
             })
             .buffered(APPENDS_UNDER_WAY);
-        let in_order = stream::unfold(Some(Box::pin(answers)), move |answers| {
-            let answered = answered.clone();
+        // With what the other side has acknowledged over this stream.
+        let in_order = stream::unfold(Some((Box::pin(answers), None)), move |state| {
+            let (answered, again) = (answered.clone(), again.clone());
             async move {
-                let mut answers = answers?;
-                let (answer, before, last) = answers.next().await?;
+                let (mut answers, has) = state?;
+                let (mut answer, append) = answers.next().await?;
                 answered.fetch_sub(1, Ordering::Relaxed);
+                let before = append.prev_log_id;
+                let last = append.entries.last().map_or(before, |entry| Some(entry.log_id));
+                // It overtook the one before it by more than the other side waits, and that one has come since: openraft
+                // would take the conflict for a log that has lost entries.
+                if matches!(answer, Ok(AppendEntriesResponse::Conflict)) && has >= Some(before) {
+                    answer = again.append(append, false).await;
+                }
                 let result = match answer {
                     Ok(appended) => appended.into_stream_result(before, last),
                     Err(error) => return Some((Err(error), None)),
                 };
                 let whole = matches!(&result, Ok(upto) if *upto == last);
-                Some((Ok(result), whole.then_some(answers)))
+                Some((Ok(result), whole.then_some((answers, Some(last)))))
             }
         });
         let in_order: BoxStream<'s, _> = Box::pin(in_order);

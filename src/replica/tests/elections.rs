@@ -245,3 +245,23 @@ async fn callers_are_told_the_truth_while_leaders_change() {
     group.agree().await;
     told.check(&group.replica(1).machine().commands());
 }
+
+/// Appends that overtake each other by more than a follower waits are no sign of a log that lost entries.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn appends_that_overtake_each_other_unseat_nobody() {
+    let group = Group::with(3, |options| {
+        let usual = ReplicaOptions::new(options.replica);
+        (options.heartbeat_ms, options.election_ms) = (usual.heartbeat_ms, usual.election_ms);
+    })
+    .await;
+    let leader = group.leader().await;
+    group.wires.delay(Duration::from_millis(300));
+    // Each is large enough to be an entry of its own while others are under way.
+    let puts = (0..24u8).map(|n| leader.propose(vec![n; 150 << 10].into(), soon(), Wait::Applied));
+    let answers = futures::future::join_all(puts).await;
+    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    group.wires.heal();
+    group.agree().await;
+    assert_eq!(leader.status().role, Role::Leader);
+    assert_eq!(leader.machine().commands().len(), 24);
+}
