@@ -348,8 +348,10 @@ async fn mind(
             () = dropped.cancelled() => return,
         }
     }
+    leadership.send_modify(|told| told.leader = None);
     match &raft.metrics().borrow_watched().running_state {
-        Err(openraft::errors::Fatal::Stopped) | Ok(()) => progress.stop("shut down", false),
+        Err(openraft::errors::Fatal::Stopped) => progress.stop("shut down", false),
         Err(fatal) => progress.stop(fatal.to_string(), true),
+        Ok(()) => progress.stop("raft ended without a word: it panicked", true),
     }
 }

@@ -60,6 +60,8 @@ impl<M: StateMachine> Replica<M> {
         let ladder = progress.ladder();
         let metrics = raft.metrics();
         let metrics = metrics.borrow_watched();
+        // A Raft that panicked still calls itself what it was.
+        let stopped = progress.check_running().is_err();
         ReplicaStatus {
             group: log.id(),
             replica: *replica,
@@ -68,13 +70,14 @@ impl<M: StateMachine> Replica<M> {
             term: Term(metrics.current_term),
             vote: (ReplicaId(metrics.vote.leader_id.node_id), metrics.vote.committed),
             role: match metrics.state {
+                _ if stopped => Role::Stopped,
                 ServerState::Leader => Role::Leader,
                 ServerState::Follower => Role::Follower,
                 ServerState::Candidate => Role::Candidate,
                 ServerState::Learner => Role::Learner,
                 ServerState::Shutdown => Role::Stopped,
             },
-            leader: metrics.current_leader.map(ReplicaId),
+            leader: metrics.current_leader.filter(|_| !stopped).map(ReplicaId),
             members: Members::from(metrics.membership_config.membership()),
             read_rounds: reads.rounds(),
             failure: progress.failure(),

@@ -179,6 +179,21 @@ async fn a_poisoned_log_stops_the_replica() {
 }
 
 #[tokio::test]
+async fn a_panic_of_raft_is_a_failure_and_no_shutdown() {
+    let (_log, replica) = open(&memory(), Arc::default()).await;
+    put(&replica, command(1)).await;
+    let panicked = replica.inner.raft.with_raft_state(|_| panic!("told to panic")).await;
+    assert!(panicked.is_err());
+    let error = replica.wait_position(Position(2), soon()).await.unwrap_err();
+    assert!(matches!(error, ReplicaError::Stopped { failed: true, .. }), "{error}");
+    let status = replica.status();
+    assert!(status.failure.unwrap().contains("panicked"));
+    assert_eq!((status.role, status.leader), (Role::Stopped, None));
+    let error = replica.propose(command(2), soon(), Wait::Applied).await.unwrap_err();
+    assert_eq!(error.effect(), Effect::None, "{error}");
+}
+
+#[tokio::test]
 async fn shutdown_tells_everyone() {
     let (_log, replica) = open(&memory(), Arc::default()).await;
     put(&replica, command(1)).await;
