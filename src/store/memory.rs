@@ -39,6 +39,10 @@ struct State {
     kept: BTreeMap<u64, Kept>,
     /// Persists until one fails.
     failing_in: Option<u64>,
+    /// Steps until the power fails.
+    cut_in: Option<u64>,
+    /// The power has failed.
+    dead: bool,
 }
 
 #[derive(Default)]
@@ -61,8 +65,7 @@ impl MemoryStore {
     /// first; it is asked once a keyspace.
     pub fn crash(&self, mut keep: impl FnMut(usize) -> usize) {
         let mut state = self.state();
-        state.life += 1;
-        state.failing_in = None;
+        state.begin_life();
         let State { now, kept, .. } = &mut *state;
         for (id, Kept { durable, since }) in kept {
             since.truncate(keep(since.len()));
@@ -73,9 +76,7 @@ impl MemoryStore {
 
     /// The process ends and starts again, the machine does not.
     pub fn restart_process(&self) {
-        let mut state = self.state();
-        state.life += 1;
-        state.failing_in = None;
+        self.state().begin_life();
     }
 
     /// Everything is gone: an empty disk.
@@ -89,8 +90,29 @@ impl MemoryStore {
         self.state().failing_in = Some(after);
     }
 
+    /// Lets the power fail after so many steps: between two batches, say, of one install. What is then on the disk,
+    /// `crash` says.
+    pub fn cut_power_after(&self, steps: u64) {
+        self.state().cut_in = Some(steps);
+    }
+
+    /// Whether the power failed by itself.
+    pub fn has_lost_power(&self) -> bool {
+        self.state().dead
+    }
+
     pub(super) fn open(&self) -> Open {
         Open { life: self.state().life, disk: self.clone() }
+    }
+}
+
+impl State {
+    /// Handles of the life before are dead, and so is what was to go wrong in it.
+    fn begin_life(&mut self) {
+        self.life += 1;
+        self.failing_in = None;
+        self.cut_in = None;
+        self.dead = false;
     }
 }
 
@@ -117,7 +139,22 @@ pub(super) struct Open {
 impl Open {
     fn state(&self) -> Result<MutexGuard<'_, State>> {
         let state = self.disk.state();
-        if state.life == self.life { Ok(state) } else { Err(failed("the power failed")) }
+        if state.life == self.life && !state.dead { Ok(state) } else { Err(failed("the power failed")) }
+    }
+
+    /// A step that changes the disk, if the power lasts.
+    fn step(&self) -> Result<MutexGuard<'_, State>> {
+        let mut state = self.state()?;
+        if let Some(left) = &mut state.cut_in {
+            match left.checked_sub(1) {
+                Some(less) => *left = less,
+                None => {
+                    state.dead = true;
+                    return Err(failed("the power failed"));
+                }
+            }
+        }
+        Ok(state)
     }
 
     pub(super) fn keyspace(&self, name: &str) -> Result<u64> {
@@ -125,6 +162,8 @@ impl Open {
         if let Some(id) = state.names.get(name) {
             return Ok(*id);
         }
+        drop(state);
+        state = self.step()?;
         state.next += 1;
         let id = state.next;
         state.names.insert(name.to_owned(), id);
@@ -138,7 +177,10 @@ impl Open {
     }
 
     pub(super) fn drop_keyspace(&self, name: &str) -> Result<bool> {
-        let mut state = self.state()?;
+        if !self.state()?.names.contains_key(name) {
+            return Ok(false);
+        }
+        let mut state = self.step()?;
         let Some(id) = state.names.remove(name) else { return Ok(false) };
         state.now.remove(&id);
         state.kept.remove(&id);
@@ -150,7 +192,7 @@ impl Open {
     }
 
     pub(super) fn persist(&self) -> Result<()> {
-        let mut state = self.state()?;
+        let mut state = self.step()?;
         if let Some(left) = &mut state.failing_in {
             match left.checked_sub(1) {
                 Some(less) => *left = less,
@@ -188,7 +230,7 @@ impl Writes {
     }
 
     pub(super) fn commit(self) -> Result<()> {
-        let mut state = self.store.state()?;
+        let mut state = self.store.step()?;
         if self.changes.keys().any(|id| !state.kept.contains_key(id)) {
             return Err(failed("the keyspace was dropped"));
         }

@@ -154,3 +154,23 @@ fn a_power_cut_keeps_what_was_persisted_and_a_prefix_of_the_rest() {
         assert_eq!(rows, (1..=last).chain([last]).collect::<Vec<_>>());
     }
 }
+
+#[test]
+fn the_power_fails_between_two_steps() {
+    let disk = MemoryStore::new();
+    let store = Store::open_in_memory(&disk);
+    let keyspace = store.keyspace("a", KeyspaceKind::Plain).unwrap();
+    disk.cut_power_after(2);
+    let write = |n: u8| {
+        let mut batch = store.batch();
+        batch.put(&keyspace, [n], [n]);
+        batch.commit()
+    };
+    assert!(write(1).is_ok() && write(2).is_ok() && !disk.has_lost_power());
+    assert!(write(3).is_err() && disk.has_lost_power());
+    assert!(store.persist().is_err(), "nothing is done after it");
+    disk.crash(|unsynced| unsynced);
+    let store = Store::open_in_memory(&disk);
+    assert_eq!(store.view().prefix(&keyspace, b"").count(), 2);
+    store.persist().unwrap();
+}

@@ -29,6 +29,8 @@ pub(crate) enum Kind {
     Eio,
     /// The store cannot be made durable.
     Persist,
+    /// Power fails between two steps of the store.
+    Point,
     /// Some nodes do not reach the others.
     Partition,
     /// One node is not heard, or does not hear.
@@ -55,6 +57,7 @@ const KINDS: &[Kind] = &[
     Kind::Torn,
     Kind::Eio,
     Kind::Persist,
+    Kind::Point,
     Kind::Partition,
     Kind::OneWay,
     Kind::Slow,
@@ -133,6 +136,11 @@ impl Nemesis {
             self.hosts[node].cut_power(&mut self.rng).await;
         }
         self.back.clear();
+        for node in 0..self.hosts.len() {
+            if self.hosts[node].store.has_lost_power() {
+                self.hosts[node].cut_power(&mut self.rng).await;
+            }
+        }
         for host in self.hosts.iter_mut().filter(|host| !host.is_up()) {
             host.start();
         }
@@ -148,6 +156,13 @@ impl Nemesis {
     pub(crate) async fn watch_over(&mut self, time: Duration) {
         sleep(time).await;
         for node in 0..self.hosts.len() {
+            if self.hosts[node].store.has_lost_power() {
+                let name = self.name(node);
+                self.trace.line(format_args!("{name} lost power"));
+                self.armed.remove(&node);
+                self.hosts[node].cut_power(&mut self.rng).await;
+                self.comes_back(node, 1_500);
+            }
             if let Some(why) = self.hosts[node].ended() {
                 let name = self.name(node);
                 self.trace.line(format_args!("{name} ended"));
@@ -222,6 +237,10 @@ impl Nemesis {
             Kind::Persist => {
                 self.hosts[node].store.fail_persist(self.rng.random_range(0..3));
                 self.armed.entry(node).or_insert(false);
+            }
+            Kind::Point => {
+                self.hosts[node].store.cut_power_after(self.rng.random_range(0..25));
+                self.armed.insert(node, true);
             }
             Kind::Partition => {
                 let mut side: Vec<usize> = self.others(node);

@@ -251,7 +251,7 @@ async fn found(nemesis: &mut Nemesis, stage: &Arc<Stage>) -> Result<(), String> 
 /// Harm, healing, and the last look.
 async fn live(rng: &mut StdRng, nemesis: &mut Nemesis, stage: &Arc<Stage>) {
     let clients = rng.random_range(3..7);
-    let pause_ms = [20, 60, 150][rng.random_range(0..3usize)];
+    let pause_ms = [60, 200, 400][rng.random_range(0..3usize)];
     let working: Vec<_> = (0..clients)
         .map(|number| {
             let client = Client::new(stage.clone(), number);
@@ -260,7 +260,7 @@ async fn live(rng: &mut StdRng, nemesis: &mut Nemesis, stage: &Arc<Stage>) {
         .collect();
     let feed = spawn(witness(stage.clone()));
     let harm = Duration::from_millis(rng.random_range(6_000..18_000));
-    let pause = Duration::from_millis(rng.random_range(200..2_500));
+    let pause = Duration::from_millis(rng.random_range(150..1_500));
     nemesis.harm(harm, pause).await;
     nemesis.heal().await;
     nemesis.watch_over(Duration::from_millis(rng.random_range(0..3_000))).await;
