@@ -3,7 +3,7 @@
 //! Invariants: the file is written whole or not at all; an incarnation stands for one filling of a data folder
 //! and never comes back, so that a node that forgot what it promised is not taken for the one that promised.
 
-use crate::model::ReplicaId;
+use crate::{model::ReplicaId, world};
 use serde::{Deserialize, Serialize};
 use std::{
     fmt, fs, io,
@@ -22,7 +22,7 @@ pub struct Incarnation(String);
 impl Incarnation {
     /// One that never was before.
     pub fn fresh() -> Incarnation {
-        Incarnation(uuid::Uuid::new_v4().to_string())
+        Incarnation(world::unique().to_string())
     }
 }
 

@@ -9,11 +9,14 @@
 //!   4    cluster/                  who holds what, and how a request gets there
 //!   3    replica/                  log + state under Raft; the only floor that names openraft
 //!   2    annal-wal (crate) | shard/    okaywal in one file | usearch in one file
-//!   1    model/ machine.rs store.rs net/ batch.rs identity.rs config.rs    words and contracts; fjall in one file
+//!   1    model/ machine.rs store.rs net/ batch.rs world.rs mutant.rs identity.rs config.rs    words and contracts; fjall in one file
 //! ```
 //!
 //! The rest of floor 5 (`region/`) is not built yet.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
+#[allow(clippy::disallowed_methods, reason = "no simulation has HTTP")]
 pub mod api;
 pub mod batch;
 pub mod changefeed;
@@ -22,8 +25,10 @@ pub mod config;
 pub mod identity;
 pub mod machine;
 pub mod model;
+pub mod mutant;
 pub mod net;
 pub mod node;
 pub mod replica;
 pub mod shard;
 pub mod store;
+pub mod world;

@@ -6,6 +6,9 @@
 //! shards). A failure of the log stops the whole process: what it could not write, nobody may be told of.
 
 mod folder;
+mod machine;
+
+pub use machine::Machine;
 
 use crate::{
     api,
@@ -17,9 +20,10 @@ use crate::{
     identity::Incarnation,
     model::ReplicaId,
     net::{self, Credentials, Peers},
-    replica::ReplicaOptions,
+    replica::{CheckpointLimits, ReplicaOptions},
     shard::ShardOptions,
     store::{Store, StoreError},
+    world,
 };
 use folder::Folder;
 use std::{future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -90,7 +94,7 @@ pub enum NodeError {
 }
 
 /// A node that is up: what is closed again, in reverse.
-struct Up {
+pub struct Up {
     log: annal_wal::Log,
     store: Store,
     cluster: Cluster,
@@ -121,7 +125,7 @@ impl Node {
         let stopping = CancellationToken::new();
         let told = stopping.clone();
         // Also while the node is starting.
-        let listening = tokio::spawn(async move {
+        let listening = world::spawn(async move {
             stop.await;
             told.cancel();
         });
@@ -132,10 +136,11 @@ impl Node {
             peer: advertised(&self.config.node.peer_advertise, self.peer()),
         };
         let Node { http, peer, config } = self;
-        let mut serving = tokio::spawn(api::serve(http, front.clone(), http_stop.clone().cancelled_owned()));
+        let mut serving = world::spawn(api::serve(http, front.clone(), http_stop.clone().cancelled_owned()));
         let peer_stop = CancellationToken::new();
         let ran = async {
-            let Some(up) = start(&config, me, peer, &stopping, &peer_stop).await? else { return Ok(()) };
+            let ground = Ground::Real { listener: peer, peer_stop: peer_stop.clone() };
+            let Some(up) = start(&config, me, ground, &stopping).await? else { return Ok(()) };
             front.open(up.cluster.clone()).map_err(NodeError::Http)?;
             up.serve(&stopping, &mut serving).await?;
             // What is asked from now on finds other leaders; then nothing new is accepted.
@@ -160,18 +165,29 @@ struct Addresses {
     peer: String,
 }
 
+/// What a node stands on.
+enum Ground {
+    /// Its data folder and a socket.
+    Real { listener: net::socket::Listener, peer_stop: CancellationToken },
+    /// A simulated machine; what is left of the data folder holds `node.json` and nothing else of worth.
+    Simulated(Machine),
+}
+
 /// Opens every floor. None: asked to stop before.
 async fn start(
     config: &Config,
     at: Addresses,
-    listener: net::socket::Listener,
+    ground: Ground,
     stopping: &CancellationToken,
-    peer_stop: &CancellationToken,
 ) -> Result<Option<Up>, NodeError> {
-    let folder = Folder::new(&config.data_dir)?;
+    let machine = match &ground {
+        Ground::Real { .. } => None,
+        Ground::Simulated(machine) => Some(machine.clone()),
+    };
+    let folder = Folder::new(&config.data_dir, machine.clone())?;
     let opening = folder.clone();
     let (log_options, own) = (log_options(config), at.peer.clone());
-    let opened = tokio::task::spawn_blocking(move || opening.open_log(log_options, &own)).await??;
+    let opened = world::blocking(move || opening.open_log(log_options, &own)).await??;
     let (known, log, lost) = (opened.known, opened.log, opened.lost);
     // The node keeps the name it has in its cluster: the others know it by that.
     let named = known.as_ref().map(|file| file.get());
@@ -183,9 +199,18 @@ async fn start(
         http: at.http,
         peer: at.peer,
     };
-    let peers = Peers::new(Credentials { node: me.node.clone(), secret: config.cluster.secret.clone() });
+    let credentials = Credentials { node: me.node.clone(), secret: config.cluster.secret.clone() };
+    let peers = match &ground {
+        Ground::Real { .. } => Peers::new(credentials),
+        Ground::Simulated(machine) => Peers::over(credentials, machine.carrier.clone()),
+    };
     let door = Door::new(me, peers.clone());
-    tokio::spawn(net::serve(listener, peers, Arc::new(door.clone()), peer_stop.clone()));
+    match ground {
+        Ground::Real { listener, peer_stop } => {
+            world::spawn(net::serve(listener, peers, Arc::new(door.clone()), peer_stop));
+        }
+        Ground::Simulated(machine) => machine.carrier.serve(peers, Arc::new(door.clone())),
+    }
     let path = folder.identity();
     let settled = tokio::select! {
         settled = found::settle(&door, known, &path, &config.cluster.join) => settled?,
@@ -195,9 +220,9 @@ async fn start(
         }
     };
     let (opening, cache_bytes) = (folder.clone(), config.store.cache_bytes);
-    let store = tokio::task::spawn_blocking(move || opening.open_store(cache_bytes)).await??;
+    let store = world::blocking(move || opening.open_store(cache_bytes)).await??;
     let standing = Standing { identity: settled, door, lost };
-    let options = cluster_options(config, &standing);
+    let options = cluster_options(config, &standing, machine.as_ref());
     let identity = standing.identity.clone();
     let opening = Cluster::open(options, standing, log.clone(), store.clone());
     let cluster = tokio::select! {
@@ -212,6 +237,26 @@ async fn start(
 }
 
 impl Up {
+    /// Starts a node without HTTP on a simulated machine.
+    ///
+    /// Errors: as [`Node::run`].
+    pub async fn start(config: &Config, machine: Machine, peer: &str) -> Result<Up, NodeError> {
+        let at = Addresses { http: peer.to_owned(), peer: peer.to_owned() };
+        let never = CancellationToken::new();
+        let up = start(config, at, Ground::Simulated(machine), &never).await?;
+        Ok(up.expect("nobody asked it to stop"))
+    }
+
+    /// The way into the database.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// The log.
+    pub fn log(&self) -> &annal_wal::Log {
+        &self.log
+    }
+
     /// Until asked to stop. Errors: the log or the HTTP service failed.
     async fn serve(
         &self,
@@ -236,7 +281,10 @@ impl Up {
         }
     }
 
-    async fn close(self) -> Result<(), NodeError> {
+    /// Closes every floor in order.
+    ///
+    /// Errors: what was not made durable; the log has it.
+    pub async fn close(self) -> Result<(), NodeError> {
         let Up { log, store, cluster } = self;
         cluster.close().await;
         drop(cluster);
@@ -268,7 +316,7 @@ fn log_options(config: &Config) -> annal_wal::Options {
     }
 }
 
-fn cluster_options(config: &Config, standing: &Standing) -> ClusterOptions {
+fn cluster_options(config: &Config, standing: &Standing, machine: Option<&Machine>) -> ClusterOptions {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let me = standing.door.me();
     ClusterOptions {
@@ -282,11 +330,12 @@ fn cluster_options(config: &Config, standing: &Standing) -> ClusterOptions {
         replica: ReplicaOptions {
             heartbeat_ms: config.cluster.heartbeat_ms,
             election_ms: config.cluster.election_ms_min..config.cluster.election_ms_max,
-            incoming: config.data_dir.join("store"),
+            checkpoint: machine.map_or_else(CheckpointLimits::default, |machine| machine.checkpoint),
+            incoming: config.data_dir.join(if machine.is_none() { "store" } else { "" }),
             ..ReplicaOptions::new(ReplicaId(0))
         },
         replace_after: Duration::from_millis(config.cluster.replace_after_ms),
-        scrub_every: SCRUB_EVERY,
+        scrub_every: machine.map_or(SCRUB_EVERY, |machine| machine.scrub_every),
     }
 }
 

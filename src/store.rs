@@ -8,8 +8,16 @@
 //! Within one keyspace a crash keeps a *prefix* of the batches, because fjall seals a memtable only between
 //! two batches; across keyspaces it promises less, so a state machine keeps all it must find whole in one.
 //!
+//! The same in memory, for simulations, is [`MemoryStore`]; `store/tests.rs` runs one script over both.
+//!
 //! Not here: `clear` (it pins journals; a keyspace is dropped instead), transactions, reverse iteration.
 //! Source: fjall 3.1 (`docs.rs/fjall`); LSM trees with values apart, WiscKey (Lu et al., FAST 2016).
+
+mod memory;
+#[cfg(test)]
+mod tests;
+
+pub use memory::MemoryStore;
 
 use bytes::Bytes;
 use fjall::{Database, KeyspaceCreateOptions, KvSeparationOptions, PersistMode, Readable};
@@ -80,17 +88,42 @@ pub enum KeyspaceKind {
 
 /// The node's store; cheap to clone. It closes when the last clone, keyspace and view are gone.
 #[derive(Clone)]
-pub struct Store(Database);
+pub struct Store(Kind);
+
+#[derive(Clone)]
+enum Kind {
+    Disk(Database),
+    Memory(memory::Open),
+}
 
 /// A set of keys with one writer; cheap to clone.
 #[derive(Clone)]
-pub struct Keyspace(fjall::Keyspace);
+pub struct Keyspace(KeyspaceOf);
+
+#[derive(Clone)]
+enum KeyspaceOf {
+    Disk(fjall::Keyspace),
+    Memory(u64),
+}
 
 /// Writes that take effect together.
-pub struct Batch(fjall::OwnedWriteBatch);
+pub struct Batch(BatchOf);
+
+enum BatchOf {
+    Disk(fjall::OwnedWriteBatch),
+    Memory(memory::Writes),
+}
 
 /// All keyspaces as they stood at one moment; holds back compaction while it lives.
-pub struct View(fjall::Snapshot);
+pub struct View(ViewOf);
+
+enum ViewOf {
+    Disk(fjall::Snapshot),
+    Memory(memory::Seen),
+}
+
+/// What only a program that mixes two stores can do.
+const MIXED: &str = "a keyspace belongs to the store it was opened in";
 
 impl Store {
     /// Opens the store in a folder, or makes one.
@@ -103,7 +136,12 @@ impl Store {
             .manual_journal_persist(true)
             .worker_threads(THREADS)
             .open()?;
-        Ok(Store(database))
+        Ok(Store(Kind::Disk(database)))
+    }
+
+    /// Opens the store on a disk in memory.
+    pub fn open_in_memory(disk: &MemoryStore) -> Store {
+        Store(Kind::Memory(disk.open()))
     }
 
     /// Opens a keyspace, or makes an empty one.
@@ -120,13 +158,20 @@ impl Store {
                 .manual_journal_persist(true)
                 .with_kv_separation((kind == KeyspaceKind::LargeValues).then_some(apart))
         };
-        Ok(Keyspace(self.0.keyspace(name, options)?))
+        Ok(Keyspace(match &self.0 {
+            Kind::Disk(database) => KeyspaceOf::Disk(database.keyspace(name, options)?),
+            Kind::Memory(store) => KeyspaceOf::Memory(store.keyspace(name)?),
+        }))
     }
 
     /// Names of all keyspaces, ascending.
     pub fn keyspaces(&self) -> Vec<String> {
-        let mut names: Vec<String> =
-            self.0.list_keyspace_names().iter().map(|name| name.to_string()).collect();
+        let mut names: Vec<String> = match &self.0 {
+            Kind::Disk(database) => {
+                database.list_keyspace_names().iter().map(|name| name.to_string()).collect()
+            }
+            Kind::Memory(store) => store.keyspaces(),
+        };
         names.sort();
         names
     }
@@ -134,11 +179,15 @@ impl Store {
     /// Drops a keyspace with all it holds, if there is one; views of it stay readable. Returns whether there
     /// was one.
     pub fn drop_keyspace(&self, name: &str) -> Result<bool> {
-        if !self.0.keyspace_exists(name) {
+        let database = match &self.0 {
+            Kind::Disk(database) => database,
+            Kind::Memory(store) => return store.drop_keyspace(name),
+        };
+        if !database.keyspace_exists(name) {
             return Ok(false);
         }
-        let keyspace = self.0.keyspace(name, KeyspaceCreateOptions::default)?;
-        self.0.delete_keyspace(keyspace)?;
+        let keyspace = database.keyspace(name, KeyspaceCreateOptions::default)?;
+        database.delete_keyspace(keyspace)?;
         Ok(true)
     }
 
@@ -146,55 +195,91 @@ impl Store {
     pub fn batch(&self) -> Batch {
         // The journal's buffer goes to the operating system with each batch: a killed process loses nothing,
         // and a table never knows more than the journal.
-        Batch(self.0.batch().durability(Some(PersistMode::Buffer)))
+        Batch(match &self.0 {
+            Kind::Disk(database) => BatchOf::Disk(database.batch().durability(Some(PersistMode::Buffer))),
+            Kind::Memory(store) => BatchOf::Memory(memory::Writes::on(store)),
+        })
     }
 
     /// Everything as it stands now.
     pub fn view(&self) -> View {
-        View(self.0.snapshot())
+        View(match &self.0 {
+            Kind::Disk(database) => ViewOf::Disk(database.snapshot()),
+            Kind::Memory(store) => ViewOf::Memory(store.view()),
+        })
     }
 
     /// Makes every committed batch durable.
     pub fn persist(&self) -> Result<()> {
-        Ok(self.0.persist(PersistMode::SyncAll)?)
+        match &self.0 {
+            Kind::Disk(database) => Ok(database.persist(PersistMode::SyncAll)?),
+            Kind::Memory(store) => store.persist(),
+        }
     }
 
     /// Bytes on disk.
     pub fn disk_bytes(&self) -> Result<u64> {
-        Ok(self.0.disk_space()?)
+        match &self.0 {
+            Kind::Disk(database) => Ok(database.disk_space()?),
+            Kind::Memory(store) => Ok(store.bytes()),
+        }
     }
 }
 
 impl Keyspace {
     /// Bytes on disk, without the journal.
     pub fn disk_bytes(&self) -> u64 {
-        self.0.disk_space()
+        match &self.0 {
+            KeyspaceOf::Disk(keyspace) => keyspace.disk_space(),
+            KeyspaceOf::Memory(_) => 0,
+        }
     }
 }
 
 impl Batch {
     /// Sets a key.
     pub fn put(&mut self, keyspace: &Keyspace, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
-        self.0.insert(&keyspace.0, key.as_ref(), value.as_ref());
+        match (&mut self.0, &keyspace.0) {
+            (BatchOf::Disk(batch), KeyspaceOf::Disk(keyspace)) => {
+                batch.insert(keyspace, key.as_ref(), value.as_ref());
+            }
+            (BatchOf::Memory(writes), KeyspaceOf::Memory(id)) => {
+                writes.set(*id, key.as_ref(), Some(value.as_ref()));
+            }
+            _ => unreachable!("{MIXED}"),
+        }
     }
 
     /// Removes a key.
     pub fn delete(&mut self, keyspace: &Keyspace, key: impl AsRef<[u8]>) {
-        self.0.remove(&keyspace.0, key.as_ref());
+        match (&mut self.0, &keyspace.0) {
+            (BatchOf::Disk(batch), KeyspaceOf::Disk(keyspace)) => batch.remove(keyspace, key.as_ref()),
+            (BatchOf::Memory(writes), KeyspaceOf::Memory(id)) => writes.set(*id, key.as_ref(), None),
+            _ => unreachable!("{MIXED}"),
+        }
     }
 
     /// Makes the batch take effect; may wait while flushing falls behind.
     ///
     /// Errors: the batch may or may not be there after a restart; the store takes no more writes.
     pub fn commit(self) -> Result<()> {
-        Ok(self.0.commit()?)
+        match self.0 {
+            BatchOf::Disk(batch) => Ok(batch.commit()?),
+            BatchOf::Memory(writes) => writes.commit(),
+        }
     }
 }
 
 impl View {
     /// A key's value.
     pub fn get(&self, keyspace: &Keyspace, key: impl AsRef<[u8]>) -> Result<Option<Bytes>> {
-        Ok(self.0.get(&keyspace.0, key)?.map(Bytes::from_owner))
+        match (&self.0, &keyspace.0) {
+            (ViewOf::Disk(view), KeyspaceOf::Disk(keyspace)) => {
+                Ok(view.get(keyspace, key)?.map(Bytes::from_owner))
+            }
+            (ViewOf::Memory(view), KeyspaceOf::Memory(id)) => Ok(view.get(*id, key.as_ref())),
+            _ => unreachable!("{MIXED}"),
+        }
     }
 
     /// Keys that begin with `prefix`, ascending, with their values.
@@ -203,12 +288,20 @@ impl View {
         keyspace: &Keyspace,
         prefix: &[u8],
     ) -> impl Iterator<Item = Result<(Bytes, Bytes)>> + use<> {
-        self.0.prefix(&keyspace.0, prefix).map(pair)
+        match (&self.0, &keyspace.0) {
+            (ViewOf::Disk(view), KeyspaceOf::Disk(keyspace)) => Rows::Disk(view.prefix(keyspace, prefix)),
+            (ViewOf::Memory(view), KeyspaceOf::Memory(id)) => Rows::Memory(view.prefix(*id, prefix)),
+            _ => unreachable!("{MIXED}"),
+        }
     }
 
     /// Keys that begin with `prefix`, ascending; their values are not read.
     pub fn keys(&self, keyspace: &Keyspace, prefix: &[u8]) -> impl Iterator<Item = Result<Bytes>> + use<> {
-        self.0.prefix(&keyspace.0, prefix).map(|guard| Ok(Bytes::from_owner(guard.key()?)))
+        Keys(match (&self.0, &keyspace.0) {
+            (ViewOf::Disk(view), KeyspaceOf::Disk(keyspace)) => Rows::Disk(view.prefix(keyspace, prefix)),
+            (ViewOf::Memory(view), KeyspaceOf::Memory(id)) => Rows::Memory(view.prefix(*id, prefix)),
+            _ => unreachable!("{MIXED}"),
+        })
     }
 
     /// Keys within bounds, ascending, with their values.
@@ -217,7 +310,11 @@ impl View {
         keyspace: &Keyspace,
         bounds: (Bound<Vec<u8>>, Bound<Vec<u8>>),
     ) -> impl Iterator<Item = Result<(Bytes, Bytes)>> + use<> {
-        self.0.range(&keyspace.0, bounds).map(pair)
+        match (&self.0, &keyspace.0) {
+            (ViewOf::Disk(view), KeyspaceOf::Disk(keyspace)) => Rows::Disk(view.range(keyspace, bounds)),
+            (ViewOf::Memory(view), KeyspaceOf::Memory(id)) => Rows::Memory(view.rows(*id, bounds)),
+            _ => unreachable!("{MIXED}"),
+        }
     }
 
     /// The last key within bounds, with its value.
@@ -226,54 +323,48 @@ impl View {
         keyspace: &Keyspace,
         bounds: (Bound<Vec<u8>>, Bound<Vec<u8>>),
     ) -> Result<Option<(Bytes, Bytes)>> {
-        self.0.range(&keyspace.0, bounds).next_back().map(pair).transpose()
+        match (&self.0, &keyspace.0) {
+            (ViewOf::Disk(view), KeyspaceOf::Disk(keyspace)) => {
+                view.range(keyspace, bounds).next_back().map(pair).transpose()
+            }
+            (ViewOf::Memory(view), KeyspaceOf::Memory(id)) => Ok(view.rows(*id, bounds).last()),
+            _ => unreachable!("{MIXED}"),
+        }
+    }
+}
+
+/// Rows of either store.
+enum Rows {
+    Disk(fjall::Iter),
+    Memory(memory::Walk),
+}
+
+impl Iterator for Rows {
+    type Item = Result<(Bytes, Bytes)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self {
+            Rows::Disk(rows) => rows.next().map(pair),
+            Rows::Memory(rows) => rows.next().map(Ok),
+        }
+    }
+}
+
+/// Their keys; the values of those on disk are not read.
+struct Keys(Rows);
+
+impl Iterator for Keys {
+    type Item = Result<Bytes>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match &mut self.0 {
+            Rows::Disk(rows) => rows.next().map(|guard| Ok(Bytes::from_owner(guard.key()?))),
+            Rows::Memory(rows) => rows.next().map(|(key, _)| Ok(key)),
+        }
     }
 }
 
 fn pair(guard: fjall::Guard) -> Result<(Bytes, Bytes)> {
     let (key, value) = guard.into_inner()?;
     Ok((Bytes::from_owner(key), Bytes::from_owner(value)))
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn a_batch_is_seen_whole_and_a_view_stands_still() {
-        let folder = tempfile::tempdir().unwrap();
-        let big = vec![7u8; 4096];
-        {
-            let store = Store::open(folder.path(), StoreOptions::default()).unwrap();
-            let a = store.keyspace("a", KeyspaceKind::Plain).unwrap();
-            let b = store.keyspace("b", KeyspaceKind::LargeValues).unwrap();
-            let before = store.view();
-            let mut batch = store.batch();
-            batch.put(&a, b"k1", b"v1");
-            batch.put(&a, b"k2", b"v2");
-            batch.put(&b, b"big", &big);
-            batch.commit().unwrap();
-            assert_eq!(before.get(&a, b"k1").unwrap(), None);
-            let after = store.view();
-            let mut batch = store.batch();
-            batch.delete(&a, b"k1");
-            batch.commit().unwrap();
-            assert_eq!(after.get(&a, b"k1").unwrap().as_deref(), Some(&b"v1"[..]));
-            let keys: Vec<_> = after.prefix(&a, b"k").map(|e| e.unwrap().0).collect();
-            assert_eq!(keys, [&b"k1"[..], b"k2"]);
-            assert_eq!(after.keys(&a, b"k").map(Result::unwrap).collect::<Vec<_>>(), keys);
-            let above = (Bound::Excluded(b"k1".to_vec()), Bound::Unbounded);
-            assert_eq!(store.view().range(&a, above.clone()).count(), 1);
-            assert_eq!(after.last(&a, above).unwrap().unwrap().0, &b"k2"[..]);
-            store.persist().unwrap();
-        }
-        let store = Store::open(folder.path(), StoreOptions::default()).unwrap();
-        let b = store.keyspace("b", KeyspaceKind::LargeValues).unwrap();
-        assert_eq!(store.view().get(&b, b"big").unwrap().unwrap(), big);
-        assert_eq!(store.keyspaces(), ["a", "b"]);
-        assert!(store.drop_keyspace("a").unwrap());
-        assert!(!store.drop_keyspace("a").unwrap());
-        assert_eq!(store.keyspaces(), ["b"]);
-    }
 }

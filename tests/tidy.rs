@@ -10,6 +10,8 @@ use std::{
 /// Top-level modules of `src/`, by floor; a module may use those below it, never those above or beside it.
 const FLOORS: &[(&str, u32)] = &[
     ("model", 10),
+    ("mutant", 9),
+    ("world", 9),
     ("batch", 10),
     ("config", 11),
     ("store", 11),

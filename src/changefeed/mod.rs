@@ -21,6 +21,7 @@ pub use token::{Place, ResumeToken};
 use crate::{
     cluster::{Cluster, ClusterError, FollowError, Followed, Parts},
     model::{Effect, Invalid, Position, ShardNumber},
+    mutant::{self, Mutant},
 };
 use cursor::Cursor;
 use futures::{Stream, future};
@@ -166,7 +167,11 @@ fn places_of(
             token.generation, followed.generation
         )));
     }
-    let place = |shard: &ShardNumber| Some((*shard, *token.shards.get(shard)?));
+    let early = |place: Place| match place.position.0 > 1 && mutant::is(Mutant::DupTailOnReconnect) {
+        true => Place::before(Position(place.position.0 - 1)),
+        false => place,
+    };
+    let place = |shard: &ShardNumber| Some((*shard, early(*token.shards.get(shard)?)));
     let places: BTreeMap<_, _> = shards.iter().filter_map(place).collect();
     match shards.iter().find(|shard| !places.contains_key(*shard)) {
         Some(shard) => invalid(format!("the token is of a feed without shard {shard}")),

@@ -2,6 +2,8 @@
 
 mod import;
 mod log;
+#[cfg(feature = "mutants")]
+mod mutants;
 mod node;
 mod serve;
 mod server;
@@ -42,6 +44,9 @@ enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+    /// Lists the planted bugs that `ANNAL_MUTANT` may name.
+    #[cfg(feature = "mutants")]
+    Mutants(mutants::Mutants),
     /// Writes a collection to a file (not built yet).
     Export(NotBuilt),
     /// Writes a backup (not built yet).
@@ -79,6 +84,8 @@ pub(crate) fn run() -> ExitCode {
             Ok(done) => done,
             Err(code) => return code,
         },
+        #[cfg(feature = "mutants")]
+        Command::Mutants(mutants) => mutants.run(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "annal", &mut std::io::stdout());
             Ok(())

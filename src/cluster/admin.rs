@@ -11,6 +11,7 @@ use super::{
 use crate::{
     model::{ReplicaId, ShardNumber},
     replica::Role,
+    world,
 };
 use std::{collections::BTreeSet, time::Duration};
 use tokio::time::Instant;
@@ -176,7 +177,7 @@ impl Cluster {
         if local.replica.status().role != Role::Leader {
             return;
         }
-        tokio::spawn(async move {
+        world::spawn(async move {
             let deadline = Instant::now() + HAND_OVER_WITHIN;
             if let Err(error) = local.replica.transfer_leadership(Some(to), deadline).await {
                 tracing::info!(replica = from.0, %error, "leadership was not handed over");

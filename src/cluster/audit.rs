@@ -15,6 +15,7 @@ use super::{
 use crate::{
     model::{Kind, Position, ReplicaId},
     replica::Role,
+    world,
 };
 use std::{
     collections::BTreeMap,
@@ -60,7 +61,7 @@ impl Cluster {
 
     async fn scrub(&self, local: &Arc<LocalShard>) {
         let (shard, id) = (local.shard.clone(), local.id);
-        match tokio::task::spawn_blocking(move || shard.scrub()).await {
+        match world::blocking(move || shard.scrub()).await {
             Ok(Ok((position, _))) => {
                 tracing::debug!(replica = id.0, %position, "all that is stored adds up");
                 *local.scrubbed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());

@@ -4,6 +4,7 @@ use super::catalog;
 use crate::{
     machine::{MachineError, Rejection},
     model::{CollectionId, Effect, Invalid, Kind, PointId, Position},
+    mutant::{self, Mutant},
     replica::ReplicaError,
     store::StoreError,
 };
@@ -122,6 +123,7 @@ impl ClusterError {
     /// Whether the request may have changed something.
     pub fn effect(&self) -> Effect {
         match self {
+            ClusterError::Timeout { .. } if mutant::is(Mutant::InfoAsFail) => Effect::None,
             ClusterError::Timeout { effect, .. } | ClusterError::Internal { effect, .. } => *effect,
             _ => Effect::None,
         }

@@ -15,6 +15,7 @@ use crate::{
     batch::{BatchLimits, Batches, Item, Slot},
     model::ReplicaId,
     replica::Proposed,
+    world,
 };
 use futures::future::{BoxFuture, join_all};
 use std::{
@@ -107,7 +108,7 @@ impl Lanes {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let lane = open.entry(to).or_insert_with(|| {
             let (lane, queue) = mpsc::unbounded_channel();
-            tokio::spawn(self.clone().run(to, Batches::of(queue, CALLS)));
+            world::spawn(self.clone().run(to, Batches::of(queue, CALLS)));
             lane
         });
         // A lane closes only while nothing is in it and nobody can send, see `close_if_empty`.
@@ -125,7 +126,7 @@ impl Lanes {
             };
             taken.retain(|waiting| !waiting.settled.swap(true, Ordering::AcqRel));
             if !taken.is_empty() {
-                tokio::spawn(carry(self.carrier.clone(), to, taken, slot));
+                world::spawn(carry(self.carrier.clone(), to, taken, slot));
             }
         }
     }

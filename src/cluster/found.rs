@@ -16,6 +16,7 @@ use crate::{
     identity::{Identity, IdentityFile, Incarnation},
     model::ReplicaId,
     net::{ByteStream, CallError, Failure, Peers, Service},
+    world,
 };
 use bytes::Bytes;
 use futures::future::{BoxFuture, join_all};
@@ -272,7 +273,7 @@ pub async fn settle(
                 Identity::member(cluster, me.node.clone(), me.incarnation.clone(), catalog_replica, peers)
             }
             None => {
-                let cluster = uuid::Uuid::new_v4().to_string();
+                let cluster = world::unique().to_string();
                 tracing::info!(cluster, node = me.node, "founds a cluster");
                 Identity::founder(cluster, me.node.clone(), me.incarnation.clone())
             }

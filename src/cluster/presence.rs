@@ -18,6 +18,7 @@ use crate::{
     net::Failure,
     replica::{Network, Replica, ReplicaOptions, Role},
     store::Store,
+    world,
 };
 use annal_wal::Log;
 use futures::{
@@ -117,7 +118,7 @@ impl Cluster {
             cluster.clone().audit().boxed(),
             cluster.clone().become_ready().boxed(),
         ] {
-            tokio::spawn(work);
+            world::spawn(work);
         }
         Ok(cluster)
     }
@@ -171,7 +172,7 @@ impl Cluster {
             return;
         }
         let identity = self.inner.identity.clone();
-        match tokio::task::spawn_blocking(move || identity.set_peers(peers)).await {
+        match world::blocking(move || identity.set_peers(peers)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "node.json could not be written"),
             Err(lost) => tracing::warn!(%lost, "node.json could not be written"),

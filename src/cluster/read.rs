@@ -28,8 +28,10 @@ use crate::{
         CollectionId, Filter, PointId, Position, Projection, Record, ReplicaId, ScoredPoint, ScrollPage,
         ScrollRequest, SearchRequest, Vector,
     },
+    mutant::{self, Mutant},
     replica::ReadIndex,
     shard::{ReadView, Shard, ShardStats},
+    world,
 };
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use rayon::prelude::*;
@@ -246,7 +248,7 @@ impl Reads {
         let name = self.names.fetch_add(1, Ordering::Relaxed);
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).insert(name, view);
         let reads = self.clone();
-        tokio::spawn(async move {
+        world::spawn(async move {
             sleep_until(until).await;
             reads.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
         });
@@ -487,8 +489,8 @@ impl Cluster {
         let stopped = || super::internal("a read stopped half-way".to_owned()).of_read();
         let (shard, long) = (local.shard.clone(), matches!(*read, ShardRead::Hash { scrub: true }));
         let work = move || execute(&shard, &view, &read);
-        let found = if long {
-            tokio::task::spawn_blocking(work).await.map_err(|_| stopped())?
+        let found = if long || world::is_simulated() {
+            world::blocking(work).await.map_err(|_| stopped())?
         } else {
             let (done, answer) = tokio::sync::oneshot::channel();
             self.pool().spawn(move || {
@@ -516,6 +518,7 @@ impl Cluster {
         let at_least = fresh.at_least.unwrap_or(Position(0));
         let mut age = None;
         match fresh.consistency {
+            Consistency::Linearizable if mutant::is(Mutant::StaleRead) => {}
             Consistency::Linearizable => self.ask_and_apply(local, deadline).await?,
             Consistency::Bounded(limit) => age = Some(self.catch_up_within(local, limit, deadline).await?),
             Consistency::AtLeast | Consistency::Local => {}
@@ -589,7 +592,7 @@ impl Cluster {
         }
         let (reads, id, replica) = (self.inner.reads.clone(), local.id, local.replica.clone());
         if reads.learning.lock().unwrap_or_else(PoisonError::into_inner).insert(id) {
-            tokio::spawn(async move {
+            world::spawn(async move {
                 let at = Instant::now();
                 if let Ok(index) = replica.read_index(at + LEARN_EVERY).await {
                     reads.note(id, Asked { at, index });

@@ -23,6 +23,7 @@ use crate::{
     machine::StateMachine,
     model::{Effect, Position, ReplicaId, RequestId},
     replica::{Leadership, Proposed, Replica, Wait},
+    world,
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
@@ -37,7 +38,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 use tokio::{
     sync::watch,
@@ -405,10 +406,7 @@ impl Tries {
 
 /// Between half of a time and all of it.
 pub(super) fn jittered(of: Duration) -> Duration {
-    static TURN: AtomicU64 = AtomicU64::new(0);
-    let turn = TURN.fetch_add(1, Ordering::Relaxed);
-    let chance = xxhash_rust::xxh3::xxh3_64(&turn.to_le_bytes()) % 1024;
-    of.mul_f64(0.5 + chance as f64 / 2048.0)
+    of.mul_f64(0.5 + (world::chance() % 1024) as f64 / 2048.0)
 }
 
 /// Names for the intents of clients that give them none.
@@ -421,8 +419,8 @@ impl OwnRequests {
     /// The name holds the data folder and the time of this start, so it is never used again; and it begins with a
     /// space, so that no client can give it.
     fn new(incarnation: &str) -> Self {
-        let start = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let seed = format!("{incarnation} {} {}", start.as_nanos(), std::process::id());
+        let start = world::since_1970();
+        let seed = format!("{incarnation} {} {}", start.as_nanos(), world::chance());
         let name = xxhash_rust::xxh3::xxh3_64(seed.as_bytes()).to_be_bytes();
         OwnRequests { client: format!(" {}", URL_SAFE_NO_PAD.encode(name)), next: AtomicU64::new(1) }
     }

@@ -6,7 +6,7 @@
 //! Not here: which replica is read and what it must have applied (`read`).
 
 use super::{
-    Cluster, ClusterError, ReadOptions, Result, Seen, ShardHash, Token,
+    Cluster, ClusterError, Consistency, ReadOptions, Result, Seen, ShardHash, Token,
     read::{Found, Freshness, Held, Part, ShardRead, ShardSearch, Wish},
     shards::{LiveCollection, LiveShard},
 };
@@ -15,6 +15,7 @@ use crate::{
         Distance, Filter, Invalid, PointId, Position, Projection, Record, Schema, ScoredPoint, ScrollPage,
         ScrollRequest, SearchRequest, ShardNumber, Target, Vector, VectorParams,
     },
+    mutant::{self, Mutant},
     shard::ShardStats,
 };
 use futures::future::{join_all, try_join_all};
@@ -196,7 +197,9 @@ impl Reading {
         let id = self.collection.record.id;
         let token = self.options.at_least.as_ref().filter(|token| token.collection == id);
         let at_least = token.and_then(|token| token.shards.get(&shard)).copied();
-        let fresh = Freshness { consistency: self.options.consistency, at_least };
+        let lags = mutant::is(Mutant::IndexLagNoWait) && matches!(*read, ShardRead::Search(..));
+        let consistency = if lags { Consistency::Local } else { self.options.consistency };
+        let fresh = Freshness { consistency, at_least };
         Wish { collection: id, read, fresh, keep, deadline: self.options.deadline }
     }
 

@@ -17,6 +17,7 @@ use crate::{
     replica::{Network, Replica, ReplicaOptions},
     shard::{Shard, ShardOptions},
     store::Store,
+    world,
 };
 use annal_wal::Log;
 use arc_swap::ArcSwap;
@@ -198,7 +199,7 @@ impl Shards {
         let (store, dir, options) = (self.store.clone(), self.index_dir(id), self.options.clone());
         let collection = wish.collection;
         let open = move || Shard::open(store, &keyspaces_of(id), &dir, collection, options);
-        let shard = tokio::task::spawn_blocking(open).await.map_err(failed)?;
+        let shard = world::blocking(open).await.map_err(failed)?;
         let shard = shard.map_err(|e| lost_if_corrupt(e.kind(), e.to_string()))?;
         let options = ReplicaOptions { replica: id, ..self.replica.clone() };
         let opened = Replica::open(options, &self.log, log, shard.clone(), self.network.clone()).await;
@@ -221,7 +222,7 @@ impl Shards {
                 continue;
             }
             let (store, dir) = (self.store.clone(), self.index_dir(id));
-            tokio::task::spawn_blocking(move || Shard::drop_files(&store, &keyspaces_of(id), &dir))
+            world::blocking(move || Shard::drop_files(&store, &keyspaces_of(id), &dir))
                 .await
                 .map_err(super::task_error)??;
             // Last, so that a crash before it leaves a name by which the rest is found again.

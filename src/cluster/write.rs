@@ -17,7 +17,9 @@ use crate::{
         Body, CollectionId, Command, Effect, Invalid, Payload, Point, PointId, Position, RequestId, Schema,
         ShardNumber, command::PointWrite,
     },
+    mutant::{self, Mutant},
     replica::{Proposed, Wait},
+    world,
 };
 use futures::future::join_all;
 use std::{collections::BTreeMap, sync::Arc};
@@ -122,7 +124,11 @@ fn admitted(schema: &Schema, point: &Point) -> std::result::Result<PointWrite, I
 
 impl LiveCollection {
     pub(super) fn shard_of(&self, id: PointId) -> ShardNumber {
-        shard_of(id, self.shards.len() as u32)
+        let shards = self.shards.len() as u32;
+        match mutant::is(Mutant::WrongShardAccept) && world::chance().is_multiple_of(16) {
+            true => ShardNumber(world::chance() as u32 % shards),
+            false => shard_of(id, shards),
+        }
     }
 }
 

@@ -17,6 +17,7 @@
 //! Source: HTTP/2, RFC 9113 (6.8: which streams a GOAWAY leaves unprocessed; 8.7: what may be tried again).
 
 mod body;
+mod carrier;
 mod hello;
 mod peers;
 mod server;
@@ -24,6 +25,7 @@ pub mod socket;
 #[cfg(test)]
 mod tests;
 
+pub use carrier::Carrier;
 pub use peers::Peers;
 pub use server::serve;
 

@@ -4,11 +4,12 @@
 //! `RETRY_AFTER`; a message that hyper hands back unsent is sent once more over a fresh connection.
 
 use super::{
-    ByteStream, CALL_BYTES_MAX, CONNECT_WITHIN, CONNECTION_WINDOW, CallError, Credentials, FRAME_BYTES,
-    Failure, HELLO_WITHIN, PING_EVERY, PING_WITHIN, RETRY_AFTER, STREAM_WINDOW,
+    ByteStream, CALL_BYTES_MAX, CONNECT_WITHIN, CONNECTION_WINDOW, CallError, Carrier, Credentials,
+    FRAME_BYTES, Failure, HELLO_WITHIN, PING_EVERY, PING_WITHIN, RETRY_AFTER, STREAM_WINDOW,
     body::{self, Outgoing},
     hello, socket,
 };
+use crate::world;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures::{
@@ -48,6 +49,8 @@ struct Inner {
     credentials: Credentials,
     cluster: ArcSwapOption<String>,
     links: RwLock<HashMap<String, Arc<Link>>>,
+    /// Instead of connections, in a simulation.
+    carrier: Option<Arc<dyn Carrier>>,
 }
 
 /// The way to one address.
@@ -67,7 +70,13 @@ impl Peers {
     /// No peers yet, and no cluster.
     pub fn new(credentials: Credentials) -> Peers {
         let (cluster, links) = Default::default();
-        Peers { inner: Arc::new(Inner { credentials, cluster, links }) }
+        Peers { inner: Arc::new(Inner { credentials, cluster, links, carrier: None }) }
+    }
+
+    /// As `new`, over something else than sockets.
+    pub fn over(credentials: Credentials, carrier: Arc<dyn Carrier>) -> Peers {
+        let (cluster, links) = Default::default();
+        Peers { inner: Arc::new(Inner { credentials, cluster, links, carrier: Some(carrier) }) }
     }
 
     /// The cluster this node belongs to from now on: sent in every hello, and asked of those who call us.
@@ -99,6 +108,9 @@ impl Peers {
     /// Cost: one stream on the peer's connection; no copy of a body that fits a frame.
     pub async fn call(&self, to: &str, path: &'static str, body: Bytes, deadline: Instant) -> Result<Bytes> {
         let sent = body.len();
+        if let Some(carrier) = &self.inner.carrier {
+            return carried(to, deadline, carrier.call(to, path, body)).await;
+        }
         let exchange = async {
             let response = self.send(to, Method::POST, path, checked(to, body)?, deadline).await?;
             read_answer(to, response, deadline).await
@@ -118,6 +130,9 @@ impl Peers {
     ) -> Result<Bytes> {
         if head.len() > CALL_BYTES_MAX {
             return Err(too_large(to, head.len()));
+        }
+        if let Some(carrier) = &self.inner.carrier {
+            return carried(to, deadline, carrier.upload(to, path, head, body)).await;
         }
         let counter = metrics::counter!(BYTES, "path" => path, "direction" => "sent");
         // What broke the body says more than the reset that follows from it.
@@ -152,6 +167,9 @@ impl Peers {
         deadline_to_first: Instant,
     ) -> Result<ByteStream> {
         let sent = body.len();
+        if let Some(carrier) = &self.inner.carrier {
+            return carried(to, deadline_to_first, carrier.download(to, path, body)).await;
+        }
         let exchange = async {
             let body = checked(to, body)?;
             let response = self.send(to, Method::GET, path, body, deadline_to_first).await?;
@@ -230,7 +248,7 @@ impl Peers {
             .await
             .map_err(|e| unreached(reason(&e)))?;
         let address = to.to_owned();
-        tokio::spawn(async move {
+        world::spawn(async move {
             match connection.await {
                 Ok(()) => tracing::debug!(to = address, "connection to a peer ended"),
                 Err(error) => {
@@ -289,7 +307,7 @@ impl Link {
 
     fn attempt(self: Arc<Self>, peers: Peers) -> Shared<BoxFuture<'static, Result<Sender>>> {
         let to = self.to.clone();
-        let task = tokio::spawn(async move {
+        let task = world::spawn(async move {
             let cluster = peers.cluster();
             let outcome = peers.connect(&self.to).await;
             let mut state = self.lock();
@@ -304,6 +322,12 @@ impl Link {
         let stopped = move |_| Err(CallError::Unreached { to, why: "the node is stopping".to_owned() });
         async move { task.await.unwrap_or_else(stopped) }.boxed().shared()
     }
+}
+
+/// What was carried, if it came in time.
+async fn carried<T>(to: &str, deadline: Instant, way: BoxFuture<'static, Result<T>>) -> Result<T> {
+    let late = |_| CallError::Deadline { to: to.to_owned(), sent: true };
+    timeout_at(deadline, way).await.map_err(late)?
 }
 
 fn request(method: Method, path: &'static str, body: Outgoing) -> Request<Outgoing> {

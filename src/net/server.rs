@@ -9,6 +9,7 @@ use super::{
     hello::{self, Hello},
     socket::{self, Listener, Stream},
 };
+use crate::world;
 use bytes::Bytes;
 use hyper::{
     Method, Request, Response, StatusCode, body::Incoming, server::conn::http2::Builder, service::service_fn,
@@ -166,7 +167,7 @@ impl Visit {
         let (head, body) = request.into_parts();
         let (first, body) = body::take_head(body::incoming(body)).await?;
         // To its end also when the caller gives up: what was half received has to be cleared away.
-        let received = tokio::spawn(self.service.receive(from, head.uri.path(), first, body));
+        let received = world::spawn(self.service.receive(from, head.uri.path(), first, body));
         Ok(received.await.map_err(io::Error::other)??)
     }
 

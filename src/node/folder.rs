@@ -12,7 +12,10 @@
 //! what an earlier damage left in `damaged/`.
 //! Not here: damage found while the node runs, and entries lost in a log that opens (see [`Opened::lost`]).
 
-use super::NodeError;
+use super::{
+    NodeError,
+    machine::{LogTasks, Machine},
+};
 use crate::{
     identity::IdentityFile,
     model::ReplicaId,
@@ -24,12 +27,15 @@ use std::{
     fs, io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// A node's data folder.
 #[derive(Clone)]
 pub(super) struct Folder {
     dir: PathBuf,
+    /// Where log and store lie instead, in a simulation.
+    machine: Option<Machine>,
 }
 
 /// A folder whose log is open.
@@ -43,8 +49,8 @@ pub(super) struct Opened {
 
 impl Folder {
     /// Makes the folder if there is none.
-    pub(super) fn new(dir: &Path) -> Result<Folder, NodeError> {
-        let folder = Folder { dir: dir.to_owned() };
+    pub(super) fn new(dir: &Path, machine: Option<Machine>) -> Result<Folder, NodeError> {
+        let folder = Folder { dir: dir.to_owned(), machine };
         folder.tried(dir, fs::create_dir_all(dir))?;
         Ok(folder)
     }
@@ -60,7 +66,7 @@ impl Folder {
         let known = self.tried(&path, IdentityFile::read(&path))?;
         let wal = self.dir.join("wal");
         let Some(file) = known else {
-            let (log, recovery) = Log::open(&wal, options)?;
+            let (log, recovery) = self.open_wal(options)?;
             if !log.groups().is_empty() {
                 return Err(NodeError::Ownerless(path));
             }
@@ -70,13 +76,14 @@ impl Folder {
         if identity.catalog_replica.is_none() {
             // It was set aside before, maybe not to the end.
             self.set_aside(&["wal", "store", "index"])?;
-            let (log, _) = Log::open(&wal, options)?;
+            let (log, _) = self.open_wal(options)?;
             return Ok(Opened { known: Some(file), log, lost: BTreeSet::new() });
         }
-        let why = if !wal.exists() && !identity.founding {
+        let gone = self.machine.as_ref().map_or_else(|| !wal.exists(), |machine| machine.log.is_empty());
+        let why = if gone && !identity.founding {
             format!("{} is gone", wal.display())
         } else {
-            match Log::open(&wal, options.clone()) {
+            match self.open_wal(options.clone()) {
                 Ok((log, recovery)) => {
                     let lost = lost(&recovery);
                     if !identity.catalog_replica.is_some_and(|replica| lost.contains(&replica)) {
@@ -100,12 +107,22 @@ impl Folder {
         // First the new incarnation: whatever happens next, this folder is not taken for what it was.
         self.tried(&path, file.set_lost())?;
         self.set_aside(&["wal", "store", "index"])?;
-        let (log, _) = Log::open(&wal, options)?;
+        let (log, _) = self.open_wal(options)?;
         Ok(Opened { known: Some(file), log, lost: BTreeSet::new() })
+    }
+
+    fn open_wal(&self, options: annal_wal::Options) -> Result<(Log, Recovery), annal_wal::Error> {
+        match &self.machine {
+            None => Log::open(&self.dir.join("wal"), options),
+            Some(machine) => Log::open_simulated(&machine.log, options, Arc::new(LogTasks)),
+        }
     }
 
     /// Opens the store; one that is damaged is set aside, and an empty one opened.
     pub(super) fn open_store(&self, cache_bytes: u64) -> Result<Store, NodeError> {
+        if let Some(machine) = &self.machine {
+            return Ok(Store::open_in_memory(&machine.store));
+        }
         let dir = self.dir.join("store");
         let open = || catch_unwind(AssertUnwindSafe(|| Store::open(&dir, StoreOptions { cache_bytes })));
         let why = match open() {
@@ -123,6 +140,10 @@ impl Folder {
     /// Moves parts of the folder to `damaged/`, in the place of older ones.
     fn set_aside(&self, parts: &[&str]) -> Result<(), NodeError> {
         let damaged = self.dir.join("damaged");
+        if let Some(machine) = &self.machine {
+            machine.log.wipe();
+            machine.store.wipe();
+        }
         for part in parts {
             let (from, to) = (self.dir.join(part), damaged.join(part));
             if !from.exists() {
@@ -172,7 +193,7 @@ mod tests {
     /// A folder with a log of a few entries, a store and an index, of a node that knows `peers`.
     async fn lived_in(peers: &[&str]) -> (TempDir, Folder, Identity) {
         let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::new(dir.path()).unwrap();
+        let folder = Folder::new(dir.path(), None).unwrap();
         let log = folder.open_log(options(), OWN).unwrap().log;
         let group = log.create_group(GroupId(3)).await.unwrap();
         for index in 1..=50 {

@@ -13,6 +13,8 @@ use super::{
 use crate::{
     machine::{Outcome, StateMachine},
     model::Position,
+    mutant::{self, Mutant},
+    world,
 };
 use annal_wal::LogIndex;
 use bytes::Bytes;
@@ -132,7 +134,11 @@ impl Applier {
             Ok((machine.bookmark(), machine.position()))
         })
         .await?;
-        self.mark = Mark::of(bookmark.as_ref()).map_err(io::Error::other)?;
+        let before =
+            std::mem::replace(&mut self.mark, Mark::of(bookmark.as_ref()).map_err(io::Error::other)?);
+        if mutant::is(Mutant::MembershipStaleOnSnapshot) {
+            self.mark.membership = before.membership;
+        }
         self.progress.installed(self.mark.clone(), position);
         Ok(())
     }
@@ -183,7 +189,7 @@ fn follow_on(before: Position, outcomes: &[Outcome], count: usize) -> Result<Pos
 pub(super) async fn blocking<T: Send + 'static>(
     run: impl FnOnce() -> Result<T, io::Error> + Send + 'static,
 ) -> Result<T, io::Error> {
-    tokio::task::spawn_blocking(run).await.map_err(io::Error::other)?
+    world::blocking(run).await.map_err(io::Error::other)?
 }
 
 impl RaftStateMachine<Types> for Applier {

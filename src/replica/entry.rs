@@ -28,7 +28,7 @@ impl openraft::RaftTypeConfig for Types {
     type Vote = RaftVote;
     type Payload = RaftPayload;
     type Entry = RaftEntry;
-    type AsyncRuntime = openraft::impls::TokioRuntime;
+    type AsyncRuntime = super::runtime::Runtime;
     type Responder<T>
         = Waiters<T>
     where

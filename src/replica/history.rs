@@ -8,7 +8,10 @@ use super::{
     ReplicaError,
     entry::{self, Mark, RaftPayload, StoredMembership},
 };
-use crate::machine::{MachineError, StateMachine};
+use crate::{
+    machine::{MachineError, StateMachine},
+    world,
+};
 use annal_wal::{GroupLog, LogIndex};
 use std::sync::Arc;
 
@@ -50,7 +53,7 @@ pub(super) async fn catch_up(
             }
         }
         let (machine, bookmark) = (machine.clone(), mark.to_bookmark());
-        tokio::task::spawn_blocking(move || machine.apply(commands, bookmark))
+        world::blocking(move || machine.apply(commands, bookmark))
             .await
             .unwrap_or_else(|lost| Err(MachineError::Poisoned(lost.to_string())))?;
     }

@@ -10,6 +10,7 @@ use super::{
     entry::{self, RaftEntry, RaftLeaderId, RaftLogId, RaftVote, Types},
     progress::Progress,
 };
+use crate::mutant::{self, Mutant};
 use annal_wal::{GroupLog, LogIndex};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use openraft::{
@@ -101,6 +102,9 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &RaftVote) -> io::Result<()> {
+        if mutant::is(Mutant::VoteNotDurable) {
+            return Ok(());
+        }
         let vote = annal_wal::Vote {
             term: annal_wal::Term(vote.leader_id.term),
             node: vote.leader_id.node_id,

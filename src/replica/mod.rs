@@ -42,6 +42,7 @@ mod peer;
 mod progress;
 mod propose;
 mod reads;
+mod runtime;
 mod snapshot;
 mod status;
 mod tail;
@@ -64,6 +65,7 @@ pub use tail::Tail;
 use crate::{
     machine::StateMachine,
     model::{Position, ReplicaId},
+    world,
 };
 use annal_wal::{GroupLog, Log};
 use apply::{Applier, InUse};
@@ -222,7 +224,7 @@ impl<M: StateMachine> Replica<M> {
         ended.get_or_try_init(end).await?;
         machine_released.cancelled().await;
         let machine = machine.clone();
-        tokio::task::spawn_blocking(move || machine.persist())
+        world::blocking(move || machine.persist())
             .await
             .map_err(|lost| ReplicaError::Raft(lost.to_string().into()))??;
         Ok(())
@@ -242,7 +244,7 @@ impl Inner {
         let config = Arc::new(options.raft_config(group.id())?);
         history::catch_up(&group, &machine, Mark::of(machine.bookmark().as_ref())?).await?;
         let persisted = machine.clone();
-        let (bookmark, position) = tokio::task::spawn_blocking(move || {
+        let (bookmark, position) = world::blocking(move || {
             Ok::<_, crate::machine::MachineError>((persisted.persist()?, persisted.position()))
         })
         .await
@@ -276,10 +278,10 @@ impl Inner {
             progress: progress.clone(),
             limits: options.checkpoint,
         };
-        tokio::spawn(checkpointing.run(requests, log.purge_wanted()));
+        world::spawn(checkpointing.run(requests, log.purge_wanted()));
         let dropped = CancellationToken::new();
         let (tell, leadership) = watch::channel(Leadership::default());
-        tokio::spawn(mind(raft.clone(), replica, progress.clone(), tell, dropped.clone()));
+        world::spawn(mind(raft.clone(), replica, progress.clone(), tell, dropped.clone()));
         let reads =
             Reads::start(raft.clone(), peers.clone(), leadership.clone(), answer_within, progress.clone());
         Ok(Inner {

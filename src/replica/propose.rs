@@ -18,6 +18,7 @@ use crate::{
     batch::{BatchLimits, Batches, Item, Slot},
     machine::Outcome,
     model::ReplicaId,
+    world,
 };
 use annal_wal::{GroupLog, LogIndex};
 use bytes::Bytes;
@@ -150,7 +151,7 @@ impl Proposer {
             items: limits.entry_commands,
             under_way: limits.entries_under_way,
         };
-        tokio::spawn(propose_all(raft, lease, Batches::of(waiting, entries)));
+        world::spawn(propose_all(raft, lease, Batches::of(waiting, entries)));
         Proposer { log, limits, room: Arc::new(Semaphore::new(limits.queue_bytes)), queue, progress }
     }
 

@@ -17,7 +17,11 @@ use super::{
     peer::Peers,
     progress::Progress,
 };
-use crate::model::ReplicaId;
+use crate::{
+    model::ReplicaId,
+    mutant::{self, Mutant},
+    world,
+};
 use annal_wal::LogIndex;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use openraft::{
@@ -85,7 +89,7 @@ impl Reads {
             under_way: FuturesUnordered::new(),
             rounds: rounds.clone(),
         };
-        tokio::spawn(running.run());
+        world::spawn(running.run());
         Reads { waiting, rounds, attempt_within, progress }
     }
 
@@ -248,6 +252,11 @@ fn answer(readers: Vec<Reader>, result: &Result<ReadIndex, ReplicaError>) {
 
 /// A round of the leader.
 async fn here(raft: &Raft<Types, Applier>) -> Round {
+    if mutant::is(Mutant::LeaseReadSkew)
+        && let Ok(Some(id)) = raft.with_raft_state(|state| state.local_committed().copied()).await
+    {
+        return Round::Settled(Ok(ReadIndex(LogIndex(id.index()))));
+    }
     match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
         Ok(confirmed) => Round::Settled(Ok(ReadIndex(LogIndex(confirmed.read_log_id().index())))),
         Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {

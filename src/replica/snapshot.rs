@@ -12,7 +12,7 @@
 //! Source: the table in `docs/FORMATS.md`, "Frames of a snapshot".
 
 use super::apply::blocking;
-use crate::machine::StateMachine;
+use crate::{machine::StateMachine, world};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::{StreamExt, stream::BoxStream};
 use std::{
@@ -24,7 +24,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 /// The whole state as a stream: on the sending side a handle that writes it when it is really sent, on the
 /// receiving side the file it was received in.
@@ -45,8 +45,10 @@ impl SnapshotStream {
 
     /// The frames of the stream; `sent` tells how much of it was taken.
     pub(super) fn into_frames(self, sent: watch::Sender<Sent>) -> BoxStream<'static, io::Result<Bytes>> {
-        let (pieces, frames) = mpsc::channel(PIECES_WAITING);
-        tokio::task::spawn_blocking(move || {
+        // A simulation's writer cannot wait for its reader: they share a thread.
+        let waiting = if world::is_simulated() { Semaphore::MAX_PERMITS } else { PIECES_WAITING };
+        let (pieces, frames) = mpsc::channel(waiting);
+        world::blocking(move || {
             let mut out = FrameWriter::new(pieces.clone());
             let written = match self.0 {
                 Source::Machine(machine) => machine.write_snapshot(&mut out).map_err(io::Error::other),
@@ -54,7 +56,7 @@ impl SnapshotStream {
             };
             if let Err(error) = written.and_then(|()| out.finish()) {
                 // If nobody receives any more, that is why.
-                let _ = pieces.blocking_send(Err(error));
+                let _ = hand_on(&pieces, Err(error));
             }
         });
         let frames = tokio_stream(frames).inspect(move |frame| {
@@ -101,6 +103,16 @@ impl SnapshotStream {
         let file = blocking(move || file.rewind().map(|()| file)).await?;
         Ok(SnapshotStream(Source::File(file)))
     }
+}
+
+/// Waits for room only if there is none.
+fn hand_on(pieces: &mpsc::Sender<io::Result<Bytes>>, piece: io::Result<Bytes>) -> io::Result<()> {
+    let handed_on = match pieces.try_send(piece) {
+        Err(mpsc::error::TrySendError::Full(piece)) => pieces.blocking_send(piece).is_ok(),
+        handed_on => handed_on.is_ok(),
+    };
+    let nobody = || io::Error::new(io::ErrorKind::BrokenPipe, "nobody receives the snapshot any more");
+    handed_on.then_some(()).ok_or_else(nobody)
 }
 
 /// How much of a stream the network has taken.
@@ -161,9 +173,7 @@ impl FrameWriter {
         self.frame[4..HEAD_BYTES].copy_from_slice(&crc.to_le_bytes());
         let frame = self.frame.split().freeze();
         self.start();
-        self.pieces
-            .blocking_send(Ok(frame))
-            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "nobody receives the snapshot any more"))
+        hand_on(&self.pieces, Ok(frame))
     }
 
     /// The rest, and the last frame, which says that there is no more.

@@ -16,7 +16,12 @@ use super::{
     entry::{self, Mark, RaftPayload},
     progress::Progress,
 };
-use crate::{machine::StateMachine, model::Position};
+use crate::{
+    machine::StateMachine,
+    model::Position,
+    mutant::{self, Mutant},
+    world,
+};
 use annal_wal::{GroupId, GroupLog, Log, LogIndex};
 use bytes::Bytes;
 use std::{
@@ -124,7 +129,8 @@ impl Tail {
         if let RaftPayload::Normal(commands) = entry::from_log(log_entry)?.payload {
             for command in commands.iter() {
                 self.counted = self.counted.next();
-                if self.counted >= self.from {
+                let dropped = mutant::is(Mutant::DropTailEntry) && self.counted.0.is_multiple_of(32);
+                if self.counted >= self.from && !dropped {
                     self.ready.push_back((self.counted, command));
                 }
             }
@@ -167,7 +173,7 @@ pub(super) async fn with<T: Send + 'static>(
     ask: impl FnOnce(&dyn StateMachine) -> Result<T, ReplicaError> + Send + 'static,
 ) -> Result<T, ReplicaError> {
     let machine = machine.clone();
-    let asked = tokio::task::spawn_blocking(move || ask(machine.as_ref())).await;
+    let asked = world::blocking(move || ask(machine.as_ref())).await;
     asked.unwrap_or_else(|lost| Err(ReplicaError::Raft(lost.to_string().into())))
 }
 

@@ -23,6 +23,8 @@ use crate::{
         Body, CollectionId, Command, FieldPath, Filter, PointId, Position, Schema, Vector, VectorParams,
         Vectors, command::PointWrite,
     },
+    mutant::{self, Mutant},
+    world,
 };
 use bytes::Bytes;
 use prost::Message;
@@ -188,7 +190,12 @@ impl<'a> Fold<'a> {
                 Err(rejection) => return Ok(Err(rejection)),
             }
         }
-        for (write, payload) in writes.into_iter().zip(payloads) {
+        let partly = mutant::is(Mutant::PartialBatch) && writes.len() > 1 && position.0.is_multiple_of(3);
+        let count = writes.len() - usize::from(partly);
+        for (write, payload) in writes.into_iter().zip(payloads).take(count) {
+            if mutant::is(Mutant::NondetApply) && world::chance().is_multiple_of(64) {
+                continue;
+            }
             self.upsert(write, &payload, position)?;
         }
         Ok(Ok(Effect::Own))

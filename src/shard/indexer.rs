@@ -25,7 +25,9 @@ use super::{
 use crate::{
     machine::MachineError,
     model::{Schema, VectorParams},
+    mutant::{self, Mutant},
     store::{Keyspace, View},
+    world,
 };
 use roaring::RoaringBitmap;
 use std::{
@@ -88,6 +90,10 @@ impl Indexer {
 
     /// Starts the thread; it ends when the shard is closed or gone.
     pub(super) fn start(shard: &Arc<Shard>) -> io::Result<()> {
+        // A simulation has one thread, and its deltas stay small: they are scanned.
+        if world::is_simulated() {
+            return Ok(());
+        }
         let weak = Arc::downgrade(shard);
         let indexer = shard.indexer.clone();
         let thread = std::thread::Builder::new()
@@ -220,6 +226,7 @@ impl Indexer {
         let _turn = self.turn(&shard.options.build_turn)?;
         fs::create_dir_all(&self.folder).map_err(|e| IndexError::Segment(e.into()))?;
         let new = self.build(&view, &merge)?.map(Arc::new);
+        let new = new.filter(|_| !mutant::is(Mutant::IndexDropOnSwap));
         shard.replace_parts(&name, &merge, new);
         self.write_manifest(shard).map_err(|e| IndexError::Segment(e.into()))?;
         Ok(true)

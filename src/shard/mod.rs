@@ -35,6 +35,7 @@ use crate::{
         CollectionId, Command, FieldPath, PointId, Position, Schema, Vector, Vectors,
         command::{DecodeError, body_hash},
     },
+    mutant::{self, Mutant},
     store::{Keyspace, KeyspaceKind, Store, StoreError, View},
 };
 use apply::Fold;
@@ -284,6 +285,12 @@ impl Shard {
         fold.forget_effects(self.history())?;
         fold.finish(bookmark);
         let mut batch = self.store.batch();
+        if mutant::is(Mutant::ApplyIndexNonatomic) {
+            let state = fold.writes.get(points::STATE).cloned().flatten().unwrap_or_default();
+            batch.put(&base.keyspace, points::STATE, state);
+            batch.commit()?;
+            batch = self.store.batch();
+        }
         for (key, write) in &fold.writes {
             match write {
                 Some(value) => batch.put(&base.keyspace, key, value),
@@ -415,11 +422,27 @@ impl Shard {
         self.store.drop_keyspace(name)?;
         let keyspace = self.store.keyspace(name, KeyspaceKind::LargeValues)?;
         snapshot::read_rows(input, &self.store, &keyspace)?;
+        if mutant::is(Mutant::ResurrectDeleteOnSnapshot) {
+            self.bring_back(&keyspace)?;
+        }
         self.mark_beginning(&keyspace)?;
         let index = (&*self.indexer.incoming(), &self.indexer.receive(input));
         let view = load(&self.store, keyspace, self.collection, &self.options, index)?;
         self.store.persist()?;
         Ok(view)
+    }
+
+    /// A planted bug: points that a received state lacks and the old one has are there again.
+    fn bring_back(&self, keyspace: &Keyspace) -> Result<(), MachineError> {
+        let (view, old) = (self.store.view(), self.view());
+        let mut batch = self.store.batch();
+        for row in old.store.prefix(&old.keyspace, &[points::POINT]) {
+            let (key, value) = row?;
+            if view.get(keyspace, &key)?.is_none() {
+                batch.put(keyspace, key, value);
+            }
+        }
+        Ok(batch.commit()?)
     }
 
     /// Marks where a state that was received begins: the log here has nothing before it, so a reader of commands

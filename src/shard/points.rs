@@ -36,6 +36,11 @@ pub(super) const META: u8 = b'm';
 pub(super) const TABLES: [u8; 11] =
     [MARK, DEDUP, EVICTION, FIELD, HASH, FLOOR, META, POINT, SLOT, VECTOR, EFFECT];
 
+/// Whether a key belongs to the memory of intents.
+pub(super) fn is_of_intents(key: &[u8]) -> bool {
+    key.first().is_some_and(|table| [DEDUP, EVICTION, FLOOR].contains(table))
+}
+
 // Vectors are stored, hashed and mapped as they lie in memory.
 const _: () = assert!(cfg!(target_endian = "little"));
 

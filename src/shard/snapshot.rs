@@ -16,12 +16,13 @@
 //! Layout: `docs/FORMATS.md`.
 
 use super::{
-    points::damaged,
+    points::{self, damaged},
     search::ReadView,
     vector_index::manifest::{Entry, Manifest},
 };
 use crate::{
     machine::MachineError,
+    mutant::{self, Mutant},
     store::{Keyspace, Store},
 };
 use bytes::{Buf, BufMut};
@@ -132,7 +133,9 @@ pub(super) fn read_rows(
         let mut rest = frame.as_slice();
         while !rest.is_empty() {
             let (key, value) = row(&mut rest).ok_or_else(|| wrong("a row is cut"))?;
-            batch.put(keyspace, key, value);
+            if !(mutant::is(Mutant::DedupForgetOnSnapshot) && points::is_of_intents(key)) {
+                batch.put(keyspace, key, value);
+            }
             rows += 1;
         }
         batch.commit()?;

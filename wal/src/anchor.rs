@@ -4,11 +4,6 @@
 //! damage, and one present below it is a leftover.
 //! Source: the table in `docs/FORMATS.md`.
 
-use std::{
-    collections::hash_map::RandomState,
-    hash::{BuildHasher, Hasher},
-};
-
 use crate::{
     error::Error,
     segment::{Disk, SegmentNo, SideFile, layout::FORMAT},
@@ -27,10 +22,9 @@ pub(crate) struct Anchor {
 }
 
 impl Anchor {
-    /// An anchor for a new log.
-    pub(crate) fn fresh() -> Anchor {
-        // The standard library's hasher is seeded by the system at random; no more is needed of this number.
-        Anchor { store: RandomState::new().build_hasher().finish(), first: SegmentNo(1) }
+    /// An anchor for a new log with this number.
+    pub(crate) fn fresh(store: u64) -> Anchor {
+        Anchor { store, first: SegmentNo(1) }
     }
 
     fn encode(&self) -> Vec<u8> {

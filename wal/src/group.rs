@@ -24,6 +24,7 @@ use crate::{
     error::Error,
     index::{Index, Located},
     log::{Core, Shared},
+    mutant,
     queue::{Part, Request},
     reader,
     record::{ENTRY_HEAD, Event},
@@ -406,7 +407,25 @@ impl GroupLog {
             Ok(Event::Purge(upto))
         })?;
         settled(outcome).await?;
+        if mutant::is("purge_other_group") {
+            self.purge_others(upto.index).await?;
+        }
         shared.nudge_retention();
+        Ok(())
+    }
+
+    /// A planted bug: as far as they go, entries of all other groups are purged too.
+    async fn purge_others(&self, upto: LogIndex) -> Result<(), Error> {
+        for cell in self.shared().cells().into_iter().filter(|cell| cell.id != self.id()) {
+            let other = GroupLog { cell, core: self.core.clone() };
+            let last = other.state().last.map_or(upto, |last| last.index.min(upto));
+            let Some(id) = other.cell.lock().id_at(last) else { continue };
+            let outcome = other.write(|inner| {
+                inner.hard.purge(id);
+                Ok(Event::Purge(id))
+            })?;
+            settled(outcome).await?;
+        }
         Ok(())
     }
 

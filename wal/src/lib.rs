@@ -24,6 +24,8 @@
 //!
 //! Byte formats: `docs/FORMATS.md`.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 mod anchor;
 mod entry;
 mod error;
@@ -31,8 +33,10 @@ mod failure;
 mod fold;
 mod frame;
 mod group;
+mod host;
 mod index;
 mod log;
+mod mutant;
 mod opener;
 mod options;
 mod queue;
@@ -53,6 +57,7 @@ pub use crate::{
     entry::{Entry, GroupId, HardState, LogId, LogIndex, Term, Vote},
     error::{Effect, Error, ErrorKind},
     group::{GroupLog, GroupState},
+    host::Tasks,
     log::Log,
     options::Options,
     record::Event,

@@ -8,21 +8,22 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
-        mpsc,
+        mpsc as thread_mpsc,
     },
     thread::{self, JoinHandle},
     time::Duration,
 };
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     entry::{GroupId, LogIndex},
     error::Error,
     failure::Failure,
     group::{GroupCell, GroupLog, Inner, hot_bytes, settled},
+    host::{Host, Tasks},
     opener::Opener,
     options::Options,
     queue::{Closed, Queue, Request},
@@ -41,6 +42,7 @@ use crate::{
 pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) store: u64,
+    pub(crate) host: Host,
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) queue: Arc<Queue>,
     pub(crate) failure: Failure,
@@ -51,7 +53,7 @@ pub(crate) struct Shared {
     pub(crate) purge_wanted: watch::Sender<BTreeMap<GroupId, LogIndex>>,
     pub(crate) damage: watch::Sender<Vec<Damage>>,
     groups: RwLock<BTreeMap<GroupId, Arc<GroupCell>>>,
-    tasks: mpsc::Sender<Task>,
+    tasks: mpsc::UnboundedSender<Task>,
     free_bytes: AtomicU64,
     no_room: AtomicBool,
 }
@@ -90,10 +92,16 @@ impl Shared {
     }
 }
 
-/// The log and its threads.
+/// The log and what works for it.
 pub(crate) struct Core {
     pub(crate) shared: Arc<Shared>,
-    threads: Mutex<Option<Threads>>,
+    workers: Mutex<Option<Workers>>,
+}
+
+enum Workers {
+    Threads(Threads),
+    /// In a simulation: the ends of the writer and of retention.
+    Tasks([oneshot::Receiver<()>; 2]),
 }
 
 struct Threads {
@@ -101,15 +109,31 @@ struct Threads {
     retention: JoinHandle<()>,
     watchdog: JoinHandle<()>,
     /// Dropped to end the watchdog.
-    watching: mpsc::Sender<()>,
+    watching: thread_mpsc::Sender<()>,
 }
 
 impl Core {
+    fn workers(&self) -> MutexGuard<'_, Option<Workers>> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As `stop`, on tasks.
+    async fn stop_tasks(&self, [writer, retention]: [oneshot::Receiver<()>; 2]) {
+        self.shared.queue.close(Closed::ShutDown);
+        let _ = writer.await;
+        self.shared.tell_retention(Task::Stop);
+        let _ = retention.await;
+        self.shared.disk.release();
+    }
+
     /// Drains and closes everything. May block as long as the last write takes.
     fn stop(&self) {
         self.shared.queue.close(Closed::ShutDown);
-        let Some(threads) = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            return;
+        let threads = match self.workers().take() {
+            Some(Workers::Threads(threads)) => threads,
+            // They end by themselves.
+            Some(Workers::Tasks(_)) => return self.shared.tell_retention(Task::Stop),
+            None => return,
         };
         let Threads { writer, retention, watchdog, watching } = threads;
         drop(watching);
@@ -156,7 +180,7 @@ impl Log {
     /// that a later open would miss.
     pub fn open(dir: &Path, options: Options) -> Result<(Log, Recovery), Error> {
         options.check()?;
-        Log::open_on(Arc::new(Folder::open(dir)?), options)
+        Log::open_on(Arc::new(Folder::open(dir)?), options, Host::Threads)
     }
 
     /// Opens a log in memory: the same code over segments that tests can break.
@@ -164,21 +188,34 @@ impl Log {
     /// Errors: as `open`.
     pub fn open_in_memory(disk: MemoryDisk, options: Options) -> Result<(Log, Recovery), Error> {
         options.check()?;
-        Log::open_on(Arc::new(disk.handle()), options)
+        Log::open_on(Arc::new(disk.handle()), options, Host::Threads)
     }
 
-    fn open_on(disk: Arc<dyn Disk>, options: Options) -> Result<(Log, Recovery), Error> {
-        let recovered = recover(&*disk)?;
+    /// As `open_in_memory`, on a simulation's tasks and clock instead of threads; within a tokio runtime.
+    ///
+    /// Errors: as `open`.
+    pub fn open_simulated(
+        disk: &MemoryDisk,
+        options: Options,
+        tasks: Arc<dyn Tasks>,
+    ) -> Result<(Log, Recovery), Error> {
+        options.check()?;
+        Log::open_on(Arc::new(disk.handle()), options, Host::Tasks(tasks))
+    }
+
+    fn open_on(disk: Arc<dyn Disk>, options: Options, host: Host) -> Result<(Log, Recovery), Error> {
+        let recovered = recover(&*disk, &host)?;
         let Recovered { anchor, groups, fold, last, next, kept, unread, report } = recovered;
         let spec =
             Spec { store: anchor.store, bytes: options.segment_bytes, buffer_bytes: options.buffer_bytes };
         let doing = || format!("creating segment {}", next.0);
         let segment = disk.create(next, &spec).map_err(Error::io(doing()))?;
         let queue = Arc::new(Queue::new(options.queue_bytes_max));
-        let (tasks, retention_tasks) = mpsc::channel();
+        let (tasks, retention_tasks) = mpsc::unbounded_channel();
         let cells = groups.into_iter().map(|(id, inner)| (id, GroupCell::new(id, inner))).collect();
         let shared = Arc::new(Shared {
             store: anchor.store,
+            host,
             failure: Failure::new(queue.clone()),
             queue,
             segments: Segments::new(kept),
@@ -196,10 +233,20 @@ impl Log {
         });
         shared.segments.started(next, segment.capacity());
         shared.look_at_space();
-        let opener = Opener::start(shared.clone(), spec, next.next())?;
-        let writer = Writer::new(shared.clone(), segment, opener, fold, last);
-        let threads = start(&shared, writer, retention_tasks, Scrub::new(unread))?;
-        let core = Core { shared, threads: Mutex::new(Some(threads)) };
+        let scrub = Scrub::new(unread);
+        let workers = match shared.host.clone() {
+            Host::Threads => {
+                let opener = Opener::start(shared.clone(), spec, next.next())?;
+                let writer = Writer::new(shared.clone(), segment, opener, fold, last);
+                Workers::Threads(start(&shared, writer, retention_tasks, scrub)?)
+            }
+            Host::Tasks(tasks) => {
+                let opener = Opener::at_once(shared.clone(), spec, next.next());
+                let writer = Writer::new(shared.clone(), segment, opener, fold, last);
+                Workers::Tasks(start_tasks(&shared, &tasks, writer, retention_tasks, scrub))
+            }
+        };
+        let core = Core { shared, workers: Mutex::new(Some(workers)) };
         tracing::info!(?report, "the log is open");
         Ok((Log { core: Arc::new(core) }, report))
     }
@@ -314,8 +361,23 @@ impl Log {
     /// Errors: `Poisoned` if the log failed before or meanwhile.
     pub async fn shutdown(&self) -> Result<(), Error> {
         let core = self.core.clone();
-        let stopped = tokio::task::spawn_blocking(move || core.stop()).await;
-        stopped.map_err(|error| Error::io("closing the log")(std::io::Error::other(error)))?;
+        let ends = {
+            let mut workers = core.workers();
+            match workers.take() {
+                Some(Workers::Tasks(ends)) => Some(ends),
+                threads => {
+                    *workers = threads;
+                    None
+                }
+            }
+        };
+        if let Some(ends) = ends {
+            core.stop_tasks(ends).await;
+        } else {
+            #[allow(clippy::disallowed_methods, reason = "of a log on threads")]
+            let stopped = tokio::task::spawn_blocking(move || core.stop()).await;
+            stopped.map_err(|error| Error::io("closing the log")(std::io::Error::other(error)))?;
+        }
         match self.shared().failure.why() {
             Some(why) => Err(Error::Poisoned { why }),
             None => Ok(()),
@@ -326,7 +388,7 @@ impl Log {
 fn start(
     shared: &Arc<Shared>,
     writer: Writer,
-    tasks: mpsc::Receiver<Task>,
+    mut tasks: mpsc::UnboundedReceiver<Task>,
     scrub: Scrub,
 ) -> Result<Threads, Error> {
     let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
@@ -340,13 +402,15 @@ fn start(
         }
     };
     let keeping = shared.clone();
-    let keeper = move || retention::keep(&keeping, &tasks, scrub);
-    let (watching, watched) = mpsc::channel();
+    let clock = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    let clock = clock.map_err(Error::io("starting the clock of retention"))?;
+    let keeper = move || clock.block_on(retention::keep(&keeping, &mut tasks, scrub));
+    let (watching, watched) = thread_mpsc::channel();
     let guarded = shared.clone();
     let watchdog = move || {
         let patience = guarded.options.watchdog;
         let step = (patience / 8).clamp(Duration::from_millis(5), Duration::from_secs(1));
-        while watched.recv_timeout(step) == Err(mpsc::RecvTimeoutError::Timeout) {
+        while watched.recv_timeout(step) == Err(thread_mpsc::RecvTimeoutError::Timeout) {
             guarded.failure.watch(patience);
         }
     };
@@ -356,4 +420,25 @@ fn start(
         watchdog: spawn("annal-log-watch", Box::new(watchdog))?,
         watching,
     })
+}
+
+fn start_tasks(
+    shared: &Arc<Shared>,
+    on: &Arc<dyn Tasks>,
+    writer: Writer,
+    mut tasks: mpsc::UnboundedReceiver<Task>,
+    scrub: Scrub,
+) -> [oneshot::Receiver<()>; 2] {
+    let (written, writer_ended) = oneshot::channel();
+    let (kept, retention_ended) = oneshot::channel();
+    let (clock, keeping) = (on.clone(), shared.clone());
+    on.spawn(Box::pin(async move {
+        writer.run_as_task(&*clock).await;
+        let _ = written.send(());
+    }));
+    on.spawn(Box::pin(async move {
+        retention::keep(&keeping, &mut tasks, scrub).await;
+        let _ = kept.send(());
+    }));
+    [writer_ended, retention_ended]
 }

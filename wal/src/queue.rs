@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::{
     entry::GroupId,
@@ -99,6 +99,8 @@ struct Waiting {
 pub(crate) struct Queue {
     waiting: Mutex<Waiting>,
     wake: Condvar,
+    /// As `wake`, for a writer that is a task.
+    rouse: Notify,
     budget: Semaphore,
     budget_bytes: usize,
 }
@@ -120,7 +122,7 @@ impl Permits<'_> {
 impl Queue {
     pub(crate) fn new(budget_bytes: usize) -> Queue {
         let budget = Semaphore::new(budget_bytes);
-        Queue { waiting: Mutex::default(), wake: Condvar::new(), budget, budget_bytes }
+        Queue { waiting: Mutex::default(), wake: Condvar::new(), rouse: Notify::new(), budget, budget_bytes }
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -159,6 +161,7 @@ impl Queue {
         if std::mem::take(&mut waiting.asleep) {
             drop(waiting);
             self.wake.notify_one();
+            self.rouse.notify_one();
         }
         Ok(())
     }
@@ -171,6 +174,20 @@ impl Queue {
         }
         waiting.requests.push(request);
         Ok(())
+    }
+
+    /// Sleeps up to `patience` as `take` does, on no thread.
+    pub(crate) async fn rest(&self, patience: Duration) {
+        {
+            let mut waiting = self.waiting();
+            if waiting.eager || waiting.closed.is_some() {
+                return;
+            }
+            waiting.asleep = true;
+        }
+        // In vain or not, `take` looks.
+        let _ = tokio::time::timeout(patience, self.rouse.notified()).await;
+        self.waiting().asleep = false;
     }
 
     /// Takes all that waits, sleeping up to `patience` if nothing does that can't wait. `Err` when closed and empty.
@@ -210,6 +227,7 @@ impl Queue {
         drop(waiting);
         self.budget.close();
         self.wake.notify_all();
+        self.rouse.notify_one();
         left
     }
 

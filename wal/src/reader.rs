@@ -84,6 +84,7 @@ pub(crate) async fn read(
         return read_now(shared, group, sources);
     }
     let shared = shared.clone();
+    #[allow(clippy::disallowed_methods, reason = "a disk of a simulation does not block")]
     let read = tokio::task::spawn_blocking(move || read_now(&shared, group, sources));
     read.await
         .unwrap_or_else(|error| Err(Failed::Other(Error::io("reading entries")(io::Error::other(error)))))

@@ -23,11 +23,11 @@ use crate::{
     fold::{Fold, Seal},
     frame::{Link, SegmentKey},
     group::Inner,
+    host::Host,
     retention::Kept,
     scan::{Damage, Scan, scan},
     seal,
     segment::{Disk, SegmentNo, SideFile},
-    writer::unix_ms,
 };
 
 /// Segments whose bytes are taken from the disk itself, not from the page cache: after a failed fsync the cache may
@@ -71,13 +71,13 @@ pub(crate) struct Recovered {
 }
 
 /// Reads the log, repairs what a crash leaves, and says where to go on.
-pub(crate) fn recover(disk: &dyn Disk) -> Result<Recovered, Error> {
+pub(crate) fn recover(disk: &dyn Disk, host: &Host) -> Result<Recovered, Error> {
     let started = Instant::now();
     let present = disk.list().map_err(Error::io("listing the log's segments"))?;
     let anchor = match Anchor::load(disk)? {
         Some(anchor) => anchor,
         None if present.is_empty() => {
-            let anchor = Anchor::fresh();
+            let anchor = Anchor::fresh(host.chance());
             anchor.save(disk)?;
             anchor
         }
@@ -88,6 +88,7 @@ pub(crate) fn recover(disk: &dyn Disk) -> Result<Recovered, Error> {
     };
     let mut reading = Reading {
         disk,
+        host,
         anchor,
         groups: BTreeMap::new(),
         fold: Fold::default(),
@@ -129,6 +130,7 @@ struct End {
 
 struct Reading<'a> {
     disk: &'a dyn Disk,
+    host: &'a Host,
     anchor: Anchor,
     groups: BTreeMap<GroupId, Inner>,
     fold: Fold,
@@ -185,7 +187,14 @@ impl Reading<'_> {
         let before = found.before.or(self.last.map(|end| end.link)).unwrap_or_default();
         let last = found.last.unwrap_or(before);
         let groups = self.fold.seal();
-        let seal = Seal { segment: number, before, last, end: found.end, sealed_unix_ms: unix_ms(), groups };
+        let seal = Seal {
+            segment: number,
+            before,
+            last,
+            end: found.end,
+            sealed_unix_ms: self.host.unix_ms(),
+            groups,
+        };
         if intact && self.unexplained.is_empty() {
             let doing = || format!("sealing segment {}", number.0);
             // What a cut-off write left stays as it is; only untouched zeroes are given back.

@@ -15,9 +15,11 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
+
+use tokio::sync::mpsc;
 
 use crate::{
     anchor::Anchor,
@@ -33,7 +35,6 @@ use crate::{
     scrub::Scrub,
     seal,
     segment::{SegmentNo, SideFile},
-    writer::unix_ms,
 };
 
 /// How often it looks without being asked: for age and for free space.
@@ -109,24 +110,25 @@ impl Segments {
 }
 
 /// The work of the retention thread, until it is told to stop.
-pub(crate) fn keep(shared: &Arc<Shared>, tasks: &mpsc::Receiver<Task>, mut scrub: Scrub) {
+pub(crate) async fn keep(shared: &Arc<Shared>, tasks: &mut mpsc::UnboundedReceiver<Task>, mut scrub: Scrub) {
     let mut stop = false;
     while !stop {
-        let first = tasks.recv_timeout(LOOK_EVERY);
-        if first.is_err() {
+        let mut next = tokio::time::timeout(LOOK_EVERY, tasks.recv()).await.ok().flatten();
+        if next.is_none() {
             shared.look_at_space();
             scrub.step(shared);
         }
         // Seals first: they spare the next start a scan.
-        for task in first.into_iter().chain(tasks.try_iter()) {
+        while let Some(task) = next {
             match task {
                 Task::Sealed(sealed) => finish_seal(shared, &sealed),
                 Task::Look => {}
                 Task::Stop => stop = true,
             }
+            next = tasks.try_recv().ok();
         }
         if !stop && shared.failure.why().is_none() {
-            sweep(shared);
+            sweep(shared).await;
         }
     }
 }
@@ -144,10 +146,10 @@ fn finish_seal(shared: &Shared, sealed: &Seal) {
     shared.look_at_space();
 }
 
-fn sweep(shared: &Arc<Shared>) {
+async fn sweep(shared: &Arc<Shared>) {
     let mut wanted = BTreeMap::new();
-    while let Some((oldest, bytes)) = shared.segments.beyond(&shared.options, unix_ms()) {
-        match free(shared, oldest, bytes, &mut wanted) {
+    while let Some((oldest, bytes)) = shared.segments.beyond(&shared.options, shared.host.unix_ms()) {
+        match free(shared, oldest, bytes, &mut wanted).await {
             Ok(true) => {}
             Ok(false) | Err(Error::Closed) => break,
             Err(error) => {
@@ -174,7 +176,7 @@ struct Need {
 }
 
 /// Frees a segment, or finds out why it can't be freed yet: `Ok(false)`.
-fn free(
+async fn free(
     shared: &Arc<Shared>,
     number: SegmentNo,
     log_bytes: u64,
@@ -208,7 +210,7 @@ fn free(
             Err(error) => return Err(error),
         }
     }
-    restate(shared, &cells, number, requests)?;
+    restate(shared, &cells, number, requests).await?;
     if !wanted.is_empty() || cells.iter().any(|cell| need(cell, number).is_some()) {
         return Ok(false);
     }
@@ -255,13 +257,13 @@ fn log_anew(shared: &Arc<Shared>, need: &Need, number: SegmentNo) -> Result<Vec<
 }
 
 /// Queues what is logged anew and the hard states that would go with the segment; waits until all of it is durable.
-fn restate(
+async fn restate(
     shared: &Arc<Shared>,
     cells: &[Arc<GroupCell>],
     number: SegmentNo,
     again: Vec<Request>,
 ) -> Result<(), Error> {
-    let (told, outcomes) = mpsc::channel();
+    let (told, mut outcomes) = mpsc::unbounded_channel();
     let queue = |mut request: Request| {
         let told = told.clone();
         request.done = Some(Box::new(move |outcome| drop(told.send(outcome))));
@@ -287,7 +289,7 @@ fn restate(
         }
     }
     drop(told);
-    for outcome in outcomes {
+    while let Some(outcome) = outcomes.recv().await {
         outcome?;
     }
     Ok(())

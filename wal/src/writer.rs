@@ -9,7 +9,7 @@ use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -18,8 +18,10 @@ use crate::{
     fold::{Fold, Seal},
     frame::{self, FrameBuffer, Link, SegmentKey},
     group::GroupCell,
+    host::Tasks,
     log::Shared,
-    opener::Opener,
+    mutant,
+    opener::{self, Opener},
     queue::{Closed, Done, Request},
     record::Event,
     retention::Task,
@@ -93,6 +95,20 @@ impl Writer {
                 break stop;
             }
         };
+        self.end(stop);
+    }
+
+    /// As `run`, on a simulation's clock: what takes time is awaited, and may be cut off there.
+    pub(crate) async fn run_as_task(mut self, tasks: &dyn Tasks) {
+        let stop = loop {
+            if let Err(stop) = self.turn_as_task(tasks).await {
+                break stop;
+            }
+        };
+        self.end(stop);
+    }
+
+    fn end(self, stop: Stop) {
         let Writer { shared, segment, opener, batch, pending, .. } = self;
         match stop {
             Stop::Drained => {
@@ -112,7 +128,8 @@ impl Writer {
 
     /// One turn: take, fill a frame, commit it, tell.
     fn turn(&mut self) -> Result<(), Stop> {
-        self.take()?;
+        let patience = if self.pending.is_empty() { self.shared.options.idle_mark } else { Duration::ZERO };
+        self.take(patience)?;
         if self.pending.is_empty() {
             return self.mark();
         }
@@ -120,14 +137,47 @@ impl Writer {
         if self.batch.is_empty() {
             return self.roll();
         }
+        if mutant::is("skip_fsync") {
+            self.tell_early();
+            std::thread::sleep(Duration::from_millis(50));
+        }
         self.commit()?;
         self.publish()?;
         self.cool();
         Ok(())
     }
 
-    fn take(&mut self) -> Result<(), Stop> {
-        let patience = if self.pending.is_empty() { self.shared.options.idle_mark } else { Duration::ZERO };
+    async fn turn_as_task(&mut self, tasks: &dyn Tasks) -> Result<(), Stop> {
+        if self.pending.is_empty() {
+            self.shared.queue.rest(self.shared.options.idle_mark).await;
+            self.opener.try_again();
+        }
+        self.take(Duration::ZERO)?;
+        if self.pending.is_empty() {
+            return self.mark();
+        }
+        self.fill();
+        if self.batch.is_empty() {
+            let since = tokio::time::Instant::now();
+            while !self.opener.try_again() && since.elapsed() < self.shared.options.watchdog {
+                tokio::time::sleep(opener::RETRY).await;
+            }
+            return self.roll();
+        }
+        let [mut until_durable, until_told] = tasks.commit_takes();
+        if mutant::is("skip_fsync") {
+            self.tell_early();
+            until_durable *= 32;
+        }
+        tokio::time::sleep(until_durable).await;
+        self.commit()?;
+        tokio::time::sleep(until_told).await;
+        self.publish()?;
+        self.cool();
+        Ok(())
+    }
+
+    fn take(&mut self, patience: Duration) -> Result<(), Stop> {
         let outcome = self.shared.queue.take(&mut self.taken, patience);
         self.pending.extend(self.taken.drain(..));
         match outcome {
@@ -162,6 +212,11 @@ impl Writer {
         }
     }
 
+    /// A planted bug: who waits is told before the write.
+    fn tell_early(&mut self) {
+        self.batch.iter_mut().filter_map(|request| request.done.take()).for_each(|done| done(Ok(())));
+    }
+
     /// Writes the frame, durably. Those who wait are in the failure's hands meanwhile.
     fn commit(&mut self) -> Result<(), Stop> {
         let key = SegmentKey { store: self.shared.store, segment: self.segment.number() };
@@ -176,6 +231,7 @@ impl Writer {
         let took = started.elapsed();
         match outcome {
             Ok(Ok(())) => {}
+            Ok(Err(_)) if mutant::is("ignore_eio") => {}
             Ok(Err(error)) => return Err(Stop::Failed(format!("a commit failed: {error}"))),
             Err(_) => return Err(Stop::Failed("a commit panicked".into())),
         }
@@ -256,7 +312,7 @@ impl Writer {
             before: self.before,
             last: self.last,
             end: full.end(),
-            sealed_unix_ms: unix_ms(),
+            sealed_unix_ms: self.shared.host.unix_ms(),
             groups: self.fold.seal(),
         };
         self.before = self.last;
@@ -267,9 +323,4 @@ impl Writer {
         self.shared.meters.roll_micros.add_micros(started.elapsed());
         Ok(())
     }
-}
-
-/// Milliseconds since 1970.
-pub(crate) fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

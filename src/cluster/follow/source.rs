@@ -10,6 +10,7 @@ use crate::{
     model::{Body, CollectionId, Command, Epoch, Kind, Position},
     replica::{ReplicaError, Tail},
     shard::{Change, Shard},
+    world,
 };
 use bytes::Bytes;
 use futures::{
@@ -75,7 +76,7 @@ fn is_kept(shard: &Shard, position: Position) -> Result<(), MachineError> {
 async fn blocking<T: Send + 'static>(
     ask: impl FnOnce() -> Result<T, MachineError> + Send + 'static,
 ) -> Result<T, Refusal> {
-    match tokio::task::spawn_blocking(ask).await {
+    match world::blocking(ask).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(MachineError::Forgotten { oldest, .. })) => Err(Refusal::Gone { oldest }),
         Ok(Err(error)) if error.kind() == Kind::Corrupt => Err(Refusal::Damaged(error.to_string())),

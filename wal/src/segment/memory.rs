@@ -109,6 +109,22 @@ impl MemoryDisk {
         state.faults.clear();
     }
 
+    /// Everything is gone: an empty disk.
+    pub fn wipe(&self) {
+        let mut state = self.state();
+        state.life += 1;
+        state.dead = false;
+        state.faults.clear();
+        state.segments.clear();
+        state.sides.clear();
+    }
+
+    /// Whether there is nothing on the disk.
+    pub fn is_empty(&self) -> bool {
+        let state = self.state();
+        state.segments.is_empty() && state.sides.is_empty()
+    }
+
     /// Sets the size of the disk.
     pub fn set_capacity_bytes(&self, bytes: u64) {
         self.state().capacity = bytes;

@@ -1,9 +1,18 @@
 //! The bench the log's tests work at: a place to open logs in, and entries to put there.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
-use std::{ops::Range, time::Duration};
+use std::{
+    future::Future,
+    ops::Range,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
-use annal_wal::{Entry, Error, GroupLog, Log, LogId, LogIndex, MemoryDisk, Options, Recovery, Term};
+use annal_wal::{Entry, Error, GroupLog, Log, LogId, LogIndex, MemoryDisk, Options, Recovery, Tasks, Term};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
@@ -11,6 +20,30 @@ use tokio::sync::oneshot;
 pub enum Place {
     Folder(tempfile::TempDir),
     Memory(MemoryDisk),
+    /// In memory, on the tasks of the test's own runtime.
+    Tasks(MemoryDisk),
+}
+
+/// Tasks on tokio, and chances that are counted.
+#[derive(Default)]
+pub struct OnTokio(AtomicU64);
+
+impl Tasks for OnTokio {
+    fn spawn(&self, work: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        tokio::spawn(work);
+    }
+
+    fn unix_ms(&self) -> u64 {
+        1_800_000_000_000 + self.0.fetch_add(1, Relaxed)
+    }
+
+    fn chance(&self) -> u64 {
+        self.0.fetch_add(0x9e37_79b9_7f4a_7c15, Relaxed)
+    }
+
+    fn commit_takes(&self) -> [Duration; 2] {
+        [Duration::from_millis(self.0.fetch_add(1, Relaxed) % 3), Duration::from_millis(1)]
+    }
 }
 
 impl Place {
@@ -22,10 +55,19 @@ impl Place {
         Place::Memory(MemoryDisk::new(1 << 30))
     }
 
+    pub fn tasks() -> Place {
+        Place::Tasks(MemoryDisk::new(1 << 30))
+    }
+
     pub fn try_open(&self, options: Options) -> Result<(Log, Recovery), Error> {
         match self {
             Place::Folder(dir) => Log::open(dir.path(), options),
             Place::Memory(disk) => Log::open_in_memory(disk.clone(), options),
+            Place::Tasks(disk) => {
+                // A log of tasks that was dropped ends when they do; its handles are dead at once.
+                disk.restart_process();
+                Log::open_simulated(disk, options, Arc::new(OnTokio::default()))
+            }
         }
     }
 
@@ -70,7 +112,7 @@ pub async fn append(group: &GroupLog, entries: Vec<Entry>) -> Result<(), Error> 
     flushed.await.unwrap_or(Err(Error::Closed))
 }
 
-/// Defines a test that runs in a folder and in memory.
+/// Defines a test that runs in a folder, in memory, and in memory on tasks of a paused clock.
 #[macro_export]
 macro_rules! on_both {
     ($name:ident, $test:expr) => {
@@ -85,6 +127,11 @@ macro_rules! on_both {
             #[tokio::test]
             async fn in_memory() {
                 ($test)(Place::memory()).await;
+            }
+
+            #[tokio::test(start_paused = true)]
+            async fn on_tasks() {
+                ($test)(Place::tasks()).await;
             }
         }
     };

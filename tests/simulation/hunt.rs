@@ -1,0 +1,104 @@
+//! Planted bugs: is each one found, and is the program without one left in peace on the same seeds?
+//!
+//! Invariants: a mutant is a process of its own (`ANNAL_MUTANT`) of a build that has them (`target/mutants`); it is caught
+//! by a run that is not valid, under one of the first seeds.
+//! Not here: the bugs (`src/mutant.rs`, `wal/src/mutant.rs`), real runs (`cargo jepsen selftest`).
+
+use crate::{Wish, all, run::Report};
+use annal::mutant::{MUTANTS, Shows};
+use std::{
+    env,
+    process::{Command, ExitCode},
+    time::Instant,
+};
+
+/// Seeds a mutant gets to be caught under.
+pub(crate) const SEEDS_MAX: u64 = 20;
+
+/// Stands for all mutants.
+const ALL: &str = "all";
+const VARIABLE: &str = "ANNAL_MUTANT";
+
+/// Whether this process is that mutant, or is to go through all of them.
+pub(crate) fn is_planted(mutant: &str) -> bool {
+    cfg!(feature = "mutants") && (mutant == ALL || env::var(VARIABLE).is_ok_and(|planted| planted == mutant))
+}
+
+/// Starts the process that is.
+pub(crate) fn plant(mutant: &str, args: &[String]) -> ExitCode {
+    if mutant != ALL && !simulated().any(|name| name == mutant) {
+        let known: Vec<_> = simulated().collect();
+        eprintln!("{mutant}: no mutant that a simulation shows; there are {}", known.join(" "));
+        return ExitCode::from(2);
+    }
+    let mut command = match cfg!(feature = "mutants") {
+        true => Command::new(env::current_exe().expect("this program has a file")),
+        false => {
+            let mut cargo = Command::new(env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
+            cargo.args(["test", "--quiet", "--workspace", "--features", "mutants", "--target-dir"]);
+            cargo.args(["target/mutants", "--test", "simulation", "--"]);
+            cargo
+        }
+    };
+    if mutant != ALL {
+        command.env(VARIABLE, mutant);
+    }
+    match command.args(args).status() {
+        Ok(status) if status.success() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{command:?}: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn simulated() -> impl Iterator<Item = &'static str> {
+    MUTANTS.iter().filter(|(.., shows)| *shows == Shows::Everywhere).map(|(_, name, ..)| *name)
+}
+
+/// Runs seed after seed until the mutant of this process is caught; or, for all of them, a process each.
+pub(crate) fn hunt(wish: &Wish) -> ExitCode {
+    if wish.mutant.as_deref() == Some(ALL) {
+        return hunt_all(wish);
+    }
+    let mutant = wish.mutant.as_deref().unwrap_or_default();
+    let began = Instant::now();
+    for seed in wish.seed..wish.seed + wish.seeds {
+        let one = Wish { seed, seeds: 1, jobs: 1, trace: None, mutant: None };
+        let caught = all(&one, |_| ()).pop().filter(|report: &Report| !report.findings.is_empty());
+        if let Some(report) = caught {
+            let (seeds, took) = (seed - wish.seed + 1, began.elapsed().as_secs_f64());
+            let by = report.findings[0].chars().take(160).collect::<String>();
+            println!("| {mutant} | {seeds} | {took:.0} s | {by} |");
+            return ExitCode::SUCCESS;
+        }
+    }
+    println!("| {mutant} | more than {} | {:.0} s | nothing |", wish.seeds, began.elapsed().as_secs_f64());
+    ExitCode::FAILURE
+}
+
+fn hunt_all(wish: &Wish) -> ExitCode {
+    println!("| mutant | seeds needed | took | caught by |\n|---|---|---|---|");
+    let mut missed = Vec::new();
+    let span = [wish.seed.to_string(), wish.seeds.to_string()];
+    for mutant in simulated() {
+        let args = ["--mutant", mutant, "--seed", &span[0], "--seeds", &span[1]].map(str::to_owned);
+        if plant(mutant, &args) != ExitCode::SUCCESS {
+            missed.push(mutant);
+        }
+    }
+    let clean = Wish { seed: wish.seed, seeds: wish.seeds, jobs: wish.jobs, trace: None, mutant: None };
+    let accused: Vec<u64> =
+        all(&clean, |_| ()).iter().filter(|report| !report.findings.is_empty()).map(|r| r.seed).collect();
+    for (_, name, _, shows) in MUTANTS {
+        match shows {
+            Shows::Everywhere => {}
+            Shows::RealRuns(why) => println!("{name}: in real runs alone ({why})"),
+            Shows::NotYet(why) => println!("{name}: not yet ({why})"),
+        }
+    }
+    println!("without a mutant: {} seeds, violations under {accused:?}", wish.seeds);
+    println!("not caught: {missed:?}");
+    if missed.is_empty() && accused.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
