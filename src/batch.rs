@@ -1,9 +1,9 @@
 //! Batches that clock themselves: what waits goes out together as soon as nothing else is under way.
 //!
 //! Who waits alone waits for nobody; while a batch is under way the next one fills, and it follows early only if it
-//! is large enough that one more costs next to nothing. Behind a batch of several, the next one is held back as long as
-//! each turn of the event loop brings more: those who were just answered come again. So there is no timer, many callers
-//! share the cost of a batch, and a slow machine slows its callers.
+//! is large enough that one more costs next to nothing. Behind a batch of several, the next one is held back for those
+//! who were just answered: they come again, within turns of the event loop that take as long as there is other work. So
+//! there is no timer, many callers share the cost of a batch, and a slow machine slows its callers.
 //!
 //! Invariants: items leave in the order in which they came; batches under way are bounded in number and each in bytes
 //! and items (but for a single larger item).
@@ -24,8 +24,8 @@ const WORTH_BYTES: usize = 128 << 10;
 /// and one of so many items.
 const WORTH_ITEMS: usize = 256;
 
-/// So many turns of the event loop a batch is held back at the most.
-const TURNS: usize = 8;
+/// A batch is held back until so many turns of the event loop brought nothing.
+const TURNS_IN_VAIN: usize = 24;
 
 /// What is put into batches.
 pub trait Item {
@@ -51,8 +51,8 @@ pub struct Batches<T> {
     /// Taken from the queue, not yet in a batch.
     waiting: VecDeque<T>,
     waiting_bytes: usize,
-    /// The last batch held more than one item.
-    crowded: bool,
+    /// Items of the last batch.
+    crowd: usize,
     under_way: Arc<UnderWay>,
 }
 
@@ -76,7 +76,7 @@ impl<T: Item> Batches<T> {
     /// Over a queue.
     pub fn of(queue: mpsc::UnboundedReceiver<T>, limits: BatchLimits) -> Self {
         let (waiting, under_way) = Default::default();
-        Batches { limits, queue, waiting, waiting_bytes: 0, crowded: false, under_way }
+        Batches { limits, queue, waiting, waiting_bytes: 0, crowd: 0, under_way }
     }
 
     /// The next batch, once it may go out; `None` once nobody can add an item. May be dropped and asked again.
@@ -84,11 +84,11 @@ impl<T: Item> Batches<T> {
         loop {
             self.take_in_all();
             if self.may_go() {
-                if self.crowded {
+                if self.crowd > 1 {
                     self.take_in_latecomers().await;
                 }
                 let batch = self.take_out();
-                self.crowded = batch.len() > 1;
+                self.crowd = batch.len();
                 return Some((batch, self.slot()));
             }
             tokio::select! {
@@ -145,15 +145,14 @@ impl<T: Item> Batches<T> {
         }
     }
 
-    /// Takes in what the next turns of the event loop bring, while they bring something.
+    /// Takes in what the next turns of the event loop bring, until as many are there as were just answered.
     async fn take_in_latecomers(&mut self) {
-        for _ in 0..TURNS {
+        let (all, mut in_vain) = (self.waiting.len() + self.crowd, 0);
+        while self.waiting.len() < all && !self.is_full() && in_vain < TURNS_IN_VAIN {
             let before = self.waiting.len();
             tokio::task::yield_now().await;
             self.take_in_all();
-            if self.waiting.len() == before {
-                return;
-            }
+            in_vain = if self.waiting.len() == before { in_vain + 1 } else { 0 };
         }
     }
 
@@ -202,7 +201,7 @@ mod tests {
 
     /// The batch that may go now.
     fn now(batches: &mut Batches<usize>) -> Option<(Vec<usize>, Slot)> {
-        batches.crowded = false;
+        batches.crowd = 0;
         batches.next().now_or_never().flatten()
     }
 

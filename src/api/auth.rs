@@ -7,29 +7,14 @@
 use super::error::{ApiError, Result};
 use crate::model::Kind;
 use axum::{
-    extract::{MatchedPath, Request, State},
+    extract::{MatchedPath, Request},
     http::{HeaderMap, Method, header::AUTHORIZATION},
-    middleware::Next,
-    response::{IntoResponse, Response},
 };
-use std::sync::Arc;
 
 const OPEN: [&str; 4] = ["/", "/healthz", "/livez", "/readyz"];
 
 /// Last parts of the routes that read although they are POSTs.
 const READING_POSTS: [&str; 6] = ["/points", "/scroll", "/count", "/query", "/search", "/batch"];
-
-/// Turns away who may not do what the request asks.
-pub(super) async fn check(State(keys): State<Arc<Keys>>, request: Request, next: Next) -> Response {
-    let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-    if path.is_some_and(|path| OPEN.contains(&path)) {
-        return next.run(request).await;
-    }
-    match keys.admit(request.headers(), only_reads(request.method(), path)) {
-        Ok(()) => next.run(request).await,
-        Err(error) => error.into_response(),
-    }
-}
 
 /// Whether a request can change nothing.
 pub(super) fn only_reads(method: &Method, path: Option<&str>) -> bool {
@@ -53,6 +38,15 @@ pub struct Keys {
 }
 
 impl Keys {
+    /// Errors: whoever asks may not do what the request asks for.
+    pub(super) fn check(&self, request: &Request) -> Result<()> {
+        let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+        if path.is_some_and(|path| OPEN.contains(&path)) {
+            return Ok(());
+        }
+        self.admit(request.headers(), only_reads(request.method(), path))
+    }
+
     fn admit(&self, headers: &HeaderMap, only_reads: bool) -> Result<()> {
         if self.full.is_none() && self.read_only.is_none() {
             return Ok(());

@@ -11,15 +11,13 @@ use crate::{
 };
 use axum::{
     body::Body,
-    extract::Request,
     http::{HeaderName, HeaderValue, header::CONTENT_TYPE},
-    middleware::Next,
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What was written or seen, to be passed on.
 pub(super) const TOKEN: HeaderName = HeaderName::from_static("annal-token");
@@ -76,13 +74,11 @@ impl IntoResponse for Reply {
     }
 }
 
-/// Writes the body of every answer that has none yet.
-pub(super) async fn wrap(request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let mut response = next.run(request).await;
-    let time = || started.elapsed().as_secs_f64();
+/// Writes the body of an answer that has none yet.
+pub(super) fn wrap(response: &mut Response, took: Duration) {
+    let seconds = took.as_secs_f64();
     if let Some(Unwrapped(result)) = response.extensions_mut().remove() {
-        write_json(&mut response, success(&result, time()));
+        write_json(response, success(&result, seconds));
     } else if let Some(error) = response.extensions().get::<ApiError>() {
         if matches!(error.kind, Kind::Unauthorized | Kind::Forbidden) {
             let text = error.to_string();
@@ -91,11 +87,10 @@ pub(super) async fn wrap(request: Request, next: Next) -> Response {
                 .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
             *response.body_mut() = text.into();
         } else {
-            let body = failure(error, time());
-            write_json(&mut response, body);
+            let body = failure(error, seconds);
+            write_json(response, body);
         }
     }
-    response
 }
 
 fn write_json(response: &mut Response, body: Vec<u8>) {

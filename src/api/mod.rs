@@ -1,8 +1,8 @@
 //! The public HTTP door: Qdrant's REST (tier 1) and Annal's own routes.
 //!
 //! ```text
-//! request → observe → envelope → compress → catch panic → auth ─┬─ probes, metrics, change feeds, what is not built (501)
-//!                                                               └─ admit → wishes → deadline → decompress → handler
+//! request → compress → door (count, key, envelope) → catch panic ─┬─ probes, metrics, change feeds, what is not built (501)
+//!                                                                 └─ guard (load, wishes, deadline) → decompress → handler
 //! ```
 //!
 //! Invariants: JSON becomes model words here and nowhere else; a request is refused as a whole, naming the field
@@ -34,7 +34,7 @@ use axum::{
     Router,
     extract::{FromRef, MatchedPath, Request, State},
     http::{HeaderName, HeaderValue, Method, Uri},
-    middleware::{Next, from_fn, from_fn_with_state},
+    middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
 };
 use body::BodyLimit;
@@ -129,33 +129,32 @@ fn open() -> Router<Api> {
 /// The door of a node that has no cluster to ask yet.
 fn unready(why: &'static str) -> Router {
     let unready = async move || ApiError::new(Kind::Unavailable, "", why);
-    qdrant::vital_signs()
-        .fallback(unready)
-        .layer(ServiceBuilder::new().layer(from_fn(observe)).layer(from_fn(envelope::wrap)))
+    qdrant::vital_signs().fallback(unready).layer(from_fn_with_state(Arc::new(Keys::default()), door))
 }
 
 /// Puts the stack around the routes; `open` ones are neither turned away by load nor bound to a deadline.
+///
+/// Each of axum's layers clones and boxes all within it for every request, so what always goes together is one layer.
 fn layered<S: Clone + Send + Sync + 'static>(
     built: Router<S>,
     open: Router<S>,
     options: &ApiOptions,
 ) -> Router<S> {
-    let admission = Arc::new(Semaphore::new(options.in_flight_max));
+    let limits = Limits {
+        admission: Arc::new(Semaphore::new(options.in_flight_max)),
+        timeout_default: options.timeout_default,
+    };
     let built = built.layer(
         ServiceBuilder::new()
-            .layer(from_fn_with_state(admission, admit))
-            .layer(from_fn_with_state(options.timeout_default, wishes::read))
-            .layer(from_fn(give_up))
+            .layer(from_fn_with_state(limits, guard))
             .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true)),
     );
     let compress = CompressionLayer::new().quality(CompressionLevel::Fastest);
     built.merge(open).fallback(unknown).method_not_allowed_fallback(unknown).layer(
         ServiceBuilder::new()
-            .layer(from_fn(observe))
             .layer(compress.compress_when(compressed()))
-            .layer(from_fn(envelope::wrap))
-            .layer(CatchPanicLayer::custom(panicked))
-            .layer(from_fn_with_state(Arc::new(options.keys.clone()), auth::check)),
+            .layer(from_fn_with_state(Arc::new(options.keys.clone()), door))
+            .layer(CatchPanicLayer::custom(panicked)),
     )
 }
 
@@ -171,9 +170,9 @@ fn compressed() -> impl Predicate {
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Gives the request an id and a span, and counts it. The span is for those who look closely: it would be a fiftieth of
-/// a small write.
-async fn observe(mut request: Request, next: Next) -> Response {
+/// Around every request: gives it an id and a span, lets in who may do what it asks, puts the answer into its envelope,
+/// and counts it. The span is for those who look closely: it would be a fiftieth of a small write.
+async fn door(State(keys): State<Arc<Keys>>, mut request: Request, next: Next) -> Response {
     let _in_flight = metrics::InFlight::enter();
     let started = std::time::Instant::now();
     let id = request.headers().get(REQUEST_ID).cloned().unwrap_or_else(fresh_id);
@@ -182,7 +181,11 @@ async fn observe(mut request: Request, next: Next) -> Response {
     let uri = request.uri().clone();
     let span = tracing::debug_span!("http", ?id, %method, path = uri.path());
     request.headers_mut().insert(REQUEST_ID, id.clone());
-    let mut response = next.run(request).instrument(span).await;
+    let mut response = match keys.check(&request) {
+        Ok(()) => next.run(request).instrument(span).await,
+        Err(error) => error.into_response(),
+    };
+    envelope::wrap(&mut response, started.elapsed());
     metrics::answered(&route, method.as_str(), response.status().as_u16(), started.elapsed());
     if let Some(error) = response.extensions().get::<ApiError>().filter(|e| e.status().as_u16() == 500) {
         tracing::error!(?id, %method, path = uri.path(), %error, "request failed");
@@ -196,25 +199,34 @@ fn fresh_id() -> HeaderValue {
     HeaderValue::try_from(id).expect("hexadecimal digits are visible ASCII")
 }
 
-/// Takes a place among the requests in flight, or turns the request away at once.
-///
-/// Not tower's `LoadShed`: it asks for readiness, which tokio's cooperative budget may deny to a request that
-/// would find a place.
-async fn admit(State(admission): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
-    match admission.try_acquire() {
-        Ok(_place) => next.run(request).await,
-        Err(_) => ApiError::new(Kind::Limited, "", "too many requests are in flight already").into_response(),
-    }
-}
-
 /// How long after its deadline a request is cut off, if what it called did not give up by itself.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// The last guard of the deadline; handlers hand it on and what they call keeps it, and knows the effect.
-async fn give_up(wishes: wishes::Wishes, request: Request, next: Next) -> Response {
+/// What a node spends on requests.
+#[derive(Clone)]
+struct Limits {
+    /// Requests in flight.
+    admission: Arc<Semaphore>,
+    /// Time for one that does not say.
+    timeout_default: Duration,
+}
+
+/// Takes a place among the requests in flight, or turns the request away at once; reads its wishes; and cuts it off
+/// after its deadline, which what it calls keeps by itself, knowing the effect.
+///
+/// Not tower's `LoadShed`: it asks for readiness, which tokio's cooperative budget may deny to a request that
+/// would find a place.
+async fn guard(State(limits): State<Limits>, mut request: Request, next: Next) -> Response {
+    let Ok(_place) = limits.admission.try_acquire() else {
+        return ApiError::new(Kind::Limited, "", "too many requests are in flight already").into_response();
+    };
+    let deadline = match wishes::read(&mut request, limits.timeout_default) {
+        Ok(deadline) => deadline,
+        Err(error) => return error.into_response(),
+    };
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     let effect = if auth::only_reads(request.method(), path) { Effect::None } else { Effect::Unknown };
-    match tokio::time::timeout_at(wishes.deadline + GRACE, next.run(request)).await {
+    match tokio::time::timeout_at(deadline + GRACE, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {
             let error = ApiError::new(Kind::Timeout, "", "the request did not finish in time");

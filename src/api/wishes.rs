@@ -10,10 +10,8 @@ use crate::{
     model::RequestId,
 };
 use axum::{
-    extract::{FromRequestParts, Query, Request, State},
+    extract::{FromRequestParts, Query, Request},
     http::{HeaderMap, Uri, request::Parts},
-    middleware::Next,
-    response::{IntoResponse, Response},
 };
 use serde::Deserialize;
 use std::{str::FromStr, time::Duration};
@@ -188,19 +186,13 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     error.to_string()
 }
 
-/// Reads the wishes once, before anything else of a request is looked at.
-pub(super) async fn read(
-    State(timeout_default): State<Duration>,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    match Wishes::parse(request.headers(), request.uri(), Instant::now(), timeout_default) {
-        Ok(wishes) => {
-            request.extensions_mut().insert(wishes);
-            next.run(request).await
-        }
-        Err(error) => error.into_response(),
-    }
+/// Reads the wishes once, before anything else of a request is looked at, and leaves them for its handler; gives the
+/// deadline.
+pub(super) fn read(request: &mut Request, timeout_default: Duration) -> Result<Instant> {
+    let wishes = Wishes::parse(request.headers(), request.uri(), Instant::now(), timeout_default)?;
+    let deadline = wishes.deadline;
+    request.extensions_mut().insert(wishes);
+    Ok(deadline)
 }
 
 impl<S: Sync> FromRequestParts<S> for Wishes {

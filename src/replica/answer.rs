@@ -49,12 +49,13 @@ impl<M: StateMachine> Replica<M> {
             Request::ReadIndex { vote } => {
                 Answer::ReadIndex(self.read_index_for_another(route.from, vote).await?)
             }
+            Request::History { from } => Answer::History(self.inner.history_for_another(from).await?),
         };
         Ok(answer.encode(route.back()))
     }
 
-    /// Receives a snapshot that another replica sent through its [`super::Network::send_snapshot`], and replaces this
-    /// replica's state by it.
+    /// Receives a snapshot that another replica sent through its [`super::Network::send_snapshot`], fetches what that
+    /// replica's log has below it, and replaces this replica's state.
     ///
     /// Errors: `Misdirected`, `Format`, `Snapshot` (it was cut or damaged; no effect), `Stopped`.
     pub async fn receive_snapshot(
@@ -67,8 +68,10 @@ impl<M: StateMachine> Replica<M> {
         self.inner.progress.check_running()?;
         let received = SnapshotStream::receive(self.inner.incoming.clone(), body).await;
         let snapshot = received.map_err(|error| ReplicaError::Snapshot(Arc::new(error)))?;
+        self.inner.fetch_history(route.from, meta.last_log_id.as_ref()).await;
         let snapshot = SnapshotOf::<Types, _> { meta, snapshot };
         let installed = self.inner.raft.install_full_snapshot(vote, snapshot).await;
+        self.inner.shelf.clear();
         let installed = installed.map_err(|_| self.inner.progress.stopped(false))?;
         Ok(Answer::Snapshot(installed.vote).encode(route.back()))
     }

@@ -9,7 +9,9 @@ use super::{
     Applier, ReplicaError,
     entry::{RaftLogId, Types},
     progress::Progress,
+    tail,
 };
+use crate::machine::StateMachine;
 use annal_wal::{GroupId, GroupLog, LogIndex};
 use openraft::{Raft, async_runtime::watch::WatchReceiver as _, metrics::WaitError};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -48,6 +50,7 @@ pub(super) type Request = oneshot::Sender<Result<(), ReplicaError>>;
 pub(super) struct Checkpoints {
     pub(super) raft: Raft<Types, Applier>,
     pub(super) log: GroupLog,
+    pub(super) machine: Arc<dyn StateMachine>,
     pub(super) progress: Arc<Progress>,
     pub(super) limits: CheckpointLimits,
 }
@@ -62,6 +65,7 @@ impl Checkpoints {
         let mut look = interval(LOOK_EVERY.min(self.limits.every));
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut last_at, mut last_bytes) = (Instant::now(), self.progress.applied_bytes());
+        let mut told = None;
         loop {
             let mut asked = None;
             let mut purge_to = None;
@@ -85,6 +89,7 @@ impl Checkpoints {
             }
             (last_at, last_bytes) = (Instant::now(), self.progress.applied_bytes());
             let result = self.checkpoint(purge_to).await;
+            self.tell_history(&mut told).await;
             let stopped = result.is_err();
             if let Some(request) = asked {
                 // Whoever asked may have gone.
@@ -109,6 +114,20 @@ impl Checkpoints {
                 self.purge(upto).await
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Tells the machine where the log's history begins, if that has moved; what cannot be found out now is told later.
+    async fn tell_history(&self, told: &mut Option<LogIndex>) {
+        let Some(oldest) = self.log.state().oldest.filter(|oldest| Some(*oldest) > *told) else { return };
+        let first = tail::with(&self.machine, move |machine| {
+            tail::first_from(machine, oldest).inspect(|first| machine.history_starts_at(*first))
+        });
+        match first.await {
+            Ok(_) => *told = Some(oldest),
+            Err(error) => {
+                tracing::warn!(group = self.log.id().0, %error, "where history begins is not known")
+            }
         }
     }
 

@@ -6,6 +6,7 @@
 //! Not here: batching (the log's writer does it across all groups), caching (the log keeps its tail in memory).
 
 use super::{
+    backfill::Shelf,
     entry::{self, RaftEntry, RaftLeaderId, RaftLogId, RaftVote, Types},
     progress::Progress,
 };
@@ -35,11 +36,12 @@ const FULL_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct LogStore {
     log: GroupLog,
     progress: Arc<Progress>,
+    shelf: Arc<Shelf>,
 }
 
 impl LogStore {
-    pub(super) fn new(log: GroupLog, progress: Arc<Progress>) -> Self {
-        LogStore { log, progress }
+    pub(super) fn new(log: GroupLog, progress: Arc<Progress>, shelf: Arc<Shelf>) -> Self {
+        LogStore { log, progress, shelf }
     }
 
     async fn read(&self, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<RaftEntry>> {
@@ -162,7 +164,11 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn purge(&mut self, upto: RaftLogId) -> io::Result<()> {
-        self.log.purge(entry::id_to_log(&upto)).await.map_err(io::Error::other)
+        let upto = entry::id_to_log(&upto);
+        self.shelf.fill(&self.log, upto).await?;
+        self.log.purge(upto).await.map_err(io::Error::other)?;
+        self.progress.purged();
+        Ok(())
     }
 }
 

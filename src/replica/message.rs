@@ -62,6 +62,8 @@ pub(super) enum Request {
     /// The index a read must wait for, confirmed by a quorum. The vote of the one that asks is what it was after the
     /// read arrived.
     ReadIndex { vote: Option<RaftVote> },
+    /// What its log has from an index on, live or history, as far as it is applied.
+    History { from: LogIndex },
 }
 
 /// What it answers; for each request its own.
@@ -73,6 +75,8 @@ pub(super) enum Answer {
     ReadIndex(Result<ReadIndex, NoReadIndex>),
     /// The vote of the replica that was sent a snapshot.
     Snapshot(RaftVote),
+    /// Entries without a hole; from where the log begins if that lies above what was asked for.
+    History(Vec<annal_wal::Entry>),
 }
 
 /// Why there is no index to read at.
@@ -109,6 +113,7 @@ impl Request {
             Request::ReadIndex { vote } => {
                 Body::ReadIndex(ReadIndexRecord { vote: vote.map(BallotRecord::from) })
             }
+            Request::History { from } => Body::AskHistory(AskHistoryRecord { from: from.0 }),
         };
         encode(route, body)
     }
@@ -124,6 +129,7 @@ impl Request {
                 Request::Transfer(Transfer::new(vote(record.from)?, record.to, last))
             }
             Body::ReadIndex(record) => Request::ReadIndex { vote: record.vote.map(RaftVote::from) },
+            Body::AskHistory(record) => Request::History { from: LogIndex(record.from) },
             _ => return Err(wrong("not a request")),
         };
         Ok((route, request))
@@ -142,6 +148,9 @@ impl Answer {
             Answer::Transfer(transferred) => Body::Transferred(transferred.into()),
             Answer::ReadIndex(index) => Body::ReadAt(index.into()),
             Answer::Snapshot(vote) => Body::Installed(InstalledRecord { vote: Some(vote.into()) }),
+            Answer::History(entries) => {
+                Body::History(HistoryRecord { entries: entries.into_iter().map(EntryRecord::from).collect() })
+            }
         };
         encode(route, body)
     }
@@ -158,6 +167,7 @@ impl Answer {
             Body::Transferred(record) => Answer::Transfer(record.try_into()?),
             Body::ReadAt(record) => Answer::ReadIndex(record.try_into()?),
             Body::Installed(record) => Answer::Snapshot(vote(record.vote)?),
+            Body::History(record) => Answer::History(record.try_into()?),
             _ => return Err(wrong("not an answer")),
         };
         Ok((route, answer))
@@ -228,7 +238,7 @@ struct MessageRecord {
     to: u64,
     #[prost(uint64, tag = "3")]
     from: u64,
-    #[prost(oneof = "Body", tags = "4, 5, 6, 7, 8, 9, 20, 21, 22, 23, 24")]
+    #[prost(oneof = "Body", tags = "4, 5, 6, 7, 8, 9, 10, 20, 21, 22, 23, 24, 25")]
     body: Option<Body>,
 }
 
@@ -246,6 +256,8 @@ enum Body {
     ReadIndex(ReadIndexRecord),
     #[prost(message, tag = "9")]
     Snapshot(SnapshotRecord),
+    #[prost(message, tag = "10")]
+    AskHistory(AskHistoryRecord),
     #[prost(message, tag = "20")]
     Appended(AppendedRecord),
     #[prost(message, tag = "21")]
@@ -256,6 +268,8 @@ enum Body {
     ReadAt(ReadAtRecord),
     #[prost(message, tag = "24")]
     Installed(InstalledRecord),
+    #[prost(message, tag = "25")]
+    History(HistoryRecord),
 }
 
 /// Raft's vote: whom for, in which term, and whether a quorum agreed.
@@ -379,6 +393,18 @@ struct InstalledRecord {
     vote: Option<BallotRecord>,
 }
 
+#[derive(Clone, Copy, PartialEq, Message)]
+struct AskHistoryRecord {
+    #[prost(uint64, tag = "1")]
+    from: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct HistoryRecord {
+    #[prost(message, repeated, tag = "1")]
+    entries: Vec<EntryRecord>,
+}
+
 /// Outcomes of [`AppendedRecord`]; 0 is what a field left out would say, and means nothing.
 const APPENDED: u32 = 1;
 const APPENDED_PARTLY: u32 = 2;
@@ -419,15 +445,33 @@ impl From<annal_wal::Entry> for EntryRecord {
     }
 }
 
+impl TryFrom<EntryRecord> for annal_wal::Entry {
+    type Error = FormatError;
+
+    fn try_from(record: EntryRecord) -> Result<Self, FormatError> {
+        let id = record.id.ok_or_else(|| wrong("an entry without its id"))?;
+        Ok(annal_wal::Entry { id: entry::id_to_log(&id.into()), payload: record.payload })
+    }
+}
+
+impl TryFrom<HistoryRecord> for Vec<annal_wal::Entry> {
+    type Error = FormatError;
+
+    fn try_from(record: HistoryRecord) -> Result<Self, FormatError> {
+        let entries: Self = record.entries.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
+        let hole = entries.windows(2).find(|two| two[0].id.index.0 + 1 != two[1].id.index.0);
+        match hole {
+            Some(two) => Err(wrong(format!("entry {} follows {}", two[1].id.index.0, two[0].id.index.0))),
+            None => Ok(entries),
+        }
+    }
+}
+
 impl TryFrom<AppendRecord> for Append {
     type Error = FormatError;
 
     fn try_from(record: AppendRecord) -> Result<Self, FormatError> {
-        let entry = |record: EntryRecord| {
-            let id = record.id.ok_or_else(|| wrong("an entry without its id"))?;
-            let id = entry::id_to_log(&id.into());
-            entry::from_log(annal_wal::Entry { id, payload: record.payload })
-        };
+        let entry = |record: EntryRecord| entry::from_log(record.try_into()?);
         let append = Append {
             vote: vote(record.vote)?,
             prev_log_id: record.before.map(RaftLogId::from),

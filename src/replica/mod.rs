@@ -28,6 +28,7 @@
 
 mod answer;
 mod apply;
+mod backfill;
 mod checkpoint;
 mod entry;
 mod error;
@@ -68,6 +69,7 @@ use crate::{
 };
 use annal_wal::{GroupLog, Log};
 use apply::{Applier, InUse};
+use backfill::Shelf;
 use bytes::Bytes;
 use checkpoint::Checkpoints;
 use entry::{Mark, Types};
@@ -105,6 +107,8 @@ struct Inner {
     machine_released: CancellationToken,
     progress: Arc<Progress>,
     raft: Raft<Types, Applier>,
+    peers: Peers,
+    shelf: Arc<Shelf>,
     /// Set once openraft has been shut down.
     ended: OnceCell<()>,
     proposer: Proposer,
@@ -255,11 +259,12 @@ impl Inner {
         let replica = options.replica;
         let (answer_within, lease) = (options.answer_within(), options.lease());
         let peers = Peers { network, replica, append_within: answer_within, progress: progress.clone() };
+        let shelf = Arc::new(Shelf::default());
         let raft = Raft::new(
             replica.0,
             config,
             peers.clone(),
-            LogStore::new(group.clone(), progress.clone()),
+            LogStore::new(group.clone(), progress.clone(), shelf.clone()),
             Applier::new(machine.clone(), progress.clone(), mark, in_use),
         )
         .await
@@ -269,6 +274,7 @@ impl Inner {
         let checkpointing = Checkpoints {
             raft: raft.clone(),
             log: group.clone(),
+            machine: machine.clone(),
             progress: progress.clone(),
             limits: options.checkpoint,
         };
@@ -276,7 +282,8 @@ impl Inner {
         let dropped = CancellationToken::new();
         let (tell, leadership) = watch::channel(Leadership::default());
         world::spawn(mind(raft.clone(), replica, progress.clone(), tell, dropped.clone()));
-        let reads = Reads::start(raft.clone(), peers, leadership.clone(), answer_within, progress.clone());
+        let reads =
+            Reads::start(raft.clone(), peers.clone(), leadership.clone(), answer_within, progress.clone());
         Ok(Inner {
             replica,
             proposer: Proposer::start(raft.clone(), group.clone(), limits, lease, progress.clone()),
@@ -289,6 +296,8 @@ impl Inner {
             machine_released,
             progress,
             raft,
+            peers,
+            shelf,
             ended: OnceCell::new(),
             checkpoints,
             _dropped: dropped.drop_guard(),
@@ -350,7 +359,7 @@ async fn mind(
             () = dropped.cancelled() => return,
         }
     }
-    leadership.send_modify(|told| told.leader = None);
+    leadership.send_modify(|told| told.leader = told.leader.filter(|leader| *leader != replica));
     match &raft.metrics().borrow_watched().running_state {
         Err(openraft::errors::Fatal::Stopped) => progress.stop("shut down", false),
         Err(fatal) => progress.stop(fatal.to_string(), true),

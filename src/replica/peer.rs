@@ -35,7 +35,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, sleep, timeout, timeout_at},
 };
 
@@ -86,7 +86,9 @@ impl Peers {
         let action = match &request {
             Request::Vote(_) | Request::PreVote(_) => RPCTypes::Vote,
             Request::Transfer(_) => RPCTypes::TransferLeader,
-            Request::Append { .. } | Request::ReadIndex { .. } => RPCTypes::AppendEntries,
+            Request::Append { .. } | Request::ReadIndex { .. } | Request::History { .. } => {
+                RPCTypes::AppendEntries
+            }
         };
         let call = self.network.call(to, request.encode(route), deadline);
         let answer = match timeout_at(deadline, call).await {
@@ -259,7 +261,7 @@ impl RaftNetworkV2<Types> for Peer {
         let answer = tokio::select! {
             answer = peers.network.send_snapshot(*to, head, frames, Instant::now() + FAR_AWAY) => answer,
             closed = cancel => return Err(StreamingError::Closed(closed)),
-            waited = stalls(seen) => {
+            waited = stalls(seen, &peers.progress.history_asked) => {
                 return Err(peers.late(*to, RPCTypes::InstallSnapshot, waited).into());
             }
         };
@@ -271,14 +273,17 @@ impl RaftNetworkV2<Types> for Peer {
     }
 }
 
-/// Ends when nothing was taken of a snapshot for too long, or when a whole one is not installed in the end.
-async fn stalls(mut sent: watch::Receiver<Sent>) -> Duration {
+/// Ends when nothing was taken of a snapshot for too long, or when a whole one is not installed in the end; while the
+/// history below it is fetched, that is not yet begun.
+async fn stalls(mut sent: watch::Receiver<Sent>, history_asked: &Notify) -> Duration {
     loop {
         let Sent { bytes, whole } = *sent.borrow_and_update();
         if whole {
             let within = INSTALL_WITHIN + Duration::from_secs(bytes / INSTALL_BYTES_A_SECOND);
-            sleep(within).await;
-            return within;
+            tokio::select! {
+                () = sleep(within) => return within,
+                () = history_asked.notified() => continue,
+            }
         }
         match timeout(SNAPSHOT_STALLS_AFTER, sent.changed()).await {
             Ok(Ok(())) => {}

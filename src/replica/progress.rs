@@ -95,6 +95,8 @@ pub(super) struct Progress {
     kept: Mutex<(u64, BTreeMap<u64, Option<LogIndex>>)>,
     /// Told when another replica waits to hear how far its group is committed.
     pub(super) commits_wanted: Notify,
+    /// Told when another replica fetches a part of the log that goes with a snapshot.
+    pub(super) history_asked: Notify,
 }
 
 impl Progress {
@@ -113,6 +115,7 @@ impl Progress {
             applied_bytes: AtomicU64::new(0),
             kept: Mutex::default(),
             commits_wanted: Notify::new(),
+            history_asked: Notify::new(),
             log: Some(log),
         };
         progress.ladder();
@@ -133,6 +136,7 @@ impl Progress {
             applied_bytes: AtomicU64::default(),
             kept: Mutex::default(),
             commits_wanted: Notify::new(),
+            history_asked: Notify::new(),
             log: None,
         }
     }
@@ -220,6 +224,27 @@ impl Progress {
             _ = flushed.wait_for(|flushed| *flushed >= Some(last)) => Ok(()),
             _ = applied.wait_for(failed) => Err(io::Error::other("the log failed before it was flushed")),
         }
+    }
+
+    /// The log was purged, perhaps beyond its end: whoever waits for it looks again.
+    pub(super) fn purged(&self) {
+        self.flushed.send_modify(|_| ());
+    }
+
+    /// Waits until the log here reaches up to `index`, which a snapshot alone does not make it do.
+    ///
+    /// Errors: `Stopped` (no effect).
+    pub(super) async fn wait_logged(&self, index: LogIndex) -> Result<(), ReplicaError> {
+        let is_there =
+            || self.log.as_ref().is_none_or(|log| log.state().last.map(|id| id.index) >= Some(index));
+        let (mut flushed, mut applied) = (self.flushed.subscribe(), self.applied.subscribe());
+        while !is_there() {
+            tokio::select! {
+                _ = flushed.changed() => {}
+                _ = applied.wait_for(|applied| applied.stopped.is_some()) => return Err(self.stopped(false)),
+            }
+        }
+        Ok(())
     }
 
     /// The state machine has folded in everything up to `id`, `bytes` of commands in this step.

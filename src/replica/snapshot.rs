@@ -267,7 +267,7 @@ fn damaged(why: impl std::fmt::Display) -> io::Error {
 }
 
 /// A new file that only this handle knows, on the disk of `folder`.
-fn nameless(folder: &Path) -> io::Result<File> {
+pub(super) fn nameless(folder: &Path) -> io::Result<File> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let name = format!(".snapshot-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
     let path = folder.join(name);

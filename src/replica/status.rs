@@ -77,7 +77,7 @@ impl<M: StateMachine> Replica<M> {
                 ServerState::Learner => Role::Learner,
                 ServerState::Shutdown => Role::Stopped,
             },
-            leader: metrics.current_leader.filter(|_| !stopped).map(ReplicaId),
+            leader: metrics.current_leader.map(ReplicaId).filter(|leader| !stopped || leader != replica),
             members: Members::from(metrics.membership_config.membership()),
             read_rounds: reads.rounds(),
             failure: progress.failure(),

@@ -97,6 +97,8 @@ impl Tail {
     async fn read(&mut self) -> Result<(), ReplicaError> {
         let first = self.index;
         let applied = self.progress.wait(|applied| applied.index() >= Some(first), None).await?;
+        // A snapshot may have taken the machine further than the log is yet.
+        self.progress.wait_logged(first).await?;
         let entries = self.log.history(first, READ_BYTES).await?;
         for log_entry in entries.into_iter().take_while(|e| Some(e.id.index) <= applied.index()) {
             self.take(log_entry)?;
@@ -155,7 +157,7 @@ fn mark_at(machine: &dyn StateMachine, position: Position) -> Result<(Position, 
 
 /// The first position that can be counted when the log starts at `oldest`: marks only move up with positions, so the
 /// lowest one whose next entry is still there is found by halving.
-fn first_from(machine: &dyn StateMachine, oldest: LogIndex) -> Result<Position, ReplicaError> {
+pub(super) fn first_from(machine: &dyn StateMachine, oldest: LogIndex) -> Result<Position, ReplicaError> {
     let (mut low, mut high) = (0, machine.position().0);
     while low < high {
         let middle = low + (high - low) / 2;
@@ -166,7 +168,7 @@ fn first_from(machine: &dyn StateMachine, oldest: LogIndex) -> Result<Position, 
 }
 
 /// Asks the state machine, which may read files.
-async fn with<T: Send + 'static>(
+pub(super) async fn with<T: Send + 'static>(
     machine: &Arc<dyn StateMachine>,
     ask: impl FnOnce(&dyn StateMachine) -> Result<T, ReplicaError> + Send + 'static,
 ) -> Result<T, ReplicaError> {

@@ -2,7 +2,7 @@
 
 use crate::{
     SHARDS,
-    cluster::TestCluster,
+    cluster::{TestCluster, scaled},
     cluster_with_c,
     connection::Connection,
     history::Order,
@@ -90,7 +90,7 @@ fn search(
 fn a_shard_moves_under_load() {
     let mut cluster = cluster_with_c();
     // Something to carry over.
-    for first in (0..20_000u64).step_by(500) {
+    for first in (0..scaled("ANNAL_POINTS", 20_000)).step_by(500) {
         let points: Vec<_> = (first..first + 500)
             .map(|n| json!({"id": 1 << 40 | n, "vector": [n % 97, n % 89, n % 83, n], "payload": {"n": n}}))
             .collect();

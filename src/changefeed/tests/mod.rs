@@ -302,7 +302,8 @@ async fn a_consumer_cut_off_a_thousand_times_gets_everything_once() {
     let mut from = From::Begin;
     let mut inside = 0;
     while cuts < 1_000 || !taken.is_empty() {
-        let mut feed = pin!(open(&node.cluster, C, from, options.clone()).await.unwrap());
+        let options = FeedOptions { deadline: soon(), ..options.clone() };
+        let mut feed = pin!(open(&node.cluster, C, from, options).await.unwrap());
         let mut token = None;
         // A consumer sees a line whole or not at all.
         for _ in 0..rng.random_range(1..=8) {

@@ -100,6 +100,14 @@ impl Wires {
         }
     }
 
+    /// Ends once a replica's process is dead, which in here goes on for a while.
+    async fn lose_sight(&self, of: &Replica<Journal>) {
+        let lives = |other: &Replica<Journal>| Arc::ptr_eq(&other.inner, &of.inner);
+        while self.switches().replicas.get(&of.inner.replica).is_some_and(lives) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     fn find(&self, to: ReplicaId) -> Result<Replica<Journal>, Unreached> {
         let found = self.switches().replicas.get(&to).cloned();
         found.ok_or_else(|| Unreached(format!("replica {to} is down")))
@@ -163,7 +171,10 @@ impl Network for End {
                 }
                 Ok(Bytes::from(frame))
             });
-            let answer = replica.receive_snapshot(head, Box::pin(body)).await;
+            let answer = tokio::select! {
+                answer = replica.receive_snapshot(head, Box::pin(body)) => answer,
+                () = wires.lose_sight(&replica) => return Err(Unreached("its process died".into())),
+            };
             let answer = answer.map_err(|error| Unreached(error.to_string()))?;
             wires.pass(to, from).await;
             Ok(answer)

@@ -33,6 +33,11 @@ fn append(entries: Vec<RaftPayload>) -> Append {
     }
 }
 
+fn history(index: u64) -> annal_wal::Entry {
+    let id = annal_wal::LogId { term: Term(2), leader: 300, index: LogIndex(index) };
+    annal_wal::Entry { id, payload: Bytes::from_static(b"as the log keeps it") }
+}
+
 fn requests() -> Vec<(&'static str, Request)> {
     let commands = Commands::gather([Bytes::from_static(b"upsert"), Bytes::from_static(b"")].iter());
     let membership = RaftMembership::new_with_defaults(vec![[1, 2, 3].into(), [2, 3, 4].into()], [9]);
@@ -51,6 +56,7 @@ fn requests() -> Vec<(&'static str, Request)> {
         ("transfer", Request::Transfer(Transfer::new(vote(2, true), 4, Some(id(2, 8))))),
         ("read index", Request::ReadIndex { vote: None }),
         ("read index, with a vote", Request::ReadIndex { vote: Some(vote(2, true)) }),
+        ("history", Request::History { from: LogIndex(300) }),
     ]
 }
 
@@ -72,6 +78,8 @@ fn answers() -> Vec<(&'static str, Answer)> {
         ("no index, nobody leads", Answer::ReadIndex(Err(NoReadIndex::NotLeader(None)))),
         ("no index, no quorum", Answer::ReadIndex(Err(NoReadIndex::NoQuorum))),
         ("installed", Answer::Snapshot(vote(2, true))),
+        ("no history", Answer::History(Vec::new())),
+        ("history", Answer::History(vec![history(300), history(301)])),
     ]
 }
 

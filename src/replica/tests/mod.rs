@@ -41,6 +41,8 @@ pub(super) struct Journal {
     pub(super) fail_at: AtomicU64,
     /// Takes this long for a batch.
     pub(super) slow_ms: AtomicU64,
+    /// Where it was told that history begins.
+    pub(super) history: AtomicU64,
 }
 
 #[derive(Clone, Default, Debug, PartialEq, Eq)]
@@ -98,6 +100,10 @@ impl StateMachine for Journal {
         let bookmark = state.bookmark.clone();
         *self.saved.lock().unwrap() = state;
         Ok(bookmark)
+    }
+
+    fn history_starts_at(&self, position: Position) {
+        self.history.fetch_max(position.0, Ordering::Relaxed);
     }
 
     fn bookmark_at(&self, position: Position) -> Result<Option<(Position, Bookmark)>, MachineError> {

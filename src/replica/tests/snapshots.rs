@@ -31,6 +31,18 @@ async fn until(what: &str, reached: impl Fn() -> bool) {
     }
 }
 
+/// The first commands, as who follows the log sees them.
+async fn first_commands(replica: &Replica<Journal>, count: u64) -> Vec<Bytes> {
+    let mut tail = replica.tail(Position(1)).await.unwrap();
+    let mut commands = Vec::new();
+    for n in 1..=count {
+        let (position, command) = tail.next().await.unwrap();
+        assert_eq!(position, Position(n));
+        commands.push(command);
+    }
+    commands
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_learner_joins_by_snapshot_and_goes_on() {
     let mut group = purged().await;
@@ -48,9 +60,10 @@ async fn a_learner_joins_by_snapshot_and_goes_on() {
     let learner = group.replica(4);
     assert_eq!(learner.status().role, Role::Learner);
     assert_eq!(learner.machine().position(), Position(30));
-    // The log goes on after the snapshot.
+    // The log goes on after the snapshot, and reaches back as far as the leader's.
     let ladder = learner.status().ladder;
-    assert!(ladder.purged.is_some() && ladder.oldest > Some(LogIndex(0)), "{ladder:?}");
+    assert!(ladder.purged.is_some() && ladder.oldest == leader.status().ladder.oldest, "{ladder:?}");
+    assert_eq!(first_commands(&learner, 30).await, learner.machine().commands());
     drop(learner);
 
     // It finds all of that again.
@@ -58,6 +71,7 @@ async fn a_learner_joins_by_snapshot_and_goes_on() {
     put(&leader, command(31)).await;
     group.agree().await;
     assert_eq!(group.replica(4).machine().position(), Position(31));
+    assert_eq!(first_commands(&group.replica(4), 31).await, leader.machine().commands());
     assert_eq!(leader.status().members.learners, [ReplicaId(4)].into());
 }
 
@@ -159,4 +173,6 @@ async fn a_member_that_is_gone_does_not_pin_the_log() {
     group.start(away, disk, machine).await;
     group.agree().await;
     assert!(group.wires.snapshots() > 0);
+    // What it missed came with the snapshot: its log has no hole.
+    assert_eq!(first_commands(&group.replica(away.0), n).await, leader.machine().commands());
 }

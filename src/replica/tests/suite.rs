@@ -16,7 +16,10 @@ async fn parts(log: &Log) -> (LogStore, Applier) {
     let progress = Arc::new(Progress::apart());
     let machine = Arc::new(Journal::default());
     let in_use = InUse::new(progress.clone(), CancellationToken::new().drop_guard());
-    (LogStore::new(group, progress.clone()), Applier::new(machine, progress, Mark::default(), in_use))
+    (
+        LogStore::new(group, progress.clone(), Arc::default()),
+        Applier::new(machine, progress, Mark::default(), in_use),
+    )
 }
 
 impl StoreBuilder<Types, LogStore, Applier, Log> for InMemory {

@@ -111,6 +111,11 @@ async fn a_tail_that_comes_too_late_learns_where_history_starts() {
     let taken = take(&mut tail, last - oldest.0 + 1).await;
     assert_eq!(taken.first().unwrap().0, oldest.0);
     assert_eq!(taken.last().unwrap().0, last);
+    // The machine is told too: what it keeps beside commands that nobody can read any more may go.
+    replica.checkpoint(soon()).await.unwrap();
+    let told = replica.machine().history.load(Ordering::Relaxed);
+    assert!(1 < told && told <= last, "{told}");
+    assert!(told >= oldest.0, "{told}, though {oldest} is the first that can be read");
 }
 
 #[tokio::test]
