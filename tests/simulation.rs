@@ -112,11 +112,11 @@ fn simulate(wish: &Wish) -> ExitCode {
             println!("    again: {}", again(report.seed));
         }
     });
-    if let (Some(file), Some(text)) = (&wish.trace, reports.first().and_then(|r| r.text.as_deref())) {
-        if let Err(error) = std::fs::write(file, text) {
-            eprintln!("{file}: {error}");
-            return ExitCode::from(2);
-        }
+    if let (Some(file), Some(text)) = (&wish.trace, reports.first().and_then(|r| r.text.as_deref()))
+        && let Err(error) = std::fs::write(file, text)
+    {
+        eprintln!("{file}: {error}");
+        return ExitCode::from(2);
     }
     let wrong: Vec<u64> = reports.iter().filter(|r| !r.findings.is_empty()).map(|r| r.seed).collect();
     println!("{}", summary(&reports, began.elapsed()));
@@ -198,9 +198,11 @@ fn summary(reports: &[Report], took: Duration) -> String {
 /// Seeds that every `cargo test` runs.
 const TEST_SEEDS: u64 = 8;
 
+type Test = fn() -> Result<(), String>;
+
 /// As `cargo test` calls it: with a filter, or `--list`, or neither.
 fn test(args: &[String]) -> ExitCode {
-    let tests: [(&str, fn() -> Result<(), String>); 2] =
+    let tests: [(&str, Test); 2] =
         [("seeds_are_valid", seeds_are_valid), ("a_seed_in_two_processes_is_the_same", twice)];
     if args.iter().any(|arg| arg == "--list") {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
