@@ -1,8 +1,8 @@
 //! A node: opens every floor in order and closes them in reverse.
 //!
 //! Order: both listeners (HTTP answers from the first moment that the node is alive and starting); the data
-//! folder with the log (it locks its folder, so a second node on the same data stops here) and `node.json`; the
-//! peers' door, through which a node without data finds its cluster; the store; the cluster (catalog, then
+//! folder with the log (it locks its folder, so a second node on the same data stops here), the store and
+//! `node.json`; the peers' door, through which a node without data finds its cluster; the cluster (catalog, then
 //! shards). A failure of the log stops the whole process: what it could not write, nobody may be told of.
 
 mod folder;
@@ -187,8 +187,9 @@ async fn start(
     let folder = Folder::new(&config.data_dir, machine.clone())?;
     let opening = folder.clone();
     let (log_options, own) = (log_options(config), at.peer.clone());
-    let opened = world::blocking(move || opening.open_log(log_options, &own)).await??;
-    let (known, log, lost) = (opened.known, opened.log, opened.lost);
+    let cache_bytes = config.store.cache_bytes;
+    let opened = world::blocking(move || opening.open(log_options, cache_bytes, &own)).await??;
+    let folder::Opened { known, log, store, lost } = opened;
     // The node keeps the name it has in its cluster: the others know it by that.
     let named = known.as_ref().map(|file| file.get());
     let me = Newcomer {
@@ -219,8 +220,6 @@ async fn start(
             return Ok(None);
         }
     };
-    let (opening, cache_bytes) = (folder.clone(), config.store.cache_bytes);
-    let store = world::blocking(move || opening.open_store(cache_bytes)).await??;
     let standing = Standing { identity: settled, door, lost };
     let options = cluster_options(config, &standing, machine.as_ref());
     let identity = standing.identity.clone();

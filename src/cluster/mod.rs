@@ -59,6 +59,7 @@ use tokio_util::sync::CancellationToken;
 pub use error::ClusterError;
 pub use figures::{Figures, ReplicaFigures};
 pub use follow::{FollowError, Followed, Parts, ShardEvents, ShardStream};
+pub use presence::check_catalog;
 pub use token::Token;
 
 /// The live view of the cluster; cheap to clone.

@@ -15,8 +15,10 @@ use super::{
     shards::{LocalShard, Shards},
 };
 use crate::{
+    machine::StateMachine,
+    model::ReplicaId,
     net::Failure,
-    replica::{Network, Replica, ReplicaOptions, Role},
+    replica::{Network, Replica, ReplicaOptions, Role, check_reaches},
     store::Store,
     world,
 };
@@ -52,6 +54,15 @@ const ADMIT_WITHIN: Duration = Duration::from_secs(10);
 const ALIVE_WITHIN: Duration = Duration::from_secs(1);
 /// How long handing one group over may take when the node stops.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(2);
+
+/// Whether what a node has of the catalog in its store can be brought on from its log.
+///
+/// Errors: the catalog is damaged, or the log does not reach back to it.
+pub fn check_catalog(log: &Log, store: &Store, replica: ReplicaId) -> Result<()> {
+    let Some(group) = log.group(log_group(replica)) else { return Ok(()) };
+    let catalog = Catalog::open(store.clone())?;
+    Ok(check_reaches(&group, catalog.bookmark().as_ref())?)
+}
 
 impl Cluster {
     /// Opens the catalog and answers peers from then on; what the catalog names is opened in the background, see

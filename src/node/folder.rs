@@ -5,6 +5,7 @@
 //! wal/ damaged or gone, peers are known -> new incarnation; wal/ store/ index/ to damaged/; taken in again
 //! wal/ damaged or gone, no peers        -> refuse, and say what is damaged
 //! store/ damaged                        -> store/ index/ to damaged/; folded again from the log
+//! ... and the log does not reach back   -> of a shard: only that replica is lost; of the catalog: as if wal/ were damaged
 //! ```
 //!
 //! Invariants: nothing is set aside because of a lock, an I/O error or a newer format; a folder whose log was
@@ -17,8 +18,9 @@ use super::{
     machine::{LogTasks, Machine},
 };
 use crate::{
+    cluster::check_catalog,
     identity::IdentityFile,
-    model::ReplicaId,
+    model::{Kind, ReplicaId},
     store::{Store, StoreOptions},
 };
 use annal_wal::{ErrorKind, Log, Recovery};
@@ -38,13 +40,22 @@ pub(super) struct Folder {
     machine: Option<Machine>,
 }
 
-/// A folder whose log is open.
+/// A folder that is open.
 pub(super) struct Opened {
     /// What `node.json` says, if there is one.
     pub(super) known: Option<IdentityFile>,
     pub(super) log: Log,
+    pub(super) store: Store,
     /// Replicas of which live entries are lost in a log that opens: they must not vote.
     pub(super) lost: BTreeSet<ReplicaId>,
+}
+
+/// What is left of a node that lived in a folder.
+enum Left {
+    /// It goes on as who it was.
+    Whole { log: Log, store: Store, lost: BTreeSet<ReplicaId> },
+    /// It cannot, and why.
+    Lost(String),
 }
 
 impl Folder {
@@ -60,55 +71,83 @@ impl Folder {
         self.dir.join("node.json")
     }
 
-    /// Opens the log and reads `node.json`; `own` is the address that peers dial, and no peer.
-    pub(super) fn open_log(&self, options: annal_wal::Options, own: &str) -> Result<Opened, NodeError> {
+    /// Opens log and store and reads `node.json`; `own` is the address that peers dial, and no peer.
+    pub(super) fn open(
+        &self,
+        options: annal_wal::Options,
+        cache_bytes: u64,
+        own: &str,
+    ) -> Result<Opened, NodeError> {
         let path = self.identity();
         let known = self.tried(&path, IdentityFile::read(&path))?;
-        let wal = self.dir.join("wal");
         let Some(file) = known else {
             let (log, recovery) = self.open_wal(options)?;
             if !log.groups().is_empty() {
                 return Err(NodeError::Ownerless(path));
             }
-            return Ok(Opened { known: None, log, lost: lost(&recovery) });
+            return Ok(Opened {
+                known: None,
+                log,
+                store: self.open_store(cache_bytes)?,
+                lost: lost(&recovery),
+            });
         };
         let identity = file.get();
-        if identity.catalog_replica.is_none() {
+        let why = match identity.catalog_replica {
             // It was set aside before, maybe not to the end.
-            self.set_aside(&["wal", "store", "index"])?;
-            let (log, _) = self.open_wal(options)?;
-            return Ok(Opened { known: Some(file), log, lost: BTreeSet::new() });
-        }
-        let gone = self.machine.as_ref().map_or_else(|| !wal.exists(), |machine| machine.log.is_empty());
-        let why = if gone && !identity.founding {
-            format!("{} is gone", wal.display())
-        } else {
-            match self.open_wal(options.clone()) {
-                Ok((log, recovery)) => {
-                    let lost = lost(&recovery);
-                    if !identity.catalog_replica.is_some_and(|replica| lost.contains(&replica)) {
-                        return Ok(Opened { known: Some(file), log, lost });
+            None => None,
+            Some(catalog) => {
+                match self.open_left(options.clone(), cache_bytes, catalog, identity.founding)? {
+                    Left::Whole { log, store, lost } => {
+                        return Ok(Opened { known: Some(file), log, store, lost });
                     }
-                    // Without its catalog it cannot even learn what else it should hold.
-                    "entries of the catalog are damaged".to_owned()
+                    Left::Lost(why) => Some(why),
                 }
-                Err(e) if e.kind() == ErrorKind::Corrupt => e.to_string(),
-                Err(e) => return Err(e.into()),
             }
         };
-        if identity.peers.iter().all(|peer| peer == own) {
-            return Err(NodeError::Damaged(why));
+        if let Some(why) = why {
+            if identity.peers.iter().all(|peer| peer == own) {
+                return Err(NodeError::Damaged(why));
+            }
+            let peers = identity.peers.join(",");
+            tracing::error!(why, peers, "the log is lost: set aside, and taken in anew through the peers");
+            // First the new incarnation: whatever happens next, this folder is not taken for what it was.
+            self.tried(&path, file.set_lost())?;
         }
-        tracing::error!(
-            why,
-            peers = identity.peers.join(","),
-            "the log is lost: set aside, and taken in anew through the peers"
-        );
-        // First the new incarnation: whatever happens next, this folder is not taken for what it was.
-        self.tried(&path, file.set_lost())?;
         self.set_aside(&["wal", "store", "index"])?;
         let (log, _) = self.open_wal(options)?;
-        Ok(Opened { known: Some(file), log, lost: BTreeSet::new() })
+        Ok(Opened { known: Some(file), log, store: self.open_store(cache_bytes)?, lost: BTreeSet::new() })
+    }
+
+    /// Opens what a node that lived here has left.
+    fn open_left(
+        &self,
+        options: annal_wal::Options,
+        cache_bytes: u64,
+        catalog: ReplicaId,
+        founding: bool,
+    ) -> Result<Left, NodeError> {
+        let wal = self.dir.join("wal");
+        let gone = self.machine.as_ref().map_or_else(|| !wal.exists(), |machine| machine.log.is_empty());
+        if gone && !founding {
+            return Ok(Left::Lost(format!("{} is gone", wal.display())));
+        }
+        let (log, recovery) = match self.open_wal(options) {
+            Ok(opened) => opened,
+            Err(e) if e.kind() == ErrorKind::Corrupt => return Ok(Left::Lost(e.to_string())),
+            Err(e) => return Err(e.into()),
+        };
+        let lost = lost(&recovery);
+        // Without its catalog it cannot even learn what else it should hold.
+        if lost.contains(&catalog) {
+            return Ok(Left::Lost("entries of the catalog are damaged".to_owned()));
+        }
+        let store = self.open_store(cache_bytes)?;
+        match check_catalog(&log, &store, catalog) {
+            Ok(()) => Ok(Left::Whole { log, store, lost }),
+            Err(e) if e.kind() == Kind::Corrupt => Ok(Left::Lost(format!("of the catalog: {e}"))),
+            Err(e) => Err(e.into()),
+        }
     }
 
     fn open_wal(&self, options: annal_wal::Options) -> Result<(Log, Recovery), annal_wal::Error> {
@@ -119,7 +158,7 @@ impl Folder {
     }
 
     /// Opens the store; one that is damaged is set aside, and an empty one opened.
-    pub(super) fn open_store(&self, cache_bytes: u64) -> Result<Store, NodeError> {
+    fn open_store(&self, cache_bytes: u64) -> Result<Store, NodeError> {
         if let Some(machine) = &self.machine {
             return Ok(Store::open_in_memory(&machine.store));
         }
@@ -184,6 +223,7 @@ mod tests {
     use annal_wal::{Entry, GroupId, LogId, LogIndex, Term};
     use tempfile::TempDir;
 
+    const CACHE: u64 = 1 << 20;
     const OWN: &str = "127.0.0.1:1";
 
     fn options() -> annal_wal::Options {
@@ -194,7 +234,7 @@ mod tests {
     async fn lived_in(peers: &[&str]) -> (TempDir, Folder, Identity) {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::new(dir.path(), None).unwrap();
-        let log = folder.open_log(options(), OWN).unwrap().log;
+        let log = folder.open(options(), CACHE, OWN).unwrap().log;
         let group = log.create_group(GroupId(3)).await.unwrap();
         for index in 1..=50 {
             let id = LogId { term: Term(1), leader: 1, index: LogIndex(index) };
@@ -253,12 +293,12 @@ mod tests {
     #[tokio::test]
     async fn a_good_folder_is_opened_as_it_is() {
         let (_dir, folder, member) = lived_in(&["127.0.0.1:2"]).await;
-        let opened = folder.open_log(options(), OWN).unwrap();
+        let opened = folder.open(options(), CACHE, OWN).unwrap();
         assert_eq!(opened.known.unwrap().get(), member);
         assert_eq!(opened.log.groups(), [GroupId(3)]);
         assert!(opened.lost.is_empty());
         opened.log.shutdown().await.unwrap();
-        assert_eq!(folder.open_store(1 << 20).unwrap().keyspaces(), ["x"]);
+        assert!(opened.store.keyspaces().contains(&"x".to_owned()));
         assert!(!folder.dir.join("damaged").exists());
     }
 
@@ -266,7 +306,7 @@ mod tests {
     async fn a_damaged_log_is_set_aside_only_if_peers_are_known() {
         let (dir, folder, member) = lived_in(&[OWN]).await;
         flip(dir.path());
-        match folder.open_log(options(), OWN) {
+        match folder.open(options(), CACHE, OWN) {
             Err(NodeError::Damaged(why)) => assert!(why.contains("is damaged at offset"), "{why}"),
             other => panic!("{:?}", other.map(|o| o.lost)),
         }
@@ -274,7 +314,7 @@ mod tests {
 
         let file = IdentityFile::read(&folder.identity()).unwrap().unwrap();
         file.set_peers(vec![OWN.into(), "127.0.0.1:2".into()]).unwrap();
-        let opened = folder.open_log(options(), OWN).unwrap();
+        let opened = folder.open(options(), CACHE, OWN).unwrap();
         let now = opened.known.unwrap().get();
         assert_ne!(now.incarnation, member.incarnation);
         assert_eq!((now.cluster_id.as_str(), now.node.as_str(), now.catalog_replica), ("c", "n", None));
@@ -283,10 +323,11 @@ mod tests {
         for part in ["wal", "store", "index"] {
             assert!(dir.path().join("damaged").join(part).exists(), "{part}");
         }
-        assert!(folder.open_store(1 << 20).unwrap().keyspaces().is_empty());
+        assert!(opened.store.keyspaces().is_empty());
+        drop(opened.store);
         // Interrupted before it was taken in again: what there is by now is set aside too, the older one goes.
         fs::write(dir.path().join("store/later"), b"x").unwrap();
-        let again = folder.open_log(options(), OWN).unwrap();
+        let again = folder.open(options(), CACHE, OWN).unwrap();
         assert_eq!(again.known.unwrap().get(), now);
         again.log.shutdown().await.unwrap();
         assert!(dir.path().join("damaged/store/later").exists());
@@ -296,23 +337,24 @@ mod tests {
     async fn a_log_that_is_gone_is_no_new_beginning() {
         let (dir, folder, _) = lived_in(&["127.0.0.1:2"]).await;
         fs::remove_dir_all(dir.path().join("wal")).unwrap();
-        let opened = folder.open_log(options(), OWN).unwrap();
+        let opened = folder.open(options(), CACHE, OWN).unwrap();
         assert_eq!(opened.known.unwrap().get().catalog_replica, None);
         opened.log.shutdown().await.unwrap();
 
         let (dir, folder, _) = lived_in(&[]).await;
         fs::remove_dir_all(dir.path().join("wal")).unwrap();
-        assert!(matches!(folder.open_log(options(), OWN), Err(NodeError::Damaged(_))));
+        assert!(matches!(folder.open(options(), CACHE, OWN), Err(NodeError::Damaged(_))));
     }
 
     #[tokio::test]
     async fn a_log_without_an_owner_and_a_locked_one_are_left_alone() {
         let (dir, folder, _) = lived_in(&["127.0.0.1:2"]).await;
-        let held = folder.open_log(options(), OWN).unwrap().log;
-        assert!(matches!(folder.open_log(options(), OWN), Err(NodeError::Log(_))));
+        let Opened { log: held, store, .. } = folder.open(options(), CACHE, OWN).unwrap();
+        drop(store);
+        assert!(matches!(folder.open(options(), CACHE, OWN), Err(NodeError::Log(_))));
         held.shutdown().await.unwrap();
         fs::remove_file(folder.identity()).unwrap();
-        assert!(matches!(folder.open_log(options(), OWN), Err(NodeError::Ownerless(_))));
+        assert!(matches!(folder.open(options(), CACHE, OWN), Err(NodeError::Ownerless(_))));
         assert!(!dir.path().join("damaged").exists());
     }
 
@@ -328,9 +370,36 @@ mod tests {
             assert!(dir.path().join("damaged/store").exists(), "{name}");
             assert!(!dir.path().join("damaged/wal").exists());
             drop(store);
-            let opened = folder.open_log(options(), OWN).unwrap();
+            let opened = folder.open(options(), CACHE, OWN).unwrap();
             assert_eq!(opened.known.unwrap().get(), member);
             opened.log.shutdown().await.unwrap();
+        }
+    }
+
+    /// The store is gone and the catalog's history with it: it cannot be folded again.
+    #[tokio::test]
+    async fn a_catalog_that_the_log_does_not_reach_back_to_is_fetched_from_the_peers() {
+        for (peers, taken_in_again) in [(&["127.0.0.1:2"][..], true), (&[], false)] {
+            let (dir, folder, member) = lived_in(peers).await;
+            let opened = folder.open(options(), CACHE, OWN).unwrap();
+            // As a snapshot leaves it.
+            let group = opened.log.group(GroupId(3)).unwrap();
+            group.purge(LogId { term: Term(1), leader: 1, index: LogIndex(60) }).await.unwrap();
+            opened.log.shutdown().await.unwrap();
+            drop((opened, group));
+            match folder.open(options(), CACHE, OWN) {
+                Ok(opened) => {
+                    let now = opened.known.unwrap().get();
+                    assert!(taken_in_again && now.incarnation != member.incarnation);
+                    assert!(now.catalog_replica.is_none() && opened.log.groups().is_empty());
+                    assert!(opened.store.keyspaces().is_empty() && dir.path().join("damaged/wal").exists());
+                }
+                Err(NodeError::Damaged(why)) => {
+                    assert!(!taken_in_again && why.contains("catalog"), "{why}");
+                    assert!(!dir.path().join("damaged").exists());
+                }
+                Err(other) => panic!("{other}"),
+            }
         }
     }
 

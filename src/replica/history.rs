@@ -9,7 +9,7 @@ use super::{
     entry::{self, Mark, RaftPayload, StoredMembership},
 };
 use crate::{
-    machine::{MachineError, StateMachine},
+    machine::{Bookmark, MachineError, StateMachine},
     world,
 };
 use annal_wal::{GroupLog, LogIndex};
@@ -17,6 +17,21 @@ use std::sync::Arc;
 
 /// History read at once.
 const READ_BYTES: usize = 4 << 20;
+
+/// Whether the log reaches back to where a state machine stands, so that a replica can be opened on the two.
+///
+/// Errors: `Gap`, `Format`.
+pub fn check_reaches(group: &GroupLog, bookmark: Option<&Bookmark>) -> Result<(), ReplicaError> {
+    let (mark, state) = (Mark::of(bookmark)?, group.state());
+    let applied = mark.index();
+    let next = LogIndex(applied.map_or(0, |applied| applied.0 + 1));
+    match state.purged {
+        Some(purged) if next <= purged.index && state.oldest.is_none_or(|oldest| oldest > next) => {
+            Err(ReplicaError::Gap { applied, oldest: state.oldest.unwrap_or(LogIndex(purged.index.0 + 1)) })
+        }
+        _ => Ok(()),
+    }
+}
 
 /// Folds history into the machine until it stands at `purged`, if the log reaches back to where the machine stands;
 /// gives where it stands then.

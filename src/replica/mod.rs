@@ -53,6 +53,7 @@ pub use annal_wal::{GroupId, LogIndex, Term};
 pub use checkpoint::CheckpointLimits;
 pub use entry::{FormatError, Members};
 pub use error::ReplicaError;
+pub use history::check_reaches;
 pub use membership::Leadership;
 pub use network::{Network, Nobody, Unreached};
 pub use options::ReplicaOptions;
