@@ -126,7 +126,7 @@ async fn leadership_is_handed_over() {
         leader.transfer_leadership(Some(id(to)), soon()).await.unwrap();
         println!("handed over in {:?}", at.elapsed());
         // Known to lead when that returns; it takes commands once a quorum has answered it.
-        assert_eq!(leader.status().leader, Some(id(to)));
+        assert_eq!(leader.leadership().borrow().leader, Some(id(to)));
         assert_eq!(group.leader().await.inner.replica, id(to));
         n += 1;
         put(&group.replica(to), command(n)).await;
