@@ -6,46 +6,27 @@
 
 /// A planted bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "what each breaks is told once, in `MUTANTS`")]
 pub enum Mutant {
-    /// Reads are answered from what a replica happens to have applied.
     StaleRead,
-    /// A leader answers reads without asking whether it still leads.
     LeaseReadSkew,
-    /// The log acknowledges before it is on the disk.
     SkipFsync,
-    /// A leader takes a follower that cannot be reached for one that has the entries.
     AckBeforeQuorum,
-    /// Votes are not written down.
     VoteNotDurable,
-    /// The bookmark is committed before the effects it stands for.
     ApplyIndexNonatomic,
-    /// The change feed passes over a command now and then.
     DropTailEntry,
-    /// The change feed begins one command too early when it is resumed.
     DupTailOnReconnect,
-    /// A snapshot forgets which intents were carried out.
     DedupForgetOnSnapshot,
-    /// What was deleted while a replica was away is there again after a snapshot.
     ResurrectDeleteOnSnapshot,
-    /// Of a request with several points the last one is left out now and then.
     PartialBatch,
-    /// Searches do not wait for what was acknowledged.
     IndexLagNoWait,
-    /// The delta is dropped before the graph that replaces it can be searched.
     IndexDropOnSwap,
-    /// A purge of one group takes entries of another along.
     PurgeOtherGroup,
-    /// A write that timed out is said to have had no effect.
     InfoAsFail,
-    /// The log takes a failed write for a good one.
     IgnoreEio,
-    /// A snapshot is installed with the membership from before.
     MembershipStaleOnSnapshot,
-    /// A follower region passes over commands.
     FollowerRegionSkip,
-    /// A write is taken by a shard that does not hold its point.
     WrongShardAccept,
-    /// What a command does depends on the replica.
     NondetApply,
 }
 

@@ -99,8 +99,8 @@ fn consume(urls: &[String], replay: &mut Replay, end: &OnceLock<BTreeMap<u64, Co
                 continue;
             }
         };
-        // Every answer begins with a heartbeat, which says nothing about what is to come. A consumer that fell far behind
-        // would ask for history that left with the replicas that were wiped and moved.
+        // Every answer begins with a heartbeat, which says nothing about what is to come. Some cuts come at once, and on
+        // the whole the consumer keeps up with the writers.
         for count in 0..rng.random_range(1..400) {
             let Ok(Some(line)) = lines.next(Duration::from_secs(8)) else { break };
             replay.take(&line).unwrap();
