@@ -4,6 +4,8 @@
 //! cargo sim --seed 1                  # one run
 //! cargo sim --seed 1 --seeds 2000     # many
 //! cargo sim --seed 7 --trace FILE     # what happened, line by line; the same in every process
+//! ANNAL_LOG=annal=debug cargo sim --seed 7
+//!                                     # what the nodes say meanwhile
 //! cargo sim --mutant stale_read       # a planted bug: found within 20 seeds? (a build of its own, in target/mutants)
 //! cargo sim --mutant all              # each of them, and then the same seeds without one
 //! ```
@@ -56,6 +58,10 @@ struct Wish {
 
 fn main() -> ExitCode {
     run::note_panics();
+    // What the nodes say, beside the trace.
+    if let Ok(filter) = env::var("ANNAL_LOG") {
+        tracing_subscriber::fmt().without_time().with_env_filter(filter).with_writer(std::io::stderr).init();
+    }
     let args: Vec<String> = env::args().skip(1).collect();
     match wish(&args) {
         Ok(Some(Wish { mutant: Some(mutant), .. })) if !hunt::is_planted(&mutant) => {

@@ -88,7 +88,14 @@ impl<'a> Ground<'a> {
         next_node(&free, &stay, &self.load)
     }
 
-    fn group(&mut self, group: &GroupRecord, wanted: usize) -> Option<CatalogCommand> {
+    /// The replica that a group with too many gives up: one beside another on its node, else one of a full node.
+    fn surplus(&self, group: &'a GroupRecord) -> Option<&'a ReplicaRecord> {
+        let beside = |r: &ReplicaRecord| group.staying().filter(|other| other.node == r.node).count();
+        let load = |r: &ReplicaRecord| self.load.get(r.node.as_str()).copied();
+        group.staying().max_by_key(|r| (beside(r), load(r), r.replica))
+    }
+
+    fn group(&mut self, group: &'a GroupRecord, wanted: usize) -> Option<CatalogCommand> {
         let number = group.group;
         if !group.is_founded() {
             return None;
@@ -111,6 +118,10 @@ impl<'a> Ground<'a> {
         let to = match leaving {
             Some(r) => self.target(group, &[&r.node]),
             None if group.staying().count() < wanted => self.target(group, &[]),
+            None if group.staying().count() > wanted => {
+                let instead_of = Some(self.surplus(group)?.replica);
+                return Some(CatalogCommand::Plan { group: number, to: None, instead_of });
+            }
             None => return None,
         };
         if let Some(to) = to {
@@ -131,7 +142,11 @@ impl<'a> Ground<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::{CollectionSpec, placement::place};
+    use crate::{
+        cluster::{CollectionSpec, catalog::CollectionRecord, placement::place},
+        model::ReplicaId,
+    };
+    use std::sync::Arc;
 
     fn cluster(nodes: u32, replication_factor: u32) -> CatalogState {
         let mut state = CatalogState::default();
@@ -211,6 +226,24 @@ mod tests {
         }
         run(&mut state, &BTreeSet::new());
         assert!((0..3).all(|shard| nodes(&state, shard).len() == 3), "{state:?}");
+    }
+
+    #[test]
+    fn what_is_too_much_is_given_up() {
+        let mut state = cluster(4, 3);
+        let record = state.collections["c"].clone();
+        let mut more = CollectionRecord::clone(&record);
+        let twice = ReplicaRecord { replica: ReplicaId(1_000), ..more.shards[0].replicas[0].clone() };
+        more.shards[0].replicas.push(twice);
+        more.spec.replication_factor = 3;
+        state.collections.insert("c".into(), Arc::new(more));
+        assert_eq!(run(&mut state, &BTreeSet::new()), 1);
+        assert_eq!(state.collections["c"].shards, record.shards, "the later of two on a node goes");
+        let mut fewer = CollectionRecord::clone(&record);
+        fewer.spec.replication_factor = 2;
+        state.collections.insert("c".into(), Arc::new(fewer));
+        run(&mut state, &BTreeSet::new());
+        assert!((0..3).all(|shard| nodes(&state, shard).len() == 2), "{state:?}");
     }
 
     #[test]

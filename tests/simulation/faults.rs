@@ -347,7 +347,8 @@ impl Nemesis {
             for shard in shards.filter(|shard| !shard["collection"].is_null()) {
                 let replicas = shard["replicas"].as_array().map_or(0, Vec::len);
                 if replicas != wanted {
-                    return Some(format!("{replicas} replicas of {}, {wanted} are wanted", shard["shard"]));
+                    let shard = format!("{}: {}", shard["shard"], shard["replicas"]);
+                    return Some(format!("{replicas} replicas, {wanted} are wanted, of shard {shard}"));
                 }
             }
         }

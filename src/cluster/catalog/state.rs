@@ -161,7 +161,9 @@ impl CatalogState {
                 self.nodes.get_mut(&name).expect("just inserted").state = before.state;
                 return Ok(());
             }
-            let lost: Vec<ReplicaId> = self.replicas_of(&name).map(|r| r.replica).collect();
+            // One that leaves has been replaced before: its node may have lost its data twice.
+            let stays = |r: &&ReplicaRecord| r.phase != Phase::Leaving;
+            let lost: Vec<ReplicaId> = self.replicas_of(&name).filter(stays).map(|r| r.replica).collect();
             for replica in lost {
                 self.bury(replica);
             }
@@ -564,6 +566,11 @@ mod tests {
         let new = after.replicas.last().expect("there");
         assert_eq!((new.node.as_str(), new.incarnation.as_str(), new.phase), ("b", "2", Phase::Planned));
         assert_eq!(phases(&state.catalog).len(), 4, "{:?}", state.catalog);
+        // It may lose its data again before the old replica is out: still one new replica, not two.
+        state.apply(CatalogCommand::Join { node: node("b", "3") }).expect("fits");
+        let after = shard(&state, "x");
+        let staying: Vec<_> = after.staying().map(|r| (r.node.as_str(), r.incarnation.as_str())).collect();
+        assert_eq!(staying, [("a", "1"), ("c", "1"), ("b", "3")], "{after:?}");
         // The other two voters cannot both be given up.
         let others: Vec<ReplicaId> = after.in_phase(Phase::Voter).map(|r| r.replica).collect();
         let lost = state.apply(CatalogCommand::Lost { replica: others[0] });
