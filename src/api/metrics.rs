@@ -2,8 +2,10 @@
 //!
 //! Not here: figures that are looked up when somebody asks (see `scrape`).
 
+use hyper::Method;
+use metrics::{Counter, Gauge, Histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
-use std::{io, sync::OnceLock, time::Duration};
+use std::{cell::RefCell, collections::HashMap, io, sync::OnceLock, time::Duration};
 
 /// Requests answered, by route, method and status.
 const REQUESTS: &str = "annal_http_requests_total";
@@ -42,19 +44,23 @@ fn install() -> Result<PrometheusHandle, BuildError> {
     Ok(handle)
 }
 
+thread_local! {
+    static REQUESTS_IN_FLIGHT: Gauge = metrics::gauge!(IN_FLIGHT);
+}
+
 /// A request being served; counted out when dropped (also when its client went away).
 pub(super) struct InFlight(());
 
 impl InFlight {
     pub(super) fn enter() -> Self {
-        metrics::gauge!(IN_FLIGHT).increment(1.0);
+        REQUESTS_IN_FLIGHT.with(|gauge| gauge.increment(1.0));
         InFlight(())
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        metrics::gauge!(IN_FLIGHT).decrement(1.0);
+        REQUESTS_IN_FLIGHT.with(|gauge| gauge.decrement(1.0));
     }
 }
 
@@ -74,10 +80,52 @@ impl Drop for FeedOpen {
     }
 }
 
+/// The counters of one kind of answer.
+struct Answered {
+    method: &'static str,
+    status: u16,
+    seconds: Histogram,
+    requests: Counter,
+}
+
+thread_local! {
+    /// By route: looking counters up by their labels took 2 % of a write's time.
+    static ANSWERED: RefCell<HashMap<String, Vec<Answered>>> = RefCell::default();
+}
+
 /// Counts an answer.
-pub(super) fn answered(route: &str, method: &str, status: u16, took: Duration) {
-    let labels = [("route", route.to_owned()), ("method", method.to_owned())];
-    metrics::histogram!(SECONDS, &labels).record(took);
-    let [route, method] = labels;
-    metrics::counter!(REQUESTS, &[route, method, ("status", status.to_string())]).increment(1);
+pub(super) fn answered(route: &str, method: &Method, status: u16, took: Duration) {
+    let method = named(method);
+    ANSWERED.with_borrow_mut(|routes| {
+        let kinds = match routes.get_mut(route) {
+            Some(kinds) => kinds,
+            None => routes.entry(route.to_owned()).or_default(),
+        };
+        let same = |kind: &Answered| (kind.method, kind.status) == (method, status);
+        let at = kinds.iter().position(same).unwrap_or_else(|| {
+            kinds.push(Answered::new(route, method, status));
+            kinds.len() - 1
+        });
+        kinds[at].seconds.record(took);
+        kinds[at].requests.increment(1);
+    });
+}
+
+/// A method's name; strange ones are counted together.
+fn named(method: &Method) -> &'static str {
+    let known = [&Method::GET, &Method::PUT, &Method::POST, &Method::PATCH, &Method::DELETE, &Method::HEAD];
+    match known.iter().position(|known| *known == method) {
+        Some(at) => ["GET", "PUT", "POST", "PATCH", "DELETE", "HEAD"][at],
+        None => "other",
+    }
+}
+
+impl Answered {
+    fn new(route: &str, method: &'static str, status: u16) -> Answered {
+        let labels = [("route", route.to_owned()), ("method", method.to_owned())];
+        let seconds = metrics::histogram!(SECONDS, &labels);
+        let [route, method_label] = labels;
+        let requests = metrics::counter!(REQUESTS, &[route, method_label, ("status", status.to_string())]);
+        Answered { method, status, seconds, requests }
+    }
 }

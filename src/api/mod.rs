@@ -186,7 +186,7 @@ async fn door(State(keys): State<Arc<Keys>>, mut request: Request, next: Next) -
         Err(error) => error.into_response(),
     };
     envelope::wrap(&mut response, started.elapsed());
-    metrics::answered(&route, method.as_str(), response.status().as_u16(), started.elapsed());
+    metrics::answered(&route, &method, response.status().as_u16(), started.elapsed());
     if let Some(error) = response.extensions().get::<ApiError>().filter(|e| e.status().as_u16() == 500) {
         tracing::error!(?id, %method, path = uri.path(), %error, "request failed");
     }

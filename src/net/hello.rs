@@ -12,7 +12,7 @@ use hyper::{
 pub(super) const PATH: &str = "/hello";
 
 /// What peers speak; another number is refused, not guessed at.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 
 const FORMAT_HEADER: HeaderName = HeaderName::from_static("annal-peer-format");
 const NODE: HeaderName = HeaderName::from_static("annal-node");
@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn another_format_is_refused() {
         let mut said = headers(&Credentials::default(), None).unwrap();
-        said.insert(FORMAT_HEADER, HeaderValue::from_static("2"));
+        said.insert(FORMAT_HEADER, HeaderValue::from_static("1"));
         assert_eq!(check(&Credentials::default(), &said).unwrap_err().0, StatusCode::FORBIDDEN);
     }
 }

@@ -1,7 +1,7 @@
 //! How nodes reach each other: one HTTP/2 connection a peer, over which everything goes.
 //!
 //! ```text
-//! Peers::call ──┐                                                        ┌── Service::answer
+//! Peers::call ──┐                                                        ┌── Service::answer   (small: `pipe`)
 //! Peers::upload ┼─> connection (hello once, then streams, pings) ─> serve ┼── Service::receive
 //! Peers::download ┘                                                      └── Service::stream
 //! ```
@@ -20,10 +20,12 @@ mod body;
 mod carrier;
 mod hello;
 mod peers;
+mod pipe;
 mod server;
 pub mod socket;
 #[cfg(test)]
 mod tests;
+mod traffic;
 
 pub use carrier::Carrier;
 pub use peers::Peers;
@@ -121,6 +123,19 @@ impl Failure {
     /// A failure of a kind.
     pub fn new(code: impl Into<String>, message: impl Into<String>) -> Failure {
         Failure { code: code.into(), message: message.into() }
+    }
+
+    fn encode(&self) -> Bytes {
+        rmp_serde::to_vec(self).expect("two strings can be written").into()
+    }
+
+    /// The failure that a peer's bytes tell of.
+    fn into_error(to: &str, bytes: &[u8]) -> CallError {
+        let to = to.to_owned();
+        match rmp_serde::from_slice(bytes) {
+            Ok(Failure { code, message }) => CallError::Failed { to, code, message },
+            Err(error) => CallError::Lost { to, why: format!("a failure that cannot be read: {error}") },
+        }
     }
 
     /// There is no such path.

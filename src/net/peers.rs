@@ -7,7 +7,10 @@ use super::{
     ByteStream, CALL_BYTES_MAX, CONNECT_WITHIN, CONNECTION_WINDOW, CallError, Carrier, Credentials,
     FRAME_BYTES, Failure, HELLO_WITHIN, PING_EVERY, PING_WITHIN, RETRY_AFTER, STREAM_WINDOW,
     body::{self, Outgoing},
-    hello, socket,
+    hello,
+    pipe::{self, Pipe, Told, Untold},
+    socket,
+    traffic::Traffic,
 };
 use crate::world;
 use arc_swap::ArcSwapOption;
@@ -31,11 +34,6 @@ use std::{
 };
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// Calls made, by path and by how they ended.
-const CALLS: &str = "annal_peer_calls_total";
-/// Bytes of bodies, by path and direction.
-const BYTES: &str = "annal_peer_bytes_total";
-
 type Result<T> = std::result::Result<T, CallError>;
 type Sender = SendRequest<Outgoing>;
 
@@ -49,6 +47,7 @@ struct Inner {
     credentials: Credentials,
     cluster: ArcSwapOption<String>,
     links: RwLock<HashMap<String, Arc<Link>>>,
+    traffic: Traffic,
     /// Instead of connections, in a simulation.
     carrier: Option<Arc<dyn Carrier>>,
 }
@@ -61,22 +60,35 @@ struct Link {
 
 enum State {
     Idle,
-    Dialing(Shared<BoxFuture<'static, Result<Sender>>>),
-    Live(Sender),
+    Dialing(Shared<BoxFuture<'static, Result<Connection>>>),
+    Live(Connection),
     Failed(Instant, CallError),
+}
+
+/// A connection that said hello.
+#[derive(Clone)]
+struct Connection {
+    sender: Sender,
+    pipe: Pipe,
+}
+
+impl Connection {
+    fn is_over(&self) -> bool {
+        self.sender.is_closed() || self.pipe.is_over()
+    }
 }
 
 impl Peers {
     /// No peers yet, and no cluster.
     pub fn new(credentials: Credentials) -> Peers {
-        let (cluster, links) = Default::default();
-        Peers { inner: Arc::new(Inner { credentials, cluster, links, carrier: None }) }
+        let (cluster, links, traffic) = Default::default();
+        Peers { inner: Arc::new(Inner { credentials, cluster, links, traffic, carrier: None }) }
     }
 
     /// As `new`, over something else than sockets.
     pub fn over(credentials: Credentials, carrier: Arc<dyn Carrier>) -> Peers {
-        let (cluster, links) = Default::default();
-        Peers { inner: Arc::new(Inner { credentials, cluster, links, carrier: Some(carrier) }) }
+        let (cluster, links, traffic) = Default::default();
+        Peers { inner: Arc::new(Inner { credentials, cluster, links, traffic, carrier: Some(carrier) }) }
     }
 
     /// The cluster this node belongs to from now on: sent in every hello, and asked of those who call us.
@@ -105,17 +117,20 @@ impl Peers {
 
     /// Asks a peer. `path` starts with `/`; `body` is at most [`CALL_BYTES_MAX`].
     ///
-    /// Cost: one stream on the peer's connection; no copy of a body that fits a frame.
+    /// Cost: a frame each way and two copies of a small body; above 64 KiB a stream on the peer's connection.
     pub async fn call(&self, to: &str, path: &'static str, body: Bytes, deadline: Instant) -> Result<Bytes> {
         let sent = body.len();
         if let Some(carrier) = &self.inner.carrier {
             return carried(to, deadline, carrier.call(to, path, body)).await;
         }
+        if sent <= pipe::BODY_BYTES_MAX {
+            return self.counted(path, sent, self.ask(to, path, &body, deadline).await);
+        }
         let exchange = async {
             let response = self.send(to, Method::POST, path, checked(to, body)?, deadline).await?;
             read_answer(to, response, deadline).await
         };
-        counted(path, sent, exchange.await)
+        self.counted(path, sent, exchange.await)
     }
 
     /// Sends a stream to a peer, behind a `head` of at most [`CALL_BYTES_MAX`]. `body` is read as fast as the
@@ -134,12 +149,12 @@ impl Peers {
         if let Some(carrier) = &self.inner.carrier {
             return carried(to, deadline, carrier.upload(to, path, head, body)).await;
         }
-        let counter = metrics::counter!(BYTES, "path" => path, "direction" => "sent");
+        let counters = self.inner.traffic.of(path);
         // What broke the body says more than the reset that follows from it.
         let broke = Arc::new(OnceLock::new());
         let of = broke.clone();
         let body = body.inspect(move |item| match item {
-            Ok(bytes) => counter.increment(bytes.len() as u64),
+            Ok(bytes) => counters.sent.increment(bytes.len() as u64),
             Err(error) => _ = of.set(error.to_string()),
         });
         let exchange = async {
@@ -153,7 +168,7 @@ impl Peers {
             }
             (error, _) => error,
         });
-        counted(path, 0, outcome)
+        self.counted(path, 0, outcome)
     }
 
     /// Asks a peer for a stream. Its last item is an error if it was cut off; dropping it cancels it at the peer.
@@ -179,11 +194,40 @@ impl Peers {
             Ok(response)
         };
         let response = exchange.await;
-        count(path, sent, 0, response.as_ref().err());
+        let counters = self.inner.traffic.of(path);
+        counters.count(sent, 0, response.as_ref().err());
         let response = response?;
-        let counter = metrics::counter!(BYTES, "path" => path, "direction" => "received");
         let body = body::incoming(response.into_body());
-        Ok(body.inspect(move |item| counter.increment(item.as_ref().map_or(0, |b| b.len() as u64))).boxed())
+        let received = move |item: &io::Result<Bytes>| item.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        Ok(body.inspect(move |item| counters.received.increment(received(item))).boxed())
+    }
+
+    fn counted(&self, path: &'static str, sent: usize, outcome: Result<Bytes>) -> Result<Bytes> {
+        let received = outcome.as_ref().map_or(0, Bytes::len);
+        self.inner.traffic.of(path).count(sent, received, outcome.as_ref().err());
+        outcome
+    }
+
+    /// Asks through the pipe.
+    async fn ask(&self, to: &str, path: &'static str, body: &[u8], deadline: Instant) -> Result<Bytes> {
+        let link = self.link(to);
+        let to = to.to_owned();
+        // A connection may end between the look at it and the sending: what was never sent is sent once more.
+        for last in [false, true] {
+            let Connection { pipe, .. } = link.connection(self, deadline).await?;
+            return match timeout_at(deadline, pipe.call(path, body)).await {
+                Ok(Ok(Told::Answer(answer))) => Ok(answer),
+                Ok(Ok(Told::Failed(failure))) => Err(Failure::into_error(&to, &failure)),
+                Ok(Ok(Told::Refused(why))) => Err(CallError::Refused { to, why }),
+                Ok(Err(Untold::Unsent)) if !last => continue,
+                Ok(Err(Untold::Unsent | Untold::Unprocessed)) => {
+                    Err(CallError::Unreached { to, why: "it ends its connections".to_owned() })
+                }
+                Ok(Err(Untold::Broke(why))) => Err(CallError::Lost { to, why }),
+                Err(_) => Err(CallError::Deadline { to, sent: true }),
+            };
+        }
+        unreachable!("the second attempt returns")
     }
 
     /// Sends a request and waits for the head of its answer.
@@ -199,12 +243,7 @@ impl Peers {
         let mut request = request(method, path, body);
         // A connection may end between the look at it and the sending: what was never sent is sent once more.
         for last in [false, true] {
-            let mut sender = match link.live() {
-                Some(sender) => sender,
-                None => timeout_at(deadline, link.dial(self))
-                    .await
-                    .map_err(|_| CallError::Deadline { to: to.to_owned(), sent: false })??,
-            };
+            let Connection { mut sender, .. } = link.connection(self, deadline).await?;
             match timeout_at(deadline, sender.try_send_request(request)).await {
                 Ok(Ok(response)) => return Ok(response),
                 Ok(Err(mut failed)) => match failed.take_message() {
@@ -227,8 +266,8 @@ impl Peers {
         links.entry(to.to_owned()).or_insert_with(link).clone()
     }
 
-    /// Connects and says hello.
-    async fn connect(&self, to: &str) -> Result<Sender> {
+    /// Connects, says hello and opens the pipe.
+    async fn connect(&self, to: &str) -> Result<Connection> {
         let unreached = |why: String| CallError::Unreached { to: to.to_owned(), why };
         let stream = timeout(CONNECT_WITHIN, socket::connect(to))
             .await
@@ -260,12 +299,16 @@ impl Peers {
         let cluster = self.cluster();
         *hello.headers_mut() =
             hello::headers(self.credentials(), cluster.as_ref().map(|c| c.as_str())).map_err(unreached)?;
+        let (pipe, asks) = Pipe::new();
         let answered = async {
             let response = sender.send_request(hello).await.map_err(|e| unreached(reason(&e)))?;
-            read_answer(to, response, Instant::now() + HELLO_WITHIN).await
+            read_answer(to, response, Instant::now() + HELLO_WITHIN).await?;
+            let answers = sender.send_request(request(Method::POST, pipe::PATH, asks)).await;
+            world::spawn(pipe.calls().listen(answers.map_err(|e| unreached(reason(&e)))?.into_body()));
+            Ok(())
         };
         match timeout(HELLO_WITHIN, answered).await {
-            Ok(Ok(_)) => Ok(sender),
+            Ok(Ok(())) => Ok(Connection { sender, pipe }),
             Ok(Err(refused @ CallError::Refused { .. })) => Err(refused),
             // Whatever went wrong, no call was sent.
             Ok(Err(error)) => Err(unreached(error.to_string())),
@@ -279,20 +322,23 @@ impl Link {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection, if there is one and it is not known to be broken.
-    fn live(&self) -> Option<Sender> {
-        match &*self.lock() {
-            State::Live(sender) if !sender.is_closed() => Some(sender.clone()),
-            _ => None,
+    /// The connection; a new one if there is none, or it is known to be broken.
+    async fn connection(self: &Arc<Self>, peers: &Peers, deadline: Instant) -> Result<Connection> {
+        if let State::Live(connection) = &*self.lock()
+            && !connection.is_over()
+        {
+            return Ok(connection.clone());
         }
+        let late = |_| CallError::Deadline { to: self.to.clone(), sent: false };
+        timeout_at(deadline, self.dial(peers)).await.map_err(late)?
     }
 
     /// Waits for the attempt to connect that is under way, or starts one. It goes on if the caller gives up.
-    async fn dial(self: &Arc<Self>, peers: &Peers) -> Result<Sender> {
+    async fn dial(self: &Arc<Self>, peers: &Peers) -> Result<Connection> {
         let attempt = {
             let mut state = self.lock();
             match &*state {
-                State::Live(sender) if !sender.is_closed() => return Ok(sender.clone()),
+                State::Live(connection) if !connection.is_over() => return Ok(connection.clone()),
                 State::Failed(at, error) if at.elapsed() < RETRY_AFTER => return Err(error.clone()),
                 State::Dialing(attempt) if attempt.peek().is_none() => attempt.clone(),
                 _ => {
@@ -305,7 +351,7 @@ impl Link {
         attempt.await
     }
 
-    fn attempt(self: Arc<Self>, peers: Peers) -> Shared<BoxFuture<'static, Result<Sender>>> {
+    fn attempt(self: Arc<Self>, peers: Peers) -> Shared<BoxFuture<'static, Result<Connection>>> {
         let to = self.to.clone();
         let task = world::spawn(async move {
             let cluster = peers.cluster();
@@ -314,7 +360,7 @@ impl Link {
             match &outcome {
                 // The hello told of another cluster than ours is by now: this connection serves those who waited.
                 _ if peers.cluster() != cluster => *state = State::Idle,
-                Ok(sender) => *state = State::Live(sender.clone()),
+                Ok(connection) => *state = State::Live(connection.clone()),
                 Err(error) => *state = State::Failed(Instant::now(), error.clone()),
             }
             outcome
@@ -371,18 +417,14 @@ async fn read_failure(to: &str, response: Response<Incoming>, deadline: Instant)
         Ok(body) => body,
         Err(error) => return error,
     };
-    let to = to.to_owned();
     match status {
-        StatusCode::UNPROCESSABLE_ENTITY => match rmp_serde::from_slice(&body) {
-            Ok(Failure { code, message }) => CallError::Failed { to, code, message },
-            Err(error) => CallError::Lost { to, why: format!("a failure that cannot be read: {error}") },
-        },
+        StatusCode::UNPROCESSABLE_ENTITY => Failure::into_error(to, &body),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => {
-            CallError::Refused { to, why: String::from_utf8_lossy(&body).into_owned() }
+            CallError::Refused { to: to.to_owned(), why: String::from_utf8_lossy(&body).into_owned() }
         }
         status => {
             let why = format!("answered {status}: {}", String::from_utf8_lossy(&body));
-            CallError::Lost { to, why }
+            CallError::Lost { to: to.to_owned(), why }
         }
     }
 }
@@ -409,29 +451,6 @@ fn reason(error: &(dyn Error + 'static)) -> String {
     let mut words: Vec<String> = causes(error).map(ToString::to_string).collect();
     words.dedup();
     words.join(": ")
-}
-
-fn counted(path: &'static str, sent: usize, outcome: Result<Bytes>) -> Result<Bytes> {
-    count(path, sent, outcome.as_ref().map_or(0, Bytes::len), outcome.as_ref().err());
-    outcome
-}
-
-/// Counts a call that ended.
-fn count(path: &'static str, sent: usize, received: usize, error: Option<&CallError>) {
-    let end = match error {
-        None => "answered",
-        Some(CallError::Unreached { .. }) => "unreached",
-        Some(CallError::Lost { .. }) => "lost",
-        Some(CallError::Refused { .. }) => "refused",
-        Some(CallError::Deadline { .. }) => "deadline",
-        Some(CallError::Failed { .. }) => "failed",
-    };
-    metrics::counter!(CALLS, "path" => path, "end" => end).increment(1);
-    for (direction, bytes) in [("sent", sent), ("received", received)] {
-        if bytes > 0 {
-            metrics::counter!(BYTES, "path" => path, "direction" => direction).increment(bytes as u64);
-        }
-    }
 }
 
 impl From<CallError> for io::Error {

@@ -7,10 +7,12 @@ use super::{
     STREAMS_MAX, Service,
     body::{self, Outgoing},
     hello::{self, Hello},
+    pipe::{self, Told},
     socket::{self, Listener, Stream},
 };
 use crate::world;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use hyper::{
     Method, Request, Response, StatusCode, body::Incoming, server::conn::http2::Builder, service::service_fn,
 };
@@ -42,8 +44,9 @@ pub async fn serve(listener: Listener, peers: Peers, service: Arc<dyn Service>, 
             Some(_) = connections.join_next() => {}
             accepted = socket::accept(&listener) => match accepted {
                 Ok(stream) => {
-                    let visit = Visit { peers: peers.clone(), service: service.clone(), hello: OnceLock::new() };
-                    connections.spawn(attend(stream, Arc::new(visit), stop.clone()));
+                    let (peers, service, stop) = (peers.clone(), service.clone(), stop.clone());
+                    let visit = Visit { peers, service, stop, hello: OnceLock::new() };
+                    connections.spawn(attend(stream, Arc::new(visit)));
                 }
                 // Most often no descriptor is free: waiting lets some come back.
                 Err(error) => {
@@ -63,10 +66,11 @@ pub async fn serve(listener: Listener, peers: Peers, service: Arc<dyn Service>, 
 struct Visit {
     peers: Peers,
     service: Arc<dyn Service>,
+    stop: CancellationToken,
     hello: OnceLock<Hello>,
 }
 
-async fn attend(stream: Stream, visit: Arc<Visit>, stop: CancellationToken) {
+async fn attend(stream: Stream, visit: Arc<Visit>) {
     let gauge = metrics::gauge!(CONNECTIONS);
     gauge.increment(1.0);
     let of = visit.clone();
@@ -93,7 +97,7 @@ async fn attend(stream: Stream, visit: Arc<Visit>, stop: CancellationToken) {
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = &mut connection => ended,
-        () = stop.cancelled() => {
+        () = visit.stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -106,7 +110,7 @@ async fn attend(stream: Stream, visit: Arc<Visit>, stop: CancellationToken) {
 }
 
 impl Visit {
-    async fn serve(&self, request: Request<Incoming>) -> Response<Outgoing> {
+    async fn serve(self: Arc<Self>, request: Request<Incoming>) -> Response<Outgoing> {
         if request.uri().path() == hello::PATH {
             return match hello::check(self.peers.credentials(), request.headers()) {
                 Ok(hello) => {
@@ -119,6 +123,11 @@ impl Visit {
                     answer(status, Bytes::from_static(why.as_bytes()))
                 }
             };
+        }
+        if request.uri().path() == pipe::PATH {
+            let (visit, stop) = (self.clone(), self.stop.clone());
+            let answering = move |path: &str, body| visit.tell(path, body);
+            return Response::new(pipe::answer(request.into_body(), Arc::new(answering), stop));
         }
         let from = match self.admit(request.uri().path()) {
             Ok(from) => from,
@@ -135,10 +144,7 @@ impl Visit {
             Err(Refusal::Service(failure)) if failure.code == Failure::NO_PATH => {
                 answer(StatusCode::NOT_FOUND, failure.message.into())
             }
-            Err(Refusal::Service(failure)) => {
-                let failure = rmp_serde::to_vec(&failure).expect("two strings can be written");
-                answer(StatusCode::UNPROCESSABLE_ENTITY, failure.into())
-            }
+            Err(Refusal::Service(failure)) => answer(StatusCode::UNPROCESSABLE_ENTITY, failure.encode()),
             Err(Refusal::Body(error)) => answer(StatusCode::BAD_REQUEST, error.to_string().into()),
         }
     }
@@ -155,6 +161,21 @@ impl Visit {
             Some(theirs) => Err(format!("this node belongs to cluster {ours}, the caller to {theirs}")),
             None => Err(format!("this node belongs to cluster {ours}, the caller to none")),
         }
+    }
+
+    /// Answers a call that came through the pipe.
+    fn tell(&self, path: &str, body: Bytes) -> BoxFuture<'static, Told> {
+        let answering = match self.admit(path) {
+            Ok(from) => self.service.answer(from, path, body),
+            Err(why) => return Box::pin(async { Told::Refused(why) }),
+        };
+        Box::pin(async move {
+            match answering.await {
+                Ok(answer) => Told::Answer(answer),
+                Err(failure) if failure.code == Failure::NO_PATH => Told::Refused(failure.message),
+                Err(failure) => Told::Failed(failure.encode()),
+            }
+        })
     }
 
     async fn call(&self, from: &str, request: Request<Incoming>) -> Result<Bytes, Refusal> {

@@ -9,7 +9,6 @@ use super::{
     ReadIndex, Replica, ReplicaError,
     entry::{RaftVote, Types},
     message::{Answer, NoReadIndex, Request, Route, SnapshotHead},
-    reads,
     snapshot::SnapshotStream,
 };
 use crate::{machine::StateMachine, model::ReplicaId};
@@ -49,6 +48,7 @@ impl<M: StateMachine> Replica<M> {
             Request::ReadIndex { vote } => {
                 Answer::ReadIndex(self.read_index_for_another(route.from, vote).await?)
             }
+            Request::Confirm { vote } => Answer::Confirm(self.inner.standing.has_voted(vote)),
             Request::History { from } => Answer::History(self.inner.history_for_another(from).await?),
         };
         Ok(answer.encode(route.back()))
@@ -87,10 +87,7 @@ impl<M: StateMachine> Replica<M> {
         vote: Option<RaftVote>,
     ) -> Result<Result<ReadIndex, NoReadIndex>, ReplicaError> {
         let reads = &self.inner.reads;
-        let confirmed = match vote {
-            Some(vote) => reads::confirmed_by(&self.inner.raft, other, vote).await,
-            None => None,
-        };
+        let confirmed = vote.and_then(|vote| self.inner.standing.confirmed_by(other, vote));
         let index = match confirmed {
             Some(index) => Ok(index),
             None => reads.read_index_here(Instant::now() + reads.attempt_within()).await,

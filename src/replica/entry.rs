@@ -206,6 +206,20 @@ pub(super) fn id_from_log(id: &annal_wal::LogId) -> RaftLogId {
     RaftLogId::new(RaftLeaderId { term: id.term.0, node_id: id.leader }, id.index.0)
 }
 
+/// A vote in the log's words.
+pub(super) fn vote_to_log(vote: &RaftVote) -> annal_wal::Vote {
+    annal_wal::Vote {
+        term: annal_wal::Term(vote.leader_id.term),
+        node: vote.leader_id.node_id,
+        committed: vote.committed,
+    }
+}
+
+/// A vote in Raft's words.
+pub(super) fn vote_from_log(vote: annal_wal::Vote) -> RaftVote {
+    RaftVote { leader_id: RaftLeaderId { term: vote.term.0, node_id: vote.node }, committed: vote.committed }
+}
+
 /// Where a state machine stands: what a [`Bookmark`] holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Mark {

@@ -7,7 +7,7 @@
 
 use super::{
     backfill::Shelf,
-    entry::{self, RaftEntry, RaftLeaderId, RaftLogId, RaftVote, Types},
+    entry::{self, RaftEntry, RaftLogId, RaftVote, Types},
     progress::Progress,
 };
 use crate::mutant::{self, Mutant};
@@ -78,11 +78,7 @@ impl RaftLogReader<Types> for LogStore {
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<RaftVote>> {
-        let vote = self.log.state().vote;
-        Ok(vote.map(|vote| RaftVote {
-            leader_id: RaftLeaderId { term: vote.term.0, node_id: vote.node },
-            committed: vote.committed,
-        }))
+        Ok(self.log.state().vote.map(entry::vote_from_log))
     }
 }
 
@@ -105,12 +101,7 @@ impl RaftLogStorage<Types> for LogStore {
         if mutant::is(Mutant::VoteNotDurable) {
             return Ok(());
         }
-        let vote = annal_wal::Vote {
-            term: annal_wal::Term(vote.leader_id.term),
-            node: vote.leader_id.node_id,
-            committed: vote.committed,
-        };
-        self.log.save_vote(vote).await.map_err(io::Error::other)
+        self.log.save_vote(entry::vote_to_log(vote)).await.map_err(io::Error::other)
     }
 
     async fn save_committed(&mut self, committed: Option<RaftLogId>) -> io::Result<()> {

@@ -62,6 +62,8 @@ pub(super) enum Request {
     /// The index a read must wait for, confirmed by a quorum. The vote of the one that asks is what it was after the
     /// read arrived.
     ReadIndex { vote: Option<RaftVote> },
+    /// Whether its vote is that of this leader.
+    Confirm { vote: RaftVote },
     /// What its log has from an index on, live or history, as far as it is applied.
     History { from: LogIndex },
 }
@@ -73,6 +75,7 @@ pub(super) enum Answer {
     Vote(Voted),
     Transfer(Transferred),
     ReadIndex(Result<ReadIndex, NoReadIndex>),
+    Confirm(bool),
     /// The vote of the replica that was sent a snapshot.
     Snapshot(RaftVote),
     /// Entries without a hole; from where the log begins if that lies above what was asked for.
@@ -113,6 +116,7 @@ impl Request {
             Request::ReadIndex { vote } => {
                 Body::ReadIndex(ReadIndexRecord { vote: vote.map(BallotRecord::from) })
             }
+            Request::Confirm { vote } => Body::Confirm(ConfirmRecord { vote: Some(vote.into()) }),
             Request::History { from } => Body::AskHistory(AskHistoryRecord { from: from.0 }),
         };
         encode(route, body)
@@ -129,6 +133,7 @@ impl Request {
                 Request::Transfer(Transfer::new(vote(record.from)?, record.to, last))
             }
             Body::ReadIndex(record) => Request::ReadIndex { vote: record.vote.map(RaftVote::from) },
+            Body::Confirm(record) => Request::Confirm { vote: vote(record.vote)? },
             Body::AskHistory(record) => Request::History { from: LogIndex(record.from) },
             _ => return Err(wrong("not a request")),
         };
@@ -147,6 +152,7 @@ impl Answer {
             }),
             Answer::Transfer(transferred) => Body::Transferred(transferred.into()),
             Answer::ReadIndex(index) => Body::ReadAt(index.into()),
+            Answer::Confirm(same) => Body::Confirmed(ConfirmedRecord { same }),
             Answer::Snapshot(vote) => Body::Installed(InstalledRecord { vote: Some(vote.into()) }),
             Answer::History(entries) => {
                 Body::History(HistoryRecord { entries: entries.into_iter().map(EntryRecord::from).collect() })
@@ -166,6 +172,7 @@ impl Answer {
             }),
             Body::Transferred(record) => Answer::Transfer(record.try_into()?),
             Body::ReadAt(record) => Answer::ReadIndex(record.try_into()?),
+            Body::Confirmed(record) => Answer::Confirm(record.same),
             Body::Installed(record) => Answer::Snapshot(vote(record.vote)?),
             Body::History(record) => Answer::History(record.try_into()?),
             _ => return Err(wrong("not an answer")),
@@ -238,7 +245,7 @@ struct MessageRecord {
     to: u64,
     #[prost(uint64, tag = "3")]
     from: u64,
-    #[prost(oneof = "Body", tags = "4, 5, 6, 7, 8, 9, 10, 20, 21, 22, 23, 24, 25")]
+    #[prost(oneof = "Body", tags = "4, 5, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23, 24, 25, 26")]
     body: Option<Body>,
 }
 
@@ -258,6 +265,8 @@ enum Body {
     Snapshot(SnapshotRecord),
     #[prost(message, tag = "10")]
     AskHistory(AskHistoryRecord),
+    #[prost(message, tag = "11")]
+    Confirm(ConfirmRecord),
     #[prost(message, tag = "20")]
     Appended(AppendedRecord),
     #[prost(message, tag = "21")]
@@ -270,6 +279,8 @@ enum Body {
     Installed(InstalledRecord),
     #[prost(message, tag = "25")]
     History(HistoryRecord),
+    #[prost(message, tag = "26")]
+    Confirmed(ConfirmedRecord),
 }
 
 /// Raft's vote: whom for, in which term, and whether a quorum agreed.
@@ -391,6 +402,18 @@ struct ReadAtRecord {
 struct InstalledRecord {
     #[prost(message, optional, tag = "1")]
     vote: Option<BallotRecord>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct ConfirmRecord {
+    #[prost(message, optional, tag = "1")]
+    vote: Option<BallotRecord>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct ConfirmedRecord {
+    #[prost(bool, tag = "1")]
+    same: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]

@@ -44,6 +44,7 @@ mod propose;
 mod reads;
 mod runtime;
 mod snapshot;
+mod standing;
 mod status;
 mod tail;
 #[cfg(test)]
@@ -80,6 +81,7 @@ use peer::Peers;
 use progress::Progress;
 use propose::Proposer;
 use reads::Reads;
+use standing::Standing;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tail::Holds;
 use tokio::{
@@ -114,6 +116,7 @@ struct Inner {
     ended: OnceCell<()>,
     proposer: Proposer,
     reads: Reads,
+    standing: Standing,
     leadership: watch::Receiver<Leadership>,
     /// Where a snapshot is kept while it is received.
     incoming: PathBuf,
@@ -283,12 +286,14 @@ impl Inner {
         let dropped = CancellationToken::new();
         let (tell, leadership) = watch::channel(Leadership::default());
         world::spawn(mind(raft.clone(), replica, progress.clone(), tell, dropped.clone()));
-        let reads =
-            Reads::start(raft.clone(), peers.clone(), leadership.clone(), answer_within, progress.clone());
+        let standing =
+            Standing { replica, raft: raft.clone(), log: group.clone(), progress: progress.clone() };
+        let reads = Reads::start(standing.clone(), peers.clone(), leadership.clone(), answer_within);
         Ok(Inner {
             replica,
             proposer: Proposer::start(raft.clone(), group.clone(), limits, lease, progress.clone()),
             reads,
+            standing,
             leadership,
             incoming: options.incoming,
             holds: Holds::new(log.clone(), group.id()),

@@ -87,9 +87,10 @@ impl Peers {
         let action = match &request {
             Request::Vote(_) | Request::PreVote(_) => RPCTypes::Vote,
             Request::Transfer(_) => RPCTypes::TransferLeader,
-            Request::Append { .. } | Request::ReadIndex { .. } | Request::History { .. } => {
-                RPCTypes::AppendEntries
-            }
+            Request::Append { .. }
+            | Request::ReadIndex { .. }
+            | Request::Confirm { .. }
+            | Request::History { .. } => RPCTypes::AppendEntries,
         };
         let call = self.network.call(to, request.encode(route), deadline);
         let answer = match timeout_at(deadline, call).await {
@@ -126,6 +127,9 @@ impl Peer {
         append: Append,
         follows: bool,
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+        if let Some(committed) = &append.leader_commit {
+            self.peers.progress.tells(LogIndex(committed.index()));
+        }
         // A group that is being founded would not get far.
         let planted = mutant::is(Mutant::AckBeforeQuorum)
             && append.leader_commit.is_some_and(|id| id.index() > 20)

@@ -83,6 +83,8 @@ pub(super) struct Progress {
     /// Entries on disk here, as far as appended by this process.
     flushed: watch::Sender<Option<LogIndex>>,
     committed: Mutex<Option<LogIndex>>,
+    /// Told to another replica to be committed; 0 is nothing.
+    told: AtomicU64,
     applied: watch::Sender<Applied>,
     durable: Mutex<Mark>,
     /// What Raft may purge: always a value `durable` once had.
@@ -108,6 +110,7 @@ impl Progress {
             submitted: watch::Sender::new(state.last.map(|id| id.index)),
             flushed: watch::Sender::new(state.last.map(|id| id.index)),
             committed: Mutex::new(committed.max(durable.index())),
+            told: AtomicU64::new(0),
             applied: watch::Sender::new(Applied { id: durable.applied, position, stopped: None }),
             installed: Mutex::new(durable.index()),
             checkpointed: Mutex::new(durable.clone()),
@@ -129,6 +132,7 @@ impl Progress {
             submitted: watch::Sender::default(),
             flushed: watch::Sender::new(Some(LogIndex(u64::MAX))),
             committed: Mutex::default(),
+            told: AtomicU64::new(0),
             applied: watch::Sender::default(),
             installed: Mutex::default(),
             checkpointed: Mutex::default(),
@@ -211,6 +215,17 @@ impl Progress {
             *committed = (*committed).max(Some(last));
         }
         self.ladder();
+    }
+
+    /// Another replica is going to be told that entries up to `last` are committed, and may apply them before this one.
+    pub(super) fn tells(&self, last: LogIndex) {
+        self.told.fetch_max(last.0, Ordering::SeqCst);
+    }
+
+    /// What is committed as far as anyone can have seen by now.
+    pub(super) fn known_committed(&self) -> Option<LogIndex> {
+        let told = Some(LogIndex(self.told.load(Ordering::SeqCst))).filter(|told| told.0 > 0);
+        told.max(*lock(&self.committed))
     }
 
     /// Waits until the entry is on this replica's own disk: a quorum of others may commit it sooner.

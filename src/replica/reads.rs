@@ -1,7 +1,8 @@
 //! Linearizable reads on any replica: rounds of ReadIndex, each shared by all reads that were waiting when it started.
 //!
-//! The leader asks a quorum whether it still leads; every other replica asks the leader, one message for all who wait,
-//! and says what its own vote is. Where the two of them are a quorum, that is confirmation enough.
+//! The leader asks others whether they still have its vote, as many as make a quorum with it; every other replica asks
+//! the leader, one message for all who wait, and says what its own vote is. Where the two of them are a quorum, that is
+//! confirmation enough. Neither asks openraft: what counts is what each has told its log.
 //!
 //! Invariants: a round confirms with a quorum that the leader still leads (never by the lease, which trusts clocks); a
 //! read takes part only in rounds that start after the read arrived, so it sees everything that was committed before
@@ -11,11 +12,11 @@
 //! Source: Ongaro's dissertation (2014), section 6.4.
 
 use super::{
-    Applier, Leadership, ReplicaError,
-    entry::{RaftVote, Types},
+    Leadership, ReplicaError,
     message::{Answer, NoReadIndex, Request},
     peer::Peers,
     progress::Progress,
+    standing::{Lead, Standing},
 };
 use crate::{
     model::ReplicaId,
@@ -24,10 +25,6 @@ use crate::{
 };
 use annal_wal::LogIndex;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use openraft::{
-    Raft, RaftState, ReadPolicy, ServerState,
-    errors::{LinearizableReadError, RaftError},
-};
 use std::{
     sync::{
         Arc,
@@ -37,7 +34,7 @@ use std::{
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 /// What must be applied before a linearizable read may look: valid on every replica of the group.
@@ -46,6 +43,9 @@ pub struct ReadIndex(pub LogIndex);
 
 /// Rounds under way at a time.
 const ROUNDS: usize = 2;
+
+/// A replica that has not answered for so long is not waited for alone: the next one is asked too.
+const SLOW_AFTER: Duration = Duration::from_millis(10);
 
 /// How long a round that failed waits for news of a leader before the next one.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
@@ -70,16 +70,17 @@ struct Reader {
 impl Reads {
     /// Starts the task that runs the rounds; it ends when this end is dropped.
     pub(super) fn start(
-        raft: Raft<Types, Applier>,
+        standing: Standing,
         peers: Peers,
         leadership: watch::Receiver<Leadership>,
         attempt_within: Duration,
-        progress: Arc<Progress>,
     ) -> Self {
         let (waiting, queue) = mpsc::unbounded_channel();
         let rounds = Arc::new(AtomicU64::new(0));
+        let progress = standing.progress.clone();
         let running = Rounds {
-            raft,
+            standing,
+            quick: Arc::default(),
             peers,
             leadership,
             attempt_within,
@@ -127,7 +128,9 @@ impl Reads {
 
 /// The task's own state.
 struct Rounds {
-    raft: Raft<Types, Applier>,
+    standing: Standing,
+    /// The replica that confirmed last: it is asked first.
+    quick: Arc<AtomicU64>,
     peers: Peers,
     leadership: watch::Receiver<Leadership>,
     attempt_within: Duration,
@@ -196,13 +199,14 @@ impl Rounds {
 
     /// Starts a round for all who are there.
     fn begin(&mut self, leader: ReplicaId) {
-        let (raft, peers, within) = (self.raft.clone(), self.peers.clone(), self.attempt_within);
+        let (standing, peers) = (self.standing.clone(), self.peers.clone());
+        let (quick, within) = (self.quick.clone(), self.attempt_within);
         let (readers, mut leadership) = (std::mem::take(&mut self.readers), self.leadership.clone());
         let ask = async move {
             if leader == peers.replica {
-                here(&raft).await
+                here(&standing, &peers, &quick, within).await
             } else {
-                there(&raft, &peers, leader, within).await
+                there(&standing, &peers, leader, within).await
             }
         };
         let round = async move {
@@ -250,28 +254,77 @@ fn answer(readers: Vec<Reader>, result: &Result<ReadIndex, ReplicaError>) {
     }
 }
 
-/// A round of the leader.
-async fn here(raft: &Raft<Types, Applier>) -> Round {
-    if mutant::is(Mutant::LeaseReadSkew)
-        && let Ok(Some(id)) = raft.with_raft_state(|state| state.local_committed().copied()).await
-    {
-        return Round::Settled(Ok(ReadIndex(LogIndex(id.index()))));
+/// A round of the leader: asks as many others as make a quorum with it, and one more whenever one fails or is slow.
+async fn here(standing: &Standing, peers: &Peers, quick: &AtomicU64, within: Duration) -> Round {
+    let Some(lead) = standing.lead().await else { return Round::Failed };
+    let settled = Round::Settled(Ok(lead.index));
+    if mutant::is(Mutant::LeaseReadSkew) {
+        return settled;
     }
-    match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
-        Ok(confirmed) => Round::Settled(Ok(ReadIndex(LogIndex(confirmed.read_log_id().index())))),
-        Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
-            Round::Settled(Err(ReplicaError::NoQuorum))
+    let mut others: Vec<ReplicaId> = lead.others(peers.replica).into_iter().collect();
+    let first = quick.load(Ordering::Relaxed);
+    others.sort_by_key(|other| other.0 != first);
+    let mut others = others.into_iter();
+    // Those with its vote, and those who may turn out to have it.
+    let (mut same, mut hoped) = (vec![peers.replica], vec![peers.replica]);
+    let mut asked = FuturesUnordered::new();
+    let mut deposed = false;
+    while !lead.is_quorum(&same) {
+        while !lead.is_quorum(&hoped) {
+            let Some(other) = others.next() else {
+                return if deposed { Round::Failed } else { Round::Settled(Err(ReplicaError::NoQuorum)) };
+            };
+            hoped.push(other);
+            asked.push(confirm(peers, other, &lead, within));
         }
-        // Deposed, or leadership is on its way to another: `leadership` will tell.
-        Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_))) => Round::Failed,
-        Err(RaftError::Fatal(_)) => Round::Failed,
+        tokio::select! {
+            biased;
+            Some((other, confirmed)) = asked.next() => match confirmed {
+                Some(true) => {
+                    quick.store(other.0, Ordering::Relaxed);
+                    same.push(other);
+                }
+                refused => {
+                    deposed |= refused.is_some();
+                    hoped.retain(|hoped| *hoped != other);
+                }
+            },
+            () = sleep(SLOW_AFTER), if others.len() > 0 => {
+                let other = others.next().expect("looked at just now");
+                hoped.push(other);
+                asked.push(confirm(peers, other, &lead, within));
+            }
+        }
     }
+    settled
+}
+
+/// Asks another replica whether its vote is the leader's; none: it did not say.
+async fn confirm(
+    peers: &Peers,
+    other: ReplicaId,
+    lead: &Lead,
+    within: Duration,
+) -> (ReplicaId, Option<bool>) {
+    // All of them can fail within the round, which then says that there is no quorum.
+    let confirmed = match peers.call(other, Request::Confirm { vote: lead.vote }, within / 2).await {
+        Ok(Answer::Confirm(same)) => Some(same),
+        Ok(unasked) => {
+            tracing::warn!(replica = peers.replica.0, %other, ?unasked, "an answer to something else than Confirm");
+            None
+        }
+        Err(error) => {
+            tracing::debug!(replica = peers.replica.0, %other, %error, "no answer to Confirm");
+            None
+        }
+    };
+    (other, confirmed)
 }
 
 /// A round that the leader runs for us.
-async fn there(raft: &Raft<Types, Applier>, peers: &Peers, leader: ReplicaId, within: Duration) -> Round {
-    let Ok(vote) = raft.with_raft_state(|state| *state.vote_ref()).await else { return Round::Failed };
-    match peers.call(leader, Request::ReadIndex { vote: Some(vote) }, within).await {
+async fn there(standing: &Standing, peers: &Peers, leader: ReplicaId, within: Duration) -> Round {
+    let vote = standing.vote();
+    match peers.call(leader, Request::ReadIndex { vote }, within).await {
         Ok(Answer::ReadIndex(Ok(index))) => Round::Settled(Ok(index)),
         Ok(Answer::ReadIndex(Err(NoReadIndex::NoQuorum))) => Round::Settled(Err(ReplicaError::NoQuorum)),
         Ok(Answer::ReadIndex(Err(NoReadIndex::NotLeader(_)))) => Round::Failed,
@@ -284,28 +337,4 @@ async fn there(raft: &Raft<Types, Applier>, peers: &Peers, leader: ReplicaId, wi
             Round::Failed
         }
     }
-}
-
-/// The index to read at, if this replica leads by `vote`, of which `other` says that it is its own too, and the two of
-/// them are a quorum.
-///
-/// Neither has then helped to elect another leader since the read arrived, and without one of them nobody could be.
-pub(super) async fn confirmed_by(
-    raft: &Raft<Types, Applier>,
-    other: ReplicaId,
-    vote: RaftVote,
-) -> Option<ReadIndex> {
-    let confirm = move |state: &RaftState<Types>| {
-        let leads = state.server_state == ServerState::Leader && vote.committed && *state.vote_ref() == vote;
-        let two = [vote.leader_id.node_id, other.0];
-        let members = &state.membership_state;
-        let mut voters =
-            [members.effective(), members.committed()].into_iter().flat_map(|of| of.get_joint_config());
-        let quorum = voters
-            .all(|voters| 2 * two.iter().filter(|replica| voters.contains(replica)).count() > voters.len());
-        // With an entry of its own committed, a leader knows of all that those before it committed.
-        let committed = state.local_committed().filter(|id| *id.committed_leader_id() == vote.leader_id)?;
-        (leads && quorum && other.0 != vote.leader_id.node_id).then(|| ReadIndex(LogIndex(committed.index())))
-    };
-    raft.with_raft_state(confirm).await.ok().flatten()
 }

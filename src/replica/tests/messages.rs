@@ -56,6 +56,7 @@ fn requests() -> Vec<(&'static str, Request)> {
         ("transfer", Request::Transfer(Transfer::new(vote(2, true), 4, Some(id(2, 8))))),
         ("read index", Request::ReadIndex { vote: None }),
         ("read index, with a vote", Request::ReadIndex { vote: Some(vote(2, true)) }),
+        ("confirm", Request::Confirm { vote: vote(2, true) }),
         ("history", Request::History { from: LogIndex(300) }),
     ]
 }
@@ -77,6 +78,8 @@ fn answers() -> Vec<(&'static str, Answer)> {
         ("no index, another leads", Answer::ReadIndex(Err(NoReadIndex::NotLeader(Some(ReplicaId(5)))))),
         ("no index, nobody leads", Answer::ReadIndex(Err(NoReadIndex::NotLeader(None)))),
         ("no index, no quorum", Answer::ReadIndex(Err(NoReadIndex::NoQuorum))),
+        ("confirmed", Answer::Confirm(true)),
+        ("not confirmed", Answer::Confirm(false)),
         ("installed", Answer::Snapshot(vote(2, true))),
         ("no history", Answer::History(Vec::new())),
         ("history", Answer::History(vec![history(300), history(301)])),
