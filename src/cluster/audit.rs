@@ -1,6 +1,6 @@
 //! Replicas checked against themselves and against each other, and given up when they are wrong.
 //!
-//! Every replica reads all it has once after it was opened and then seldom (a scrub: what is stored must add up to
+//! Every replica reads all it has after it was opened or got a snapshot, and then seldom (a scrub: what is stored must add up to
 //! the hash kept while applying); the leader of a group compares the hashes that all its replicas recorded at the
 //! same position. Invariants: a replica is given up only by its own scrub or by a majority of others that agree; the
 //! catalog refuses to give up more than a group can spare.
@@ -17,11 +17,7 @@ use crate::{
     replica::Role,
     world,
 };
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// How often the loop looks for something to check.
@@ -61,10 +57,11 @@ impl Cluster {
 
     async fn scrub(&self, local: &Arc<LocalShard>) {
         let (shard, id) = (local.shard.clone(), local.id);
+        let installs = shard.installs();
         match world::blocking(move || shard.scrub()).await {
             Ok(Ok((position, _))) => {
                 tracing::debug!(replica = id.0, %position, "all that is stored adds up");
-                *local.scrubbed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                local.scrubbed(installs);
             }
             Ok(Err(error)) if error.kind() == Kind::Corrupt => {
                 tracing::error!(replica = id.0, %error, "the store has rotted: the replica is given up");

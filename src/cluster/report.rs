@@ -36,6 +36,9 @@ pub(super) struct ReplicaReport {
     pub durable: Option<u64>,
     /// Last command applied, by its position.
     pub position: u64,
+    /// Who votes, as far as it knows: of both sets while that changes.
+    #[serde(default)]
+    pub voters: BTreeSet<ReplicaId>,
 }
 
 /// What a node tells of itself.
@@ -57,6 +60,7 @@ impl From<ReplicaStatus> for ReplicaReport {
             applied: ladder.applied.map(|i| i.0),
             durable: ladder.durable.map(|i| i.0),
             position: status.position.0,
+            voters: status.members.voters.into_iter().flatten().collect(),
         }
     }
 }
@@ -110,7 +114,7 @@ impl Cluster {
                         "state": r.state, "term": r.term, "flushed": r.flushed, "committed": r.committed,
                         "applied": r.applied, "durable": r.durable, "position": r.position,
                         // Graph ∪ delta covers every applied vector.
-                        "indexed": r.applied,
+                        "indexed": r.applied, "voters": r.voters,
                     }),
                     None => serde_json::json!({
                         "node": record.node, "replica": record.replica, "phase": phase,

@@ -39,8 +39,8 @@ pub(super) struct LocalShard {
     pub(super) looks: AtomicU32,
     /// Since when its schema is older than the catalog's.
     stale_since: Mutex<Option<Instant>>,
-    /// When its store was last found to add up.
-    pub(super) scrubbed: Mutex<Option<Instant>>,
+    /// When its store was last found to add up, and how many snapshots had been installed by then.
+    scrubbed: Mutex<Option<(Instant, u64)>>,
 }
 
 /// A collection at one version of the catalog.
@@ -309,7 +309,14 @@ impl LocalShard {
     /// Whether it is time to read all it has, to see whether it adds up.
     pub(super) fn wants_scrub(&self, every: Duration) -> bool {
         let scrubbed = *self.scrubbed.lock().unwrap_or_else(PoisonError::into_inner);
-        scrubbed.is_none_or(|at| at.elapsed() >= every) && self.replica.status().failure.is_none()
+        let fresh =
+            |(at, installs): (Instant, u64)| at.elapsed() < every && installs == self.shard.installs();
+        !scrubbed.is_some_and(fresh) && self.replica.status().failure.is_none()
+    }
+
+    /// What it stores adds up, all of it, when so many snapshots had been installed.
+    pub(super) fn scrubbed(&self, installs: u64) {
+        *self.scrubbed.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), installs));
     }
 
     pub(super) fn position(&self) -> Position {

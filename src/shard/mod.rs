@@ -94,6 +94,8 @@ pub struct Shard {
     writer: Mutex<Writer>,
     /// Where the log's history begins; what is kept beside older commands may go.
     history_starts: AtomicU64,
+    /// Snapshots installed since it was opened.
+    installs: AtomicU64,
     /// Notified when a graph was published, or the shard closed.
     absorbed: Condvar,
     published: ArcSwap<ReadView>,
@@ -157,12 +159,18 @@ impl Shard {
             indexer: Arc::new(Indexer::new(index_dir.to_owned(), manifest)),
             writer: Mutex::new(Writer { generation, died: 0, clients: Clients::default(), poisoned: None }),
             history_starts: AtomicU64::new(0),
+            installs: AtomicU64::new(0),
             absorbed: Condvar::new(),
             published: ArcSwap::from_pointee(view),
         });
         let thread = |source| MachineError::Io { what: "index thread".to_owned(), source };
         Indexer::start(&shard).map_err(thread)?;
         Ok(shard)
+    }
+
+    /// How many snapshots were installed since it was opened: after each, all it stores has come from elsewhere.
+    pub fn installs(&self) -> u64 {
+        self.installs.load(Ordering::Relaxed)
     }
 
     /// The shard as it stands now.
@@ -407,6 +415,7 @@ impl StateMachine for Shard {
             return Err(e);
         }
         writer.generation = generation;
+        self.installs.fetch_add(1, Ordering::Relaxed);
         writer.clients = Clients::default();
         self.indexer.adopt(self, || self.published.store(Arc::new(view)));
         drop(writer);

@@ -49,6 +49,8 @@ pub(crate) struct Stage {
     pub(crate) over: AtomicBool,
     /// Nothing is written any more; the feed may end when it is quiet.
     pub(crate) at_rest: AtomicBool,
+    /// Much is to be deleted now.
+    pub(crate) shed: Arc<AtomicBool>,
     pub(crate) seed: u64,
     pub(crate) shards: u32,
 }
@@ -130,9 +132,10 @@ impl Client {
     async fn step(&mut self) {
         let key = self.rng.random_range(0..KEYS);
         match self.rng.random_range(0..100) {
+            0..50 if self.stage.shed.load(Relaxed) => self.delete(key).await,
             0..28 => self.read(key).await,
-            28..48 => self.write(key).await,
-            48..55 => self.delete(key).await,
+            28..45 => self.write(key).await,
+            45..55 => self.delete(key).await,
             55..67 => self.cas(key).await,
             67..75 => self.intend().await,
             75..82 if self.stage.shards == 1 => self.write_batch().await,

@@ -4,12 +4,31 @@
 //! loses a node's data happens only to one node of a cluster that is whole; after `heal` nothing goes wrong any more.
 //! Not here: what a kill or a cut does (`nodes`, `network`).
 
-use crate::{clients::Entrance, nodes::Host, record::COLLECTION, trace::Trace};
-use annal::{cluster::Cluster, model::ShardNumber};
+use crate::{
+    clients::{Entrance, Stage},
+    nodes::Host,
+    record::COLLECTION,
+    trace::Trace,
+};
+use annal::{
+    cluster::{Cluster, PointSelector, WriteOptions},
+    model::{PointId, ShardNumber},
+};
 use annal_jepsen::cluster::Status;
 use annal_wal::Fault;
-use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use rand::{
+    Rng,
+    rngs::StdRng,
+    seq::{IndexedRandom, SliceRandom},
+};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 use tokio::time::{Instant, sleep, timeout};
 
 /// Kinds of faults.
@@ -35,6 +54,8 @@ pub(crate) enum Kind {
     Partition,
     /// One node is not heard, or does not hear.
     OneWay,
+    /// One node is cut off for so long that the others' logs no longer reach back to it, and perhaps killed then.
+    Behind,
     /// A link is slow.
     Slow,
     /// Messages get lost.
@@ -60,6 +81,7 @@ const KINDS: &[Kind] = &[
     Kind::Point,
     Kind::Partition,
     Kind::OneWay,
+    Kind::Behind,
     Kind::Slow,
     Kind::Lossy,
     Kind::Wipe,
@@ -80,6 +102,8 @@ pub(crate) struct Nemesis {
     back: BTreeMap<usize, Instant>,
     /// Whose disks will fail, and whether the power fails with them.
     armed: BTreeMap<usize, bool>,
+    /// Clients delete much meanwhile.
+    shed: Arc<AtomicBool>,
     /// When a link that is harmed is mended.
     mend_at: Option<Instant>,
     pub(crate) done: BTreeMap<Kind, u64>,
@@ -93,12 +117,13 @@ impl Nemesis {
         hosts: Vec<Host>,
         net: Arc<crate::network::Net>,
         trace: Arc<Trace>,
-        shards: u32,
+        stage: &Stage,
     ) -> Nemesis {
         let kinds = KINDS.iter().copied().filter(|_| rng.random_ratio(1, 2)).collect();
         let entrances = hosts.iter().map(Host::watch).collect();
+        let (shards, shed) = (stage.shards, stage.shed.clone());
         let (back, armed, mend_at, done, ends) = Default::default();
-        Nemesis { rng, hosts, entrances, trace, net, kinds, shards, back, armed, mend_at, done, ends }
+        Nemesis { rng, hosts, entrances, trace, net, kinds, shards, back, armed, shed, mend_at, done, ends }
     }
 
     fn name(&self, node: usize) -> String {
@@ -146,8 +171,18 @@ impl Nemesis {
         }
     }
 
+    /// Kills all processes and starts them again.
+    pub(crate) async fn restart_all(&mut self) {
+        self.trace.line(format_args!("restart all"));
+        for host in &mut self.hosts {
+            host.kill().await;
+        }
+        self.hosts.iter_mut().for_each(Host::start);
+    }
+
     fn mend(&mut self) {
         self.mend_at = None;
+        self.shed.store(false, Relaxed);
         self.net.heal();
         self.trace.line(format_args!("{:?}", Kind::Mend));
     }
@@ -263,6 +298,28 @@ impl Nemesis {
                 }
                 self.mends_within(6_000);
             }
+            Kind::Behind => {
+                for other in self.others(node) {
+                    self.net.cut(&name, &self.name(other));
+                    self.net.cut(&self.name(other), &name);
+                }
+                self.mend_at =
+                    Some(Instant::now() + Duration::from_millis(self.rng.random_range(6_000..15_000)));
+                // What it has then and the others have not.
+                self.shed.store(true, Relaxed);
+                // A log keeps what a member lacks until it wants the room.
+                let helper = *self.others(node).choose(&mut self.rng).expect("there are others");
+                self.ask(helper, fill_the_log);
+                // What it will not have heard of: who holds the shard now.
+                if self.hosts.len() > 3 {
+                    let mut others = self.others(node);
+                    others.shuffle(&mut self.rng);
+                    let (from, to, shard) = (self.name(others[0]), self.name(others[1]), self.shard());
+                    self.ask(others[0], async move |cluster| {
+                        let _ = cluster.move_shard(COLLECTION, shard, &from, &to, soon()).await;
+                    });
+                }
+            }
             Kind::Slow => {
                 let more = self.rng.random_range(20..700);
                 for other in self.others(node) {
@@ -354,6 +411,16 @@ impl Nemesis {
         }
         let read = answers.into_iter().map(|answer| serde_json::from_value(answer).expect("of this form"));
         read.map(|status: Status| status.why_not_whole()).find(Option::is_some).flatten()
+    }
+}
+
+/// Writes large commands that change nothing.
+async fn fill_the_log(cluster: Cluster) {
+    for n in 0..60 {
+        let nobody = (0..1_000).map(|id| PointId::Num((1 << 40) + 1_000 * n + id)).collect();
+        let options = WriteOptions { wait: true, deadline: soon(), request: None, token: None };
+        let _ = cluster.delete_points(COLLECTION, PointSelector::Ids(nobody), &options).await;
+        sleep(Duration::from_millis(50)).await;
     }
 }
 

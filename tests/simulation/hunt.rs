@@ -9,6 +9,7 @@ use annal::mutant::{MUTANTS, Shows};
 use std::{
     env,
     process::{Command, ExitCode},
+    sync::{Mutex, PoisonError},
     time::Instant,
 };
 
@@ -80,14 +81,20 @@ pub(crate) fn hunt(wish: &Wish) -> ExitCode {
 
 fn hunt_all(wish: &Wish) -> ExitCode {
     println!("| mutant | seeds needed | took | caught by |\n|---|---|---|---|");
-    let mut missed = Vec::new();
+    let (left, missed) = (Mutex::new(simulated()), Mutex::new(Vec::new()));
     let span = [wish.seed.to_string(), wish.seeds.to_string()];
-    for mutant in simulated() {
-        let args = ["--mutant", mutant, "--seed", &span[0], "--seeds", &span[1]].map(str::to_owned);
-        if plant(mutant, &args) != ExitCode::SUCCESS {
-            missed.push(mutant);
+    let one_after_another = || {
+        // The lock is not held while a mutant runs.
+        let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
+        while let Some(mutant) = next() {
+            let args = ["--mutant", mutant, "--seed", &span[0], "--seeds", &span[1]].map(str::to_owned);
+            if plant(mutant, &args) != ExitCode::SUCCESS {
+                missed.lock().unwrap_or_else(PoisonError::into_inner).push(mutant);
+            }
         }
-    }
+    };
+    std::thread::scope(|scope| (0..wish.jobs).for_each(|_| drop(scope.spawn(one_after_another))));
+    let missed = missed.into_inner().unwrap_or_else(PoisonError::into_inner);
     let clean = Wish { seed: wish.seed, seeds: wish.seeds, jobs: wish.jobs, trace: None, mutant: None };
     let accused: Vec<u64> =
         all(&clean, |_| ()).iter().filter(|report| !report.findings.is_empty()).map(|r| r.seed).collect();

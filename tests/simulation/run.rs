@@ -31,7 +31,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    panic,
+    env, io, panic,
     path::Path,
     sync::{
         Arc,
@@ -47,7 +47,27 @@ use tokio::{
 thread_local! {
     /// What panicked on this thread.
     static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    /// What nodes of this thread said of errors.
+    static SAID: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
+
+/// Writes to `SAID`.
+struct Said;
+
+impl io::Write for Said {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        SAID.with_borrow_mut(|said| said.extend_from_slice(bytes));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a node says when it gives up a replica whose state is wrong. Nothing here damages a state, and the replica that
+/// takes its place would leave no sign of it.
+const WRONG_STATE: [&str; 2] = ["the store has rotted", "a replica differs from the others"];
 
 /// What a run came to.
 pub(crate) struct Report {
@@ -98,6 +118,10 @@ pub(crate) fn run(seed: u64, keep_trace: bool) -> Report {
             .rng_seed(RngSeed::from_bytes(&seed.to_le_bytes()))
             .build()
             .expect("a runtime");
+        let heard = env::var_os("ANNAL_LOG").is_none().then(|| {
+            let errors = tracing_subscriber::fmt().with_max_level(tracing::Level::ERROR).without_time();
+            tracing::subscriber::set_default(errors.with_ansi(false).with_writer(|| Said).finish())
+        });
         let mut report = runtime.block_on(async {
             world::simulate(seed);
             simulate(seed, keep_trace).await
@@ -105,6 +129,12 @@ pub(crate) fn run(seed: u64, keep_trace: bool) -> Report {
         PANICS.with_borrow_mut(|panics| {
             report.findings.extend(panics.drain(..).map(|panic| format!("panic: {panic}")));
         });
+        drop(heard);
+        let said = SAID.take();
+        let wrong = |line: &&str| WRONG_STATE.iter().any(|words| line.contains(words));
+        let wrong =
+            String::from_utf8_lossy(&said).lines().filter(wrong).map(str::to_owned).collect::<Vec<_>>();
+        report.findings.extend(wrong);
         report.real = began.elapsed();
         report
     };
@@ -146,10 +176,10 @@ async fn simulate(seed: u64, keep_trace: bool) -> Report {
         checkpoint: CheckpointLimits {
             every: Duration::from_millis(rng.random_range(500..5_000)),
             bytes: 64 << 20,
-            keep_entries: rng.random_range(1..120),
+            keep_entries: if rng.random() { rng.random_range(1..10) } else { rng.random_range(10..120) },
         },
         segment_bytes: [16 << 10, 16 << 10, 64 << 10][rng.random_range(0..3usize)],
-        segments: [6, 12, 256][rng.random_range(0..3usize)],
+        segments: [6, 6, 12, 256][rng.random_range(0..4usize)],
         replace_after: Duration::from_secs(rng.random_range(3..30)),
     });
     let mut hosts: Vec<Host> = site.names.iter().map(|name| Host::new(name, site.clone())).collect();
@@ -161,11 +191,12 @@ async fn simulate(seed: u64, keep_trace: bool) -> Report {
         next_value: AtomicU64::new(1),
         over: AtomicBool::new(false),
         at_rest: AtomicBool::new(false),
+        shed: Arc::default(),
         seed,
         shards,
     });
     let nemesis = StdRng::seed_from_u64(rng.random());
-    let mut nemesis = Nemesis::new(nemesis, hosts, net.clone(), trace.clone(), shards);
+    let mut nemesis = Nemesis::new(nemesis, hosts, net.clone(), trace.clone(), &stage);
     let mut findings = Vec::new();
     match found(&mut nemesis, &stage).await {
         Ok(()) => live(&mut rng, &mut nemesis, &stage).await,
@@ -248,6 +279,18 @@ async fn found(nemesis: &mut Nemesis, stage: &Arc<Stage>) -> Result<(), String> 
     }
 }
 
+/// What is missing still when there is no more time for it.
+async fn wait_whole(nemesis: &mut Nemesis) -> Option<String> {
+    let until = Instant::now() + HEAL_WITHIN;
+    loop {
+        nemesis.watch_over(Duration::from_millis(200)).await;
+        let why = nemesis.why_not_whole().await;
+        if why.is_none() || Instant::now() >= until {
+            return why;
+        }
+    }
+}
+
 /// Harm, healing, and the last look.
 async fn live(rng: &mut StdRng, nemesis: &mut Nemesis, stage: &Arc<Stage>) {
     let clients = rng.random_range(3..7);
@@ -269,11 +312,11 @@ async fn live(rng: &mut StdRng, nemesis: &mut Nemesis, stage: &Arc<Stage>) {
         let _ = client.await;
     }
     let mut last = Client::new(stage.clone(), 1 << 21);
-    let until = Instant::now() + HEAL_WITHIN;
-    let mut why = Some("nobody looked".to_owned());
-    while why.is_some() && Instant::now() < until {
-        nemesis.watch_over(Duration::from_millis(200)).await;
-        why = nemesis.why_not_whole().await;
+    let mut why = wait_whole(nemesis).await;
+    if why.is_none() && rng.random() {
+        // What each of them has in memory alone is gone now.
+        nemesis.restart_all().await;
+        why = wait_whole(nemesis).await;
     }
     let whole = why.is_none();
     let kind = if whole { history::Kind::Ok } else { history::Kind::Fail };

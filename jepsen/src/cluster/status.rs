@@ -44,6 +44,9 @@ pub struct ReplicaStatus {
     /// How far it has applied it.
     #[serde(default)]
     pub applied: Option<u64>,
+    /// Who votes, as far as it knows.
+    #[serde(default)]
+    pub voters: Vec<u64>,
 }
 
 /// Entries a replica may be behind under load and count as whole.
@@ -93,7 +96,10 @@ impl ShardStatus {
             let near = replica.applied.unwrap_or(0) + BEHIND_MAX >= leader.committed.unwrap_or(0);
             !(stands && replica.state == "ok" && near)
         });
-        ill.map(|replica| format!("{shown}: {replica:?}"))
+        let elsewhere = self.replicas.iter().find(|replica| replica.voters != leader.voters);
+        let disagree =
+            |replica: &ReplicaStatus| format!("{shown}: {replica:?} and {leader:?} disagree on who votes");
+        ill.map(|replica| format!("{shown}: {replica:?}")).or_else(|| elsewhere.map(disagree))
     }
 }
 
@@ -119,6 +125,19 @@ mod tests {
         assert!(status(Some("n1"), "seeding", 990).why_not_whole().unwrap().contains("seeding"));
         assert!(status(Some("n1"), "ok", 10).why_not_whole().is_some());
         assert!(Status::default().why_not_whole().is_some());
+    }
+
+    #[test]
+    fn replicas_that_disagree_on_who_votes_are_not_whole() {
+        let mut status = status(Some("n1"), "ok", 990);
+        let voters = |status: &mut Status, at: usize, ids: &[u64]| {
+            status.shards[0].replicas[at].voters = ids.to_vec();
+        };
+        voters(&mut status, 0, &[1, 2]);
+        voters(&mut status, 1, &[1, 3]);
+        assert!(status.why_not_whole().unwrap().contains("who votes"));
+        voters(&mut status, 1, &[1, 2]);
+        assert_eq!(status.why_not_whole(), None);
     }
 
     #[test]
