@@ -98,6 +98,7 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &RaftVote) -> io::Result<()> {
+        self.progress.votes(*vote);
         if mutant::is(Mutant::VoteNotDurable) {
             return Ok(());
         }

@@ -286,8 +286,7 @@ impl Inner {
         let dropped = CancellationToken::new();
         let (tell, leadership) = watch::channel(Leadership::default());
         world::spawn(mind(raft.clone(), replica, progress.clone(), tell, dropped.clone()));
-        let standing =
-            Standing { replica, raft: raft.clone(), log: group.clone(), progress: progress.clone() };
+        let standing = Standing { replica, raft: raft.clone(), progress: progress.clone() };
         let reads = Reads::start(standing.clone(), peers.clone(), leadership.clone(), answer_within);
         Ok(Inner {
             replica,

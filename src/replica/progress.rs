@@ -6,7 +6,7 @@
 
 use super::{
     ReplicaError,
-    entry::{Mark, RaftLogId},
+    entry::{self, Mark, RaftLogId, RaftVote},
 };
 use crate::model::Position;
 use annal_wal::{GroupLog, LogIndex};
@@ -83,6 +83,8 @@ pub(super) struct Progress {
     /// Entries on disk here, as far as appended by this process.
     flushed: watch::Sender<Option<LogIndex>>,
     committed: Mutex<Option<LogIndex>>,
+    /// The vote as the log has been given it: before any other replica hears of it.
+    voted: Mutex<Option<RaftVote>>,
     /// Told to another replica to be committed; 0 is nothing.
     told: AtomicU64,
     applied: watch::Sender<Applied>,
@@ -110,6 +112,7 @@ impl Progress {
             submitted: watch::Sender::new(state.last.map(|id| id.index)),
             flushed: watch::Sender::new(state.last.map(|id| id.index)),
             committed: Mutex::new(committed.max(durable.index())),
+            voted: Mutex::new(state.vote.map(entry::vote_from_log)),
             told: AtomicU64::new(0),
             applied: watch::Sender::new(Applied { id: durable.applied, position, stopped: None }),
             installed: Mutex::new(durable.index()),
@@ -132,6 +135,7 @@ impl Progress {
             submitted: watch::Sender::default(),
             flushed: watch::Sender::new(Some(LogIndex(u64::MAX))),
             committed: Mutex::default(),
+            voted: Mutex::default(),
             told: AtomicU64::new(0),
             applied: watch::Sender::default(),
             installed: Mutex::default(),
@@ -215,6 +219,16 @@ impl Progress {
             *committed = (*committed).max(Some(last));
         }
         self.ladder();
+    }
+
+    /// The log is given a vote.
+    pub(super) fn votes(&self, vote: RaftVote) {
+        *lock(&self.voted) = Some(vote);
+    }
+
+    /// The last vote that the log has been given.
+    pub(super) fn voted(&self) -> Option<RaftVote> {
+        *lock(&self.voted)
     }
 
     /// Another replica is going to be told that entries up to `last` are committed, and may apply them before this one.

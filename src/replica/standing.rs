@@ -8,11 +8,11 @@
 
 use super::{
     Applier, ReadIndex,
-    entry::{self, RaftVote, Types},
+    entry::{RaftVote, Types},
     progress::Progress,
 };
 use crate::model::ReplicaId;
-use annal_wal::{GroupLog, LogIndex};
+use annal_wal::LogIndex;
 use openraft::{Raft, ServerState, async_runtime::watch::WatchReceiver as _};
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -21,7 +21,6 @@ use std::{collections::BTreeSet, sync::Arc};
 pub(super) struct Standing {
     pub(super) replica: ReplicaId,
     pub(super) raft: Raft<Types, Applier>,
-    pub(super) log: GroupLog,
     pub(super) progress: Arc<Progress>,
 }
 
@@ -38,7 +37,7 @@ pub(super) struct Lead {
 impl Standing {
     /// Its vote; none if it never voted.
     pub(super) fn vote(&self) -> Option<RaftVote> {
-        self.log.state().vote.map(entry::vote_from_log)
+        self.progress.voted()
     }
 
     /// Whether it has voted for the leader of `vote`, and for nobody later.
