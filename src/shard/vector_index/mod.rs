@@ -1,4 +1,4 @@
-//! Finds the nearest vectors: by graph in sealed segments, exactly in the deltas that no graph holds yet.
+//! Finds the nearest vectors: by graph in sealed segments, by scan in the deltas that no graph holds yet.
 //!
 //! ```text
 //!   slots, as they were given out ->
@@ -14,10 +14,13 @@
 //! Source: FreshDiskANN (Singh et al., 2021); the logarithmic method (Bentley and Saxe, 1980).
 
 pub(super) mod build;
+mod code_kernel;
+mod codes;
 mod delta;
 mod graph;
 mod kernel;
 pub(super) mod manifest;
+mod resident;
 pub(super) mod segment;
 
 use super::{
@@ -25,11 +28,12 @@ use super::{
     slots::{LiveSet, SlotTable},
 };
 use crate::model::{PointId, VectorParams};
+use codes::Grid;
 use delta::Delta;
 use graph::Scratch;
 use kernel::Metric;
 use roaring::RoaringBitmap;
-use segment::{Content, Row, Segment};
+use segment::{Content, Near, Row, Segment};
 use std::{
     cell::RefCell,
     cmp::Ordering,
@@ -107,7 +111,7 @@ impl VectorIndex {
     /// Adds rows: `values [slots.len(), dim]`, slots ascending and above all before. A delta that has grown to
     /// `seal_bytes` is sealed.
     pub(super) fn append(&mut self, slots: Vec<Slot>, values: Vec<f32>, seal_bytes: usize) {
-        self.open.append(slots, values);
+        self.open.append(self.params.dim as usize, slots, values);
         if self.bytes(self.open.rows()) >= seal_bytes {
             self.sealed.push(Arc::new(std::mem::take(&mut self.open)));
         }
@@ -134,63 +138,65 @@ impl VectorIndex {
 
     /// The nearest of what is wanted, nearest first, ties by id.
     ///
-    /// Cost: each graph about `ef · degree` distances, or fewer if few slots are allowed; each delta one
-    /// distance a row.
+    /// Cost: each graph about `ef · degree / 2` comparisons of codes, or fewer if few slots are allowed; each delta
+    /// one a row.
     pub(super) fn nearest(&self, wanted: &Wanted<'_>) -> Vec<Found> {
         let metric = Metric::of(self.params.distance);
-        let dim = self.params.dim as usize;
         let mut nearest = Nearest { wanted, farthest_first: BinaryHeap::new() };
+        // One more than wanted: a point may be excluded.
+        let count = wanted.count.saturating_add(1);
         for delta in self.sealed.iter().map(|delta| &**delta).chain([&self.open]) {
-            for (slot, row) in delta.iter(dim) {
-                if wanted.accepts(slot) {
+            if wanted.exact {
+                for (slot, row) in delta.iter(wanted.query.len()).filter(|(slot, _)| wanted.accepts(*slot)) {
                     nearest.offer(metric.distance(wanted.query, row), slot);
                 }
+                continue;
+            }
+            let accept = |slot| wanted.accepts(slot);
+            for (slot, row) in delta.near(self.params.distance, wanted.query, count, accept) {
+                nearest.offer(metric.distance(wanted.query, row), slot);
             }
         }
         for sealed in &self.segments {
-            self.search_segment(&sealed.segment, &mut nearest);
+            self.search_segment(&sealed.segment, count, &mut nearest);
         }
         nearest.farthest_first.into_sorted_vec()
     }
 
-    fn search_segment(&self, segment: &Segment, nearest: &mut Nearest<'_>) {
+    fn search_segment(&self, segment: &Segment, count: usize, nearest: &mut Nearest<'_>) {
         let wanted = nearest.wanted;
         let rows = segment.rows();
         let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return };
         let allowed =
             wanted.allowed.map(|allowed| allowed.range_cardinality(first.slot..=last.slot) as usize);
         let matching = allowed.unwrap_or(rows.len());
-        let ef =
-            wanted.ef.unwrap_or(self.params.hnsw.ef_construct as usize).max(wanted.count.saturating_add(1));
+        let accept = |row: u32| wanted.accepts(rows[row as usize].slot);
+        let mut offer = |hits: Vec<Near>| {
+            for (distance, row) in hits {
+                nearest.offer(distance, rows[row as usize].slot);
+            }
+        };
+        let ef = wanted.ef.unwrap_or(self.params.hnsw.ef_construct as usize).max(count);
         if !wanted.exact && !scan_is_cheaper(matching, rows.len(), ef, self.params.hnsw.m as usize) {
-            let graph = segment.graph();
-            let accept = |row: u32| wanted.accepts(rows[row as usize].slot);
-            let hits = SCRATCH.with_borrow_mut(|scratch| graph.search(wanted.query, ef, scratch, accept));
-            if hits.len() > wanted.count || hits.len() >= matching {
-                for (distance, row) in hits {
-                    nearest.offer(distance, rows[row as usize].slot);
-                }
-                return;
+            let most = wanted.allowed.is_none();
+            let hits = SCRATCH
+                .with_borrow_mut(|scratch| segment.nearest(wanted.query, (count, ef), scratch, most, accept));
+            if hits.len() >= count || hits.len() >= matching {
+                return offer(hits);
             }
             // Too few of the rows around the query are allowed, or live.
         }
-        let metric = Metric::of(self.params.distance);
-        let mut offer = |row: usize| {
-            let slot = rows[row].slot;
-            if wanted.accepts(slot) {
-                nearest.offer(metric.distance(wanted.query, segment.vector(row as u32)), slot);
-            }
-        };
-        match wanted.allowed {
-            Some(allowed) if matching < rows.len() / 16 => {
-                for slot in allowed.range(first.slot..=last.slot) {
-                    if let Ok(row) = rows.binary_search_by_key(&slot, |row| row.slot) {
-                        offer(row);
-                    }
-                }
-            }
-            _ => (0..rows.len()).for_each(offer),
+        let few = wanted.allowed.filter(|_| matching < rows.len() / 16);
+        let mut candidates = few.map_or_else(
+            || (0..rows.len() as u32).filter(|row| accept(*row)).collect(),
+            |allowed| live_rows(rows, allowed.range(first.slot..=last.slot), &accept),
+        );
+        if !wanted.exact {
+            return offer(segment.scan(wanted.query, count, candidates.into_iter()));
         }
+        let metric = Metric::of(self.params.distance);
+        let distance = |row| (metric.distance(wanted.query, segment.vector(row)), row);
+        offer(candidates.drain(..).map(distance).collect());
     }
 
     /// What is worth building now, if anything: every waiting delta with the segments that are not larger; else
@@ -278,12 +284,14 @@ impl Gathered {
     ) -> Result<Segment, IndexError> {
         let dim = params.dim as usize;
         let built = build::build(Metric::of(params.distance), dim, &self.vectors, params.hnsw, stop)?;
+        let grid = Grid::of(dim, &self.vectors);
         let content = Content {
             distance: params.distance,
             dim,
             rows: &self.rows,
             vectors: &self.vectors,
             built: &built,
+            grid: grid.as_ref(),
         };
         Segment::write(path, &content)?;
         Ok(Segment::open(path)?)
@@ -299,6 +307,12 @@ pub(super) enum IndexError {
     /// No file.
     #[error(transparent)]
     Segment(#[from] segment::SegmentError),
+}
+
+/// The accepted rows of some slots.
+fn live_rows(rows: &[Row], slots: impl Iterator<Item = Slot>, accept: impl Fn(u32) -> bool) -> Vec<u32> {
+    let row = |slot| rows.binary_search_by_key(&slot, |row| row.slot).ok().map(|row| row as u32);
+    slots.filter_map(row).filter(|row| accept(*row)).collect()
 }
 
 thread_local! {

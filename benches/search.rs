@@ -1,0 +1,247 @@
+//! The kernel against usearch's own search: same graph, same vectors, one thread, interleaved in one process.
+//!
+//! `ANNAL_BENCH_DATA=DIR[:DIR] cargo bench --bench search`: each folder holds one set, either `vectors.f16.npy`,
+//! `queries.f32.npy`, `neighbors*.i32.npy`, or `*_base.fbin`, `*_query.fbin`, `*_gt100.ibin` (what the recipes of
+//! GloVe write); all Cosine, neighbours exact. `tests/data/wordnet-2k` if none is named.
+//!
+//! For each recall, the least `ef` of either that reaches it; then turns of the two, one after the other; medians.
+//! usearch compares by our f32 kernel, which is faster than what it is compiled with here; its own is shown too.
+
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub, dead_code, unused_imports)]
+
+use annal::model::{self, Distance, HnswParams, Position};
+use std::{
+    collections::HashSet,
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
+use usearch::{Index, MetricKind};
+use vector_index::{
+    build::{self, BuildError},
+    codes::Grid,
+    graph::Scratch,
+    kernel::Metric,
+    segment::{Content, Row, Segment},
+};
+
+/// The shard's own rooms, as they are.
+#[path = "../src/shard/vector_index"]
+mod vector_index {
+    pub mod build;
+    mod code_kernel;
+    pub mod codes;
+    pub mod graph;
+    pub mod kernel;
+    mod resident;
+    pub mod segment;
+}
+
+const K: usize = 10;
+const RECALLS: [f64; 3] = [0.955, 0.988, 0.99];
+const TURNS: usize = 21;
+/// Queries of a turn.
+const QUERIES: usize = 500;
+
+fn main() {
+    let folders = std::env::var("ANNAL_BENCH_DATA").unwrap_or_else(|_| "tests/data/wordnet-2k".to_owned());
+    for folder in folders.split(':') {
+        run(&Set::read(Path::new(folder))).unwrap();
+    }
+}
+
+fn run(set: &Set) -> Result<(), BuildError> {
+    let (dim, rows, params) = (set.dim, set.base.len() / set.dim, HnswParams::default());
+    println!("{}: {rows} vectors of {dim} dimensions, {} queries, {params:?}", set.name, set.truth.len());
+    let metric = Metric::of(Distance::Cosine);
+    let began = cpu_seconds();
+    let index = build::insert(metric, dim, &set.base, params, &AtomicBool::new(false))?;
+    let built = build::flatten(&index, rows, params);
+    println!("  built in {:.1} CPU-s", cpu_seconds() - began);
+    let began = cpu_seconds();
+    let folder = tempfile::tempdir().unwrap();
+    let segment = sealed(&folder.path().join("a.seg"), set, &built);
+    let per = |bytes: u64| bytes as f64 / rows as f64;
+    println!(
+        "  coded, written and opened in {:.1} CPU-s; bytes a vector: {:.0} without the vectors, {:.0} in the file",
+        cpu_seconds() - began,
+        per(segment.bytes()) - (4 * dim) as f64,
+        per(segment.bytes())
+    );
+    let ours = Ours { segment: &segment, set };
+    for recall in RECALLS {
+        let own_ef = least_ef(recall, |ef| ours.recall(ef));
+        let their_ef = least_ef(recall, |ef| recall_of_usearch(&index, set, ef));
+        let (Some(own_ef), Some(their_ef)) = (own_ef, their_ef) else {
+            println!("  recall {recall} is out of reach");
+            continue;
+        };
+        let (mut own, mut their, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        let mut scratch = Scratch::default();
+        for turn in 0..TURNS {
+            let t = turn_of(set, turn, |query| _ = usearch_finds(&index, query, their_ef));
+            let o = turn_of(set, turn, |query| _ = ours.finds(query, own_ef, &mut scratch));
+            their.push(1.0 / t);
+            own.push(1.0 / o);
+            ratios.push(t / o);
+        }
+        println!(
+            "  recall {recall}: usearch ef {their_ef} {:.4} {:.0}/CPU-s; Annal ef {own_ef} {:.4} {:.0}/CPU-s; {:.2} times (quartiles {:.2} to {:.2})",
+            recall_of_usearch(&index, set, their_ef),
+            quantile(&mut their, 0.5),
+            ours.recall(own_ef),
+            quantile(&mut own, 0.5),
+            quantile(&mut ratios, 0.5),
+            quantile(&mut ratios, 0.25),
+            quantile(&mut ratios, 0.75),
+        );
+    }
+    let plain = usearch_with_its_own_metric(index);
+    let Some(ef) = least_ef(RECALLS[0], |ef| recall_of_usearch(&plain, set, ef)) else { return Ok(()) };
+    let mut took: Vec<f64> =
+        (0..5).map(|turn| 1.0 / turn_of(set, turn, |query| _ = usearch_finds(&plain, query, ef))).collect();
+    println!("  recall {}: usearch by its own kernel {:.0}/CPU-s", RECALLS[0], quantile(&mut took, 0.5));
+    Ok(())
+}
+
+fn sealed(path: &Path, set: &Set, built: &build::Built) -> Segment {
+    let rows: Vec<Row> =
+        (0..(set.base.len() / set.dim) as u32).map(|slot| Row { slot, version: Position(1) }).collect();
+    let grid = Grid::of(set.dim, &set.base);
+    let content = Content {
+        distance: Distance::Cosine,
+        dim: set.dim,
+        rows: &rows,
+        vectors: &set.base,
+        built,
+        grid: grid.as_ref(),
+    };
+    Segment::write(path, &content).unwrap();
+    Segment::open(path).unwrap()
+}
+
+struct Ours<'a> {
+    segment: &'a Segment,
+    set: &'a Set,
+}
+
+impl Ours<'_> {
+    fn finds(&self, query: &[f32], ef: usize, scratch: &mut Scratch) -> Vec<(f32, u32)> {
+        let mut hits = self.segment.nearest(query, (K, ef.max(K)), scratch, true, |_| true);
+        hits.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+        hits.truncate(K);
+        hits
+    }
+
+    fn recall(&self, ef: usize) -> f64 {
+        let mut scratch = Scratch::default();
+        self.set.recall(|query| self.finds(query, ef, &mut scratch).into_iter().map(|hit| hit.1).collect())
+    }
+}
+
+fn usearch_finds(index: &Index, query: &[f32], ef: usize) -> Vec<u64> {
+    index.change_expansion_search(ef);
+    index.search(query, K).unwrap().keys
+}
+
+fn recall_of_usearch(index: &Index, set: &Set, ef: usize) -> f64 {
+    set.recall(|query| usearch_finds(index, query, ef).into_iter().map(|key| key as u32).collect())
+}
+
+fn usearch_with_its_own_metric(index: Index) -> Index {
+    index.change_metric_kind(MetricKind::IP).unwrap();
+    index
+}
+
+/// The least number of candidates that reaches a recall.
+fn least_ef(wanted: f64, recall: impl Fn(usize) -> f64) -> Option<usize> {
+    let (mut low, mut high) = (K, 1024);
+    if recall(high) < wanted {
+        return None;
+    }
+    while low < high {
+        let middle = (low + high) / 2;
+        if recall(middle) < wanted { low = middle + 1 } else { high = middle }
+    }
+    Some(high)
+}
+
+/// CPU seconds a query.
+fn turn_of(set: &Set, turn: usize, mut search: impl FnMut(&[f32])) -> f64 {
+    let queries = QUERIES.min(set.truth.len());
+    let from = turn * queries % set.truth.len();
+    let began = cpu_seconds();
+    for query in set.queries.chunks_exact(set.dim).cycle().skip(from).take(queries) {
+        search(query);
+    }
+    (cpu_seconds() - began) / queries as f64
+}
+
+fn quantile(figures: &mut [f64], share: f64) -> f64 {
+    figures.sort_unstable_by(f64::total_cmp);
+    figures[((figures.len() - 1) as f64 * share).round() as usize]
+}
+
+/// CPU seconds of this thread.
+fn cpu_seconds() -> f64 {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    used.tv_sec as f64 + used.tv_nsec as f64 / 1e9
+}
+
+struct Set {
+    name: String,
+    dim: usize,
+    base: Vec<f32>,
+    queries: Vec<f32>,
+    truth: Vec<HashSet<u32>>,
+}
+
+impl Set {
+    fn read(folder: &Path) -> Set {
+        let name = folder.display().to_string();
+        let ending = |end: &str| -> Option<PathBuf> {
+            let files = fs::read_dir(folder).unwrap().map(|f| f.unwrap().path());
+            files.into_iter().find(|path| path.to_str().unwrap().ends_with(end))
+        };
+        let sets =
+            |ids: Vec<u32>, k: usize| ids.chunks_exact(k).map(|r| r[..K].iter().copied().collect()).collect();
+        if let Some(base) = ending("_base.fbin") {
+            let (base, dim) = words(&base, f32::from_le_bytes);
+            let (queries, _) = words(&ending("_query.fbin").unwrap(), f32::from_le_bytes);
+            let (ids, k) = words(&ending("_gt100.ibin").unwrap(), u32::from_le_bytes);
+            return Set { name, dim, base, queries, truth: sets(ids, k) };
+        }
+        let (base, dim) = npy::<half::f16>(&folder.join("vectors.f16.npy"));
+        let (queries, _) = npy::<f32>(&folder.join("queries.f32.npy"));
+        let (ids, k) = npy::<i32>(&ending(".i32.npy").unwrap());
+        Set {
+            name,
+            dim,
+            base: base.into_iter().map(half::f16::to_f32).collect(),
+            queries,
+            truth: sets(ids.into_iter().map(|id| id as u32).collect(), k),
+        }
+    }
+
+    /// Share of the true neighbours that a search finds.
+    fn recall(&self, mut search: impl FnMut(&[f32]) -> Vec<u32>) -> f64 {
+        let queries = self.queries.chunks_exact(self.dim).zip(&self.truth);
+        let hits: usize = queries
+            .map(|(query, truth)| search(query).iter().filter(|row| truth.contains(row)).count())
+            .sum();
+        hits as f64 / (self.truth.len() * K) as f64
+    }
+}
+
+/// A matrix with its two sizes before it.
+fn words<T>(path: &Path, word: fn([u8; 4]) -> T) -> (Vec<T>, usize) {
+    let bytes = fs::read(path).unwrap();
+    let words = bytes.as_chunks::<4>().0;
+    (words[2..].iter().map(|w| word(*w)).collect(), u32::from_le_bytes(words[1]) as usize)
+}
+
+fn npy<T: npyz::Deserialize>(path: &Path) -> (Vec<T>, usize) {
+    let file = npyz::NpyFile::new(fs::File::open(path).unwrap()).unwrap();
+    let columns = file.shape()[1] as usize;
+    (file.into_vec().unwrap(), columns)
+}
