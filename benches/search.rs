@@ -4,12 +4,14 @@
 //! `queries.f32.npy`, `neighbors*.i32.npy`, or `*_base.fbin`, `*_query.fbin`, `*_gt100.ibin` (what the recipes of
 //! GloVe write); all Cosine, neighbours exact. `tests/data/wordnet-2k` if none is named.
 //!
-//! For each recall, the least `ef` of either that reaches it; then turns of the two, one after the other; medians.
+//! For each recall, the least `ef` of each that reaches it; then turns, one after the other; medians. Annal walks
+//! the graph that usearch built, and one that it grew itself. Then searches that a share of the rows may answer.
 //! usearch compares by our f32 kernel, which is faster than what it is compiled with here; its own is shown too.
 
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, dead_code, unused_imports)]
 
 use annal::model::{self, Distance, HnswParams, Position};
+use roaring::RoaringBitmap;
 use std::{
     collections::HashSet,
     fs,
@@ -21,8 +23,10 @@ use vector_index::{
     build::{self, BuildError},
     codes::Grid,
     graph::Scratch,
+    grow,
     kernel::Metric,
     segment::{Content, Row, Segment},
+    walk_or_scan::Walk,
 };
 
 /// The shard's own rooms, as they are.
@@ -32,9 +36,11 @@ mod vector_index {
     mod code_kernel;
     pub mod codes;
     pub mod graph;
+    pub mod grow;
     pub mod kernel;
     mod resident;
     pub mod segment;
+    pub mod walk_or_scan;
 }
 
 const K: usize = 10;
@@ -57,45 +63,32 @@ fn run(set: &Set) -> Result<(), BuildError> {
     let began = cpu_seconds();
     let index = build::insert(metric, dim, &set.base, params, &AtomicBool::new(false))?;
     let built = build::flatten(&index, rows, params);
-    println!("  built in {:.1} CPU-s", cpu_seconds() - began);
-    let began = cpu_seconds();
+    println!("  usearch built it in {:.1} CPU-s", cpu_seconds() - began);
     let folder = tempfile::tempdir().unwrap();
-    let segment = sealed(&folder.path().join("a.seg"), set, &built);
-    let per = |bytes: u64| bytes as f64 / rows as f64;
+    let began = cpu_seconds();
+    let same = sealed(&folder.path().join("a.seg"), set, &built);
+    let per = |bytes: usize| bytes as f64 / rows as f64;
     println!(
-        "  coded, written and opened in {:.1} CPU-s; bytes a vector: {:.0} without the vectors, {:.0} in the file",
+        "  coded, written and opened in {:.1} CPU-s; bytes a vector: {:.0} of codes and graph, {:.0} in all",
         cpu_seconds() - began,
-        per(segment.bytes()) - (4 * dim) as f64,
-        per(segment.bytes())
+        per(same.bytes() as usize - (4 * dim + 16) * rows),
+        per(same.bytes() as usize)
     );
-    let ours = Ours { segment: &segment, set };
+    let began = cpu_seconds();
+    let grid = Grid::of(dim, &set.base).unwrap();
+    let codes = grid.encode(&set.base);
+    let grown = grow::grow(Distance::Cosine, (&grid, &codes), Vec::new(), params, &AtomicBool::new(false))?;
+    println!(
+        "  grown over codes in {:.1} CPU-s, {} rows unreachable before the audit",
+        cpu_seconds() - began,
+        grown.unreachable().len()
+    );
+    let grown = sealed(&folder.path().join("b.seg"), set, &grown);
+    let (same, grown) = (Ours { segment: &same, set }, Ours { segment: &grown, set });
     for recall in RECALLS {
-        let own_ef = least_ef(recall, |ef| ours.recall(ef));
-        let their_ef = least_ef(recall, |ef| recall_of_usearch(&index, set, ef));
-        let (Some(own_ef), Some(their_ef)) = (own_ef, their_ef) else {
-            println!("  recall {recall} is out of reach");
-            continue;
-        };
-        let (mut own, mut their, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-        let mut scratch = Scratch::default();
-        for turn in 0..TURNS {
-            let t = turn_of(set, turn, |query| _ = usearch_finds(&index, query, their_ef));
-            let o = turn_of(set, turn, |query| _ = ours.finds(query, own_ef, &mut scratch));
-            their.push(1.0 / t);
-            own.push(1.0 / o);
-            ratios.push(t / o);
-        }
-        println!(
-            "  recall {recall}: usearch ef {their_ef} {:.4} {:.0}/CPU-s; Annal ef {own_ef} {:.4} {:.0}/CPU-s; {:.2} times (quartiles {:.2} to {:.2})",
-            recall_of_usearch(&index, set, their_ef),
-            quantile(&mut their, 0.5),
-            ours.recall(own_ef),
-            quantile(&mut own, 0.5),
-            quantile(&mut ratios, 0.5),
-            quantile(&mut ratios, 0.25),
-            quantile(&mut ratios, 0.75),
-        );
+        compare(set, recall, &index, &same, &grown);
     }
+    filtered(set, &grown, params);
     let plain = usearch_with_its_own_metric(index);
     let Some(ef) = least_ef(RECALLS[0], |ef| recall_of_usearch(&plain, set, ef)) else { return Ok(()) };
     let mut took: Vec<f64> =
@@ -104,17 +97,103 @@ fn run(set: &Set) -> Result<(), BuildError> {
     Ok(())
 }
 
+/// Turns of usearch, of Annal on usearch's graph, and of Annal on its own.
+fn compare(set: &Set, recall: f64, index: &Index, same: &Ours<'_>, grown: &Ours<'_>) {
+    let efs = [
+        least_ef(recall, |ef| recall_of_usearch(index, set, ef)),
+        least_ef(recall, |ef| same.recall(ef)),
+        least_ef(recall, |ef| grown.recall(ef)),
+    ];
+    let [Some(their_ef), Some(same_ef), Some(grown_ef)] = efs else {
+        return println!("  recall {recall} is out of reach");
+    };
+    let mut rates = [const { Vec::new() }; 3];
+    let mut ratios = [const { Vec::new() }; 2];
+    let mut scratch = Scratch::default();
+    for turn in 0..TURNS {
+        let took = [
+            turn_of(set, turn, |query| _ = usearch_finds(index, query, their_ef)),
+            turn_of(set, turn, |query| _ = same.finds(query, same_ef, &mut scratch)),
+            turn_of(set, turn, |query| _ = grown.finds(query, grown_ef, &mut scratch)),
+        ];
+        for (rates, took) in rates.iter_mut().zip(took) {
+            rates.push(1.0 / took);
+        }
+        for (ratios, own) in ratios.iter_mut().zip(&took[1..]) {
+            ratios.push(took[0] / own);
+        }
+    }
+    let [their, own_same, own_grown] = rates.each_mut().map(|rates| quantile(rates, 0.5));
+    println!("  recall {recall}: usearch ef {their_ef}, {their:.0}/CPU-s");
+    for (what, ef, rate, ratios) in [
+        ("the same graph", same_ef, own_same, &mut ratios[0].clone()),
+        ("a grown graph", grown_ef, own_grown, &mut ratios[1].clone()),
+    ] {
+        println!(
+            "    Annal on {what}: ef {ef}, {rate:.0}/CPU-s, {:.2} times (quartiles {:.2} to {:.2})",
+            quantile(ratios, 0.5),
+            quantile(ratios, 0.25),
+            quantile(ratios, 0.75)
+        );
+    }
+}
+
+/// Searches that only a share of the rows may answer, evenly spread, as they are planned.
+fn filtered(set: &Set, ours: &Ours<'_>, params: HnswParams) {
+    const FILTERED_QUERIES: usize = 200;
+    let rows = set.base.len() / set.dim;
+    let queries = || set.queries.chunks_exact(set.dim).take(FILTERED_QUERIES);
+    let mut scratch = Scratch::default();
+    for share in [1.0, 0.5, 0.1, 0.05, 0.03, 0.01, 0.003, 0.001f64] {
+        // Fibonacci hashing: which rows are allowed has nothing to do with where they lie.
+        let edge = (share * f64::from(u32::MAX)) as u32;
+        let allowed: RoaringBitmap =
+            (0..rows as u32).filter(|row| row.wrapping_mul(2_654_435_769).reverse_bits() <= edge).collect();
+        let some = (share < 1.0).then_some(allowed.len() as usize);
+        let walk = Walk::plan(params, rows, some, K + 1, None);
+        let began = cpu_seconds();
+        let found: Vec<_> = queries()
+            .map(|query| match walk {
+                Some(walk) => {
+                    let accept = |row| some.is_none() || allowed.contains(row);
+                    ours.segment.nearest(query, walk, &mut scratch, accept)
+                }
+                None => ours.segment.scan(query, K + 1, allowed.iter()),
+            })
+            .collect();
+        let took = (cpu_seconds() - began) / found.len() as f64;
+        let metric = Metric::of(Distance::Cosine);
+        let (mut hits, mut of) = (0, 0);
+        for (query, found) in queries().zip(&found) {
+            let mut exact: Vec<f32> =
+                allowed.iter().map(|row| metric.distance(query, ours.segment.vector(row))).collect();
+            let count = K.min(exact.len());
+            let (_, tenth, _) = exact.select_nth_unstable_by(count - 1, f32::total_cmp);
+            hits += found.iter().filter(|hit| hit.0 <= *tenth).count().min(count);
+            of += count;
+        }
+        println!(
+            "  {:>5} % allowed: {:.1} us, recall {:.4}, {}",
+            share * 100.0,
+            took * 1e6,
+            hits as f64 / of as f64,
+            walk.map_or("scanned".to_owned(), |walk| format!("walked with ef {}", walk.ef))
+        );
+    }
+}
+
 fn sealed(path: &Path, set: &Set, built: &build::Built) -> Segment {
     let rows: Vec<Row> =
         (0..(set.base.len() / set.dim) as u32).map(|slot| Row { slot, version: Position(1) }).collect();
-    let grid = Grid::of(set.dim, &set.base);
+    let grid = Grid::of(set.dim, &set.base).unwrap();
+    let codes = grid.encode(&set.base);
     let content = Content {
         distance: Distance::Cosine,
         dim: set.dim,
         rows: &rows,
         vectors: &set.base,
         built,
-        grid: grid.as_ref(),
+        coded: Some((&grid, &codes)),
     };
     Segment::write(path, &content).unwrap();
     Segment::open(path).unwrap()
@@ -127,7 +206,8 @@ struct Ours<'a> {
 
 impl Ours<'_> {
     fn finds(&self, query: &[f32], ef: usize, scratch: &mut Scratch) -> Vec<(f32, u32)> {
-        let mut hits = self.segment.nearest(query, (K, ef.max(K)), scratch, true, |_| true);
+        let walk = Walk { count: K, ef: ef.max(K), most: true, expanded_max: usize::MAX };
+        let mut hits = self.segment.nearest(query, walk, scratch, |_| true);
         hits.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
         hits.truncate(K);
         hits

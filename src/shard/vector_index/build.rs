@@ -157,7 +157,7 @@ impl Built {
     }
 
     /// The audit: gives each unreachable row a link from a near row that has a place free, or makes it an entry.
-    fn make_reachable(&mut self, metric: Metric, dim: usize, vectors: &[f32]) {
+    pub(crate) fn make_reachable(&mut self, metric: Metric, dim: usize, vectors: &[f32]) {
         let mut lost = self.unreachable();
         let mut scratch = Scratch::default();
         while let Some(row) = lost.first().copied() {
@@ -180,7 +180,14 @@ impl Built {
         }
     }
 
-    fn graph(&self) -> Graph<'_> {
+    /// The row's places for links.
+    pub(crate) fn links_mut(&mut self, row: u32) -> &mut [u32] {
+        let degree = self.degree as usize;
+        &mut self.adjacency[row as usize * degree..][..degree]
+    }
+
+    /// The graph.
+    pub(crate) fn graph(&self) -> Graph<'_> {
         Graph { degree: self.degree as usize, adjacency: &self.adjacency, entries: &self.entries }
     }
 }

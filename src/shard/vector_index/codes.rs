@@ -16,8 +16,9 @@ use super::{
 };
 use crate::model::Distance;
 
-/// Rows that are looked at to choose a grid.
-const SAMPLE_ROWS: usize = 4096;
+/// Numbers that are looked at to choose a grid, but of no fewer rows than the second.
+const SAMPLE_NUMBERS: usize = 1 << 17;
+const SAMPLE_ROWS_MIN: usize = 256;
 /// What half a byte counts in steps.
 const HALF_STEP: f32 = 17.0;
 /// Dimensions from which half a byte a number is thought of.
@@ -78,12 +79,14 @@ impl Grid {
         for row in vectors.chunks_exact(dim) {
             largest = row.iter().zip(&centre).fold(largest, |most, (x, c)| most.max((x - c).abs()));
         }
-        let sample = || vectors.chunks_exact(dim).step_by(rows.div_ceil(SAMPLE_ROWS).max(1));
+        let sample_rows = (SAMPLE_NUMBERS / dim).max(SAMPLE_ROWS_MIN);
+        let sample = || vectors.chunks_exact(dim).step_by(rows.div_ceil(sample_rows).max(1));
         let mut apart: Vec<f32> =
             sample().flat_map(|row| row.iter().zip(&centre).map(|(x, c)| (x - c).abs())).collect();
-        apart.sort_unstable_by(f32::total_cmp);
-        let below =
-            |share: f64| apart.get((apart.len() as f64 * share) as usize).copied().unwrap_or_default();
+        let mut below = |share: f64| {
+            let at = ((apart.len() as f64 * share) as usize).min(apart.len().saturating_sub(1));
+            if apart.is_empty() { 0.0 } else { *apart.select_nth_unstable_by(at, f32::total_cmp).1 }
+        };
         let grid = |reach: f32, half| {
             let step = if reach > 0.0 { reach / 127.5 } else { 1.0 };
             Grid { centre: centre.clone(), step, half }
@@ -214,6 +217,30 @@ fn half_byte(x: f32) -> u8 {
 }
 
 impl CodedQuery {
+    /// Compares rows with each other by their codes: by what lies between them, not by inner products.
+    pub(crate) fn between_rows(grid: &Grid, distance: Distance) -> Self {
+        assert!(!distance.larger_is_nearer(), "codes of rows are centred");
+        let stride = grid.stride();
+        let bytes = vec![0; if grid.half { 2 * stride } else { stride }];
+        let scan = code_kernel::best(distance, grid.half);
+        CodedQuery { bytes, base: 0, stride, scan, deviation: 0.0, grows: false }
+    }
+
+    /// Takes a row of `codes [rows, stride]` for the query.
+    pub(crate) fn set_row(&mut self, codes: &[u8], row: u32) {
+        let codes = &codes[row as usize * self.stride..][..self.stride];
+        if self.bytes.len() == self.stride {
+            return self.bytes.copy_from_slice(codes);
+        }
+        let blocks = codes.as_chunks::<BLOCK>().0.iter().zip(self.bytes.as_chunks_mut::<{ 2 * BLOCK }>().0);
+        for (codes, bytes) in blocks {
+            let (low, high) = bytes.split_at_mut(BLOCK);
+            for ((low, high), both) in low.iter_mut().zip(high).zip(codes) {
+                (*low, *high) = ((both & 15) * HALF_STEP as u8, (both >> 4) * HALF_STEP as u8);
+            }
+        }
+    }
+
     /// By how much a key must exceed this one before it is surely the farther.
     pub(crate) fn doubt(&self, key: u32) -> u32 {
         let deviation = self.deviation * if self.grows { (key as f32).sqrt() } else { 1.0 };

@@ -79,6 +79,7 @@ impl Delta {
         count: usize,
         accept: impl Fn(Slot) -> bool,
     ) -> impl Iterator<Item = (Slot, &[f32])> {
+        let count = count.min(self.rows);
         self.blocks.iter().flat_map(move |block| {
             let accepted = (0u32..).zip(&block.slots).filter(|(_, slot)| accept(**slot)).map(|(row, _)| row);
             let rows = match &block.coded {

@@ -179,13 +179,14 @@ impl Graph<'_> {
         &scratch.beam
     }
 
-    /// The accepted rows nearest to the query, at most `ef` of them, ascending.
+    /// The accepted rows nearest to the query, at most `ef` of them, ascending; none, if more than `expanded_max` rows
+    /// would have to be expanded.
     ///
     /// Cost: as of [`Graph::nearest`], times about one over the share of rows that are accepted.
     pub(crate) fn nearest_accepted<'s>(
         &self,
         scorer: &impl Scorer,
-        ef: usize,
+        (ef, expanded_max): (usize, usize),
         scratch: &'s mut Scratch,
         accept: impl Fn(u32) -> bool,
     ) -> &'s [Hit] {
@@ -195,11 +196,17 @@ impl Graph<'_> {
             scratch.first_time(self.entries[at]);
             scratch.meet(Hit::new(scratch.keys[at], self.entries[at]), ef, &accept);
         }
+        let mut expanded = 0;
         while let Some(Reverse(nearest)) = scratch.frontier.pop() {
             let edge = scratch.edge(ef);
             if nearest.key() > edge {
                 break;
             }
+            if expanded == expanded_max {
+                scratch.beam.clear();
+                break;
+            }
+            expanded += 1;
             let soon = scratch.frontier.peek().map(|hit| hit.0.row());
             let near = self.expand(nearest.row(), soon, scorer, scratch, edge);
             for at in 0..near {
@@ -253,6 +260,11 @@ impl Graph<'_> {
     /// Rows that are scored at a time, at most; one more, since a place is written before it counts.
     fn batch(&self) -> usize {
         self.entries.len().max(self.degree) + 1
+    }
+
+    /// The neighbours of a row.
+    pub(crate) fn linked(&self, row: u32) -> impl Iterator<Item = u32> {
+        self.links(row).iter().copied().take_while(|link| *link != NONE)
     }
 
     #[inline]
@@ -333,10 +345,14 @@ mod tests {
         assert_eq!(rows(graph.nearest(&to(&[50.2]), 3, s)), [50, 51, 49]);
         assert_eq!(rows(graph.nearest(&to(&[-5.0]), 2, s)), [0, 1]);
         assert_eq!(rows(graph.nearest(&to(&[50.2]), 200, s)).len(), 100);
-        assert_eq!(rows(graph.nearest_accepted(&to(&[50.2]), 3, s, |_| true)), [50, 51, 49]);
-        assert_eq!(rows(graph.nearest_accepted(&to(&[50.2]), 3, s, |row| row % 10 == 0)), [50, 60, 40]);
-        assert_eq!(rows(graph.nearest_accepted(&to(&[50.2]), 200, s, |row| row != 7)).len(), 99);
-        assert!(graph.nearest_accepted(&to(&[50.2]), 3, s, |_| false).is_empty());
+        assert_eq!(rows(graph.nearest_accepted(&to(&[50.2]), (3, 1000), s, |_| true)), [50, 51, 49]);
+        assert_eq!(
+            rows(graph.nearest_accepted(&to(&[50.2]), (3, 1000), s, |row| row % 10 == 0)),
+            [50, 60, 40]
+        );
+        assert_eq!(rows(graph.nearest_accepted(&to(&[50.2]), (200, 1000), s, |row| row != 7)).len(), 99);
+        assert!(graph.nearest_accepted(&to(&[50.2]), (3, 1000), s, |_| false).is_empty());
+        assert!(graph.nearest_accepted(&to(&[50.2]), (3, 20), s, |row| row % 10 == 0).is_empty());
     }
 
     #[test]

@@ -13,10 +13,12 @@ use super::{
     build::Built,
     codes::{self, Coded, Grid},
     graph::{Exact, Graph, Hit, NONE, ROWS_MAX, Scorer, Scratch},
+    grow::Old,
     kernel::Metric,
     resident::Resident,
+    walk_or_scan::Walk,
 };
-use crate::model::{Distance, Position};
+use crate::model::{Distance, HnswParams, Position};
 use memmap2::Mmap;
 use std::{
     fs::{self, File},
@@ -39,8 +41,8 @@ pub(crate) struct Content<'a> {
     /// `[rows, dim]`.
     pub(crate) vectors: &'a [f32],
     pub(crate) built: &'a Built,
-    /// How the vectors are coded; `None`: not at all.
-    pub(crate) grid: Option<&'a Grid>,
+    /// How the vectors are coded, and their codes `[rows, stride]`; `None`: not at all.
+    pub(crate) coded: Option<(&'a Grid, &'a [u8])>,
 }
 
 /// A segment that was checked whole.
@@ -208,14 +210,13 @@ impl Segment {
             .iter()
             .flat_map(|row| [&row.slot.to_le_bytes()[..], &[0; 4], &row.version.0.to_le_bytes()].concat())
             .collect();
-        let codes = content.grid.map(|grid| grid.encode(content.vectors)).unwrap_or_default();
         let bodies: [&[u8]; SECTIONS] = [
             bytemuck::cast_slice(content.vectors),
             bytemuck::cast_slice(&content.built.adjacency),
             &rows,
             bytemuck::cast_slice(&content.built.entries),
-            content.grid.map_or(&[], |grid| bytemuck::cast_slice(&grid.centre)),
-            &codes,
+            content.coded.map_or(&[], |(grid, _)| bytemuck::cast_slice(&grid.centre)),
+            content.coded.map_or(&[], |(_, codes)| codes),
         ];
         let head = Head {
             distance: content.distance,
@@ -223,7 +224,7 @@ impl Segment {
             degree: content.built.degree as usize,
             entries: content.built.entries.len(),
             rows: content.rows.len(),
-            coding: content.grid.map(|grid| Coding { step: grid.step, half: grid.half }),
+            coding: content.coded.map(|(grid, _)| Coding { step: grid.step, half: grid.half }),
             checksums: bodies.map(crc32fast::hash),
         };
         let (sections, _) = head.sections().ok_or(SegmentError::Damaged("larger than any file"))?;
@@ -319,15 +320,13 @@ impl Segment {
     /// The accepted rows nearest to the query, as a walk that keeps `ef` of them finds them: at least `count` of
     /// what it found, and as many more as codes leave in doubt.
     ///
-    /// `most`: nearly every row is accepted, so that the others can be dropped from what was found.
     /// Shapes: `query [dim]`. Cost: about `ef · degree / 2` comparisons of codes, and of vectors a few more than
-    /// `count`.
+    /// `count`; times about one over the share of rows that are accepted, if those are not most.
     pub(crate) fn nearest(
         &self,
         query: &[f32],
-        (count, ef): (usize, usize),
+        walk: Walk,
         scratch: &mut Scratch,
-        most: bool,
         accept: impl Fn(u32) -> bool,
     ) -> Vec<Near> {
         let exact = self.exact(query);
@@ -335,9 +334,9 @@ impl Segment {
         let rows = match &coded {
             Some(query) => {
                 let coded = Coded { codes: self.codes.bytes(), query };
-                self.walk(&coded, (count, ef), scratch, most, accept, |key| query.doubt(key))
+                self.walk(&coded, walk, scratch, accept, |key| query.doubt(key))
             }
-            None => self.walk(&exact, (count, ef), scratch, most, accept, |_| 0),
+            None => self.walk(&exact, walk, scratch, accept, |_| 0),
         };
         distances(&exact, rows)
     }
@@ -346,9 +345,8 @@ impl Segment {
     fn walk(
         &self,
         scorer: &impl Scorer,
-        (count, ef): (usize, usize),
+        Walk { count, ef, most, expanded_max }: Walk,
         scratch: &mut Scratch,
-        most: bool,
         accept: impl Fn(u32) -> bool,
         doubt: impl Fn(u32) -> u32,
     ) -> Vec<u32> {
@@ -376,7 +374,7 @@ impl Segment {
                 return rows;
             }
         }
-        choose(self.graph().nearest_accepted(scorer, ef, scratch, &accept)).0
+        choose(self.graph().nearest_accepted(scorer, (ef, expanded_max), scratch, &accept)).0
     }
 
     /// The nearest `count` of some rows, as a scan of their codes finds them, and as many more as it leaves in doubt.
@@ -388,6 +386,44 @@ impl Segment {
             None => rows.collect(),
         };
         distances(&exact, rows)
+    }
+
+    /// What the graph of other rows takes over of this one's links: those of rows that both have, ascending by slot
+    /// in `rows`. Nothing, if its shape is to be another.
+    pub(crate) fn old_links(&self, rows: &[Row], params: HnswParams) -> Vec<Old> {
+        if self.head.degree != 2 * params.m.max(2) as usize {
+            return Vec::new();
+        }
+        let (mut numbers, mut from) = (vec![NONE; self.rows.len()], 0);
+        for (number, own) in numbers.iter_mut().zip(&self.rows) {
+            from += rows[from..].partition_point(|row| row.slot < own.slot);
+            if rows.get(from).is_some_and(|row| row.slot == own.slot) {
+                *number = from as u32;
+            }
+        }
+        let graph = self.graph();
+        let mut old = Vec::with_capacity(self.rows.len());
+        for (number, row) in (0u32..).zip(&numbers).filter(|(_, row)| **row != NONE) {
+            let mut links = Vec::with_capacity(graph.degree);
+            let mut add = |link: u32| {
+                if link != *row && !links.contains(&link) {
+                    links.push(link);
+                }
+            };
+            for link in graph.linked(number) {
+                match numbers[link as usize] {
+                    // In the place of one that is dead, those that it led to.
+                    NONE => graph.linked(link).for_each(|further| {
+                        if numbers[further as usize] != NONE {
+                            add(numbers[further as usize]);
+                        }
+                    }),
+                    link => add(link),
+                }
+            }
+            old.push(Old { row: *row, links });
+        }
+        old
     }
 
     /// Whose vectors the rows are, by row.
@@ -442,9 +478,12 @@ fn distances(exact: &Exact<'_>, rows: Vec<u32>) -> Vec<Near> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::HnswParams;
     use rand::{Rng, SeedableRng, rngs::StdRng};
     use std::sync::atomic::AtomicBool;
+
+    fn walk(count: usize, ef: usize, most: bool) -> Walk {
+        Walk { count, ef, most, expanded_max: usize::MAX }
+    }
 
     fn nearest_of(hits: &[Near]) -> Near {
         hits.iter().copied().min_by(|a, b| a.0.total_cmp(&b.0)).expect("hits")
@@ -469,7 +508,7 @@ mod tests {
             rows: &rows,
             vectors: &vectors,
             built: &built,
-            grid: Some(&grid),
+            coded: Some((&grid, &grid.encode(&vectors))),
         };
         Segment::write(path, &content).expect("written");
         fs::read(path).expect("read")
@@ -495,7 +534,7 @@ mod tests {
         assert_eq!(segment.rows()[3], Row { slot: 103, version: Position(10) });
         assert_eq!(segment.vector(1), [3.0 / 8.0, 4.0 / 8.0, 5.0 / 8.0]);
         assert!(segment.fits(Distance::Euclid, 3) && !segment.fits(Distance::Dot, 3));
-        let hits = segment.nearest(&[1.0, 1.0, 1.0], (1, 10), &mut Default::default(), true, |_| true);
+        let hits = segment.nearest(&[1.0, 1.0, 1.0], walk(1, 10, true), &mut Default::default(), |_| true);
         assert_eq!(nearest_of(&hits), (0.078125, 2));
         let scanned = segment.scan(&[1.0, 1.0, 1.0], 1, 0..10);
         assert_eq!(nearest_of(&scanned), (0.078125, 2));
@@ -566,8 +605,9 @@ mod tests {
             let rows: Vec<Row> = (0..ROWS as u32).map(|slot| Row { slot, version: Position(1) }).collect();
             let grid = Grid::of(dim, &vectors).expect("codes serve");
             assert_eq!(grid.half, dim >= 128, "{distance:?}");
-            for grid in [Some(&grid), None] {
-                let content = Content { distance, dim, rows: &rows, vectors: &vectors, built: &built, grid };
+            let codes = grid.encode(&vectors);
+            for coded in [Some((&grid, &codes[..])), None] {
+                let content = Content { distance, dim, rows: &rows, vectors: &vectors, built: &built, coded };
                 Segment::write(&path, &content).expect("written");
                 let segment = Segment::open(&path).expect("whole");
                 let (mut walked, mut scanned) = (0, 0);
@@ -579,11 +619,11 @@ mod tests {
                         .collect();
                     right.sort_by(|a, b| a.0.total_cmp(&b.0));
                     right.truncate(10);
-                    let walk = segment.nearest(query, (10, 256), &mut Default::default(), false, odd);
-                    walked += right.iter().filter(|near| walk.contains(near)).count();
+                    let near = segment.nearest(query, walk(10, 256, false), &mut Default::default(), odd);
+                    walked += right.iter().filter(|hit| near.contains(hit)).count();
                     let scan = segment.scan(query, 10, (0..ROWS as u32).filter(|row| odd(*row)));
                     scanned += right.iter().filter(|near| scan.contains(near)).count();
-                    assert!(grid.is_none() || scan.len() < ROWS / 3, "{distance:?} {dim}: {}", scan.len());
+                    assert!(coded.is_none() || scan.len() < ROWS / 3, "{distance:?} {dim}: {}", scan.len());
                 }
                 assert!(walked >= 196, "{distance:?} {dim}: {walked} of 200 by walking");
                 assert!(scanned >= 199, "{distance:?} {dim}: {scanned} of 200 by scanning");
