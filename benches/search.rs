@@ -40,6 +40,7 @@ mod vector_index {
     pub mod kernel;
     mod resident;
     pub mod segment;
+    mod segment_search;
     pub mod walk_or_scan;
 }
 

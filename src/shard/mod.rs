@@ -65,7 +65,7 @@ pub struct ShardOptions {
     /// How many positions an intent is remembered: the same on every replica, for ever. Only tests make it
     /// other than [`DEDUP_WINDOW`].
     pub dedup_window: u64,
-    /// Bytes of vectors that are scanned exactly before they are sealed and built into a graph.
+    /// Bytes of vectors that are scanned before they are sealed and built into a graph.
     pub seal_bytes: usize,
     /// Sealed bytes that wait for a graph before writers are slowed; at four times as many they wait.
     pub waiting_bytes: usize,

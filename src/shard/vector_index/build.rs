@@ -1,4 +1,6 @@
-//! Builds a graph over rows of vectors: the only file that names usearch.
+//! Builds a graph over rows of vectors, and sees to it that each row is reached: the only file that names usearch.
+//!
+//! Where a graph can grow over codes (`grow`), only the audit is of use here.
 //!
 //! usearch inserts (with one adder thread: concurrent inserts can leave rows that no search reaches, usearch
 //! issue 735; measured 42 of 20,000 with two threads, none with one), its lowest level is exported as flat

@@ -139,7 +139,9 @@ mod tests {
                     }
                     delta.append(dim, vec![slot], row);
                 }
-                assert!(delta.blocks.iter().filter(|block| block.coded.is_some()).count() >= 2);
+                let coded = delta.blocks.iter().filter(|block| block.coded.is_some());
+                let plain = ROWS as usize - coded.map(|block| block.slots.len()).sum::<usize>();
+                assert!(plain < ROWS as usize / 2, "{plain} rows are not coded");
                 let metric = Metric::of(distance);
                 let (mut found, mut compared) = (0, 0);
                 for _ in 0..50 {
@@ -157,7 +159,8 @@ mod tests {
                     compared += near.len();
                 }
                 assert!(found >= 499, "{distance:?} {dim}: {found} of 500");
-                assert!(compared < 50 * ROWS as usize * 2 / 3, "{distance:?} {dim}: {compared}");
+                let most = plain + ROWS as usize / 10;
+                assert!(compared < 50 * most, "{distance:?} {dim}: {compared} of {}", 50 * most);
             }
         }
     }

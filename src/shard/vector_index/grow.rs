@@ -275,7 +275,7 @@ mod tests {
             // Every third row of a graph over the even ones is gone; the others are there, and the odd ones join.
             let even: Vec<f32> = vectors.chunks_exact(2 * DIM).flat_map(|two| two[..DIM].to_vec()).collect();
             let part = grown(distance, DIM, &even, Vec::new());
-            let gone = |row: u32| row % 6 == 0;
+            let gone = |row: u32| row.is_multiple_of(6);
             let old = (0..1000u32).filter(|row| !gone(2 * row)).map(|row| {
                 let further = |link: u32| match gone(2 * link) {
                     true => part.graph().linked(link).filter(|f| !gone(2 * f) && *f != row).collect(),

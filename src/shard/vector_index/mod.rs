@@ -23,6 +23,7 @@ mod kernel;
 pub(super) mod manifest;
 mod resident;
 pub(super) mod segment;
+mod segment_search;
 mod walk_or_scan;
 
 use super::{
@@ -36,7 +37,8 @@ use graph::Scratch;
 use grow::Old;
 use kernel::Metric;
 use roaring::RoaringBitmap;
-use segment::{Content, Near, Row, Segment};
+use segment::{Content, Row, Segment};
+use segment_search::Near;
 use std::{
     cell::RefCell,
     cmp::Ordering,

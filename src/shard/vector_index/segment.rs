@@ -11,14 +11,12 @@
 
 use super::{
     build::Built,
-    codes::{self, Coded, Grid},
-    graph::{Exact, Graph, Hit, NONE, ROWS_MAX, Scorer, Scratch},
-    grow::Old,
+    codes::{self, CodedQuery, Grid},
+    graph::{Exact, Graph, NONE, ROWS_MAX},
     kernel::Metric,
     resident::Resident,
-    walk_or_scan::Walk,
 };
-use crate::model::{Distance, HnswParams, Position};
+use crate::model::{Distance, Position};
 use memmap2::Mmap;
 use std::{
     fs::{self, File},
@@ -55,9 +53,6 @@ pub(crate) struct Segment {
     grid: Option<Grid>,
     codes: Resident,
 }
-
-/// A row and how far it is.
-pub(crate) type Near = (f32, u32);
 
 /// A file that is not a segment, or not any more.
 #[derive(Debug, thiserror::Error)]
@@ -305,7 +300,8 @@ impl Segment {
         bytemuck::cast_slice(&self.map[sections[number].clone()])
     }
 
-    fn graph(&self) -> Graph<'_> {
+    /// The graph over the rows.
+    pub(super) fn graph(&self) -> Graph<'_> {
         Graph {
             degree: self.head.degree,
             adjacency: bytemuck::cast_slice(self.adjacency.bytes()),
@@ -313,117 +309,19 @@ impl Segment {
         }
     }
 
-    fn exact<'a>(&'a self, query: &'a [f32]) -> Exact<'a> {
+    /// The vectors, to be compared with a query.
+    pub(super) fn exact<'a>(&'a self, query: &'a [f32]) -> Exact<'a> {
         Exact { metric: self.metric, vectors: self.section(VECTORS), query }
     }
 
-    /// The accepted rows nearest to the query, as a walk that keeps `ef` of them finds them: at least `count` of
-    /// what it found, and as many more as codes leave in doubt.
-    ///
-    /// Shapes: `query [dim]`. Cost: about `ef · degree / 2` comparisons of codes, and of vectors a few more than
-    /// `count`; times about one over the share of rows that are accepted, if those are not most.
-    pub(crate) fn nearest(
-        &self,
-        query: &[f32],
-        walk: Walk,
-        scratch: &mut Scratch,
-        accept: impl Fn(u32) -> bool,
-    ) -> Vec<Near> {
-        let exact = self.exact(query);
-        let coded = self.grid.as_ref().and_then(|grid| grid.query(self.head.distance, query));
-        let rows = match &coded {
-            Some(query) => {
-                let coded = Coded { codes: self.codes.bytes(), query };
-                self.walk(&coded, walk, scratch, accept, |key| query.doubt(key))
-            }
-            None => self.walk(&exact, walk, scratch, accept, |_| 0),
-        };
-        distances(&exact, rows)
+    /// The query in codes, if they say enough about it.
+    pub(super) fn code(&self, query: &[f32]) -> Option<CodedQuery> {
+        self.grid.as_ref()?.query(self.head.distance, query)
     }
 
-    /// The rows that [`Segment::nearest`] compares by their vectors.
-    fn walk(
-        &self,
-        scorer: &impl Scorer,
-        Walk { count, ef, most, expanded_max }: Walk,
-        scratch: &mut Scratch,
-        accept: impl Fn(u32) -> bool,
-        doubt: impl Fn(u32) -> u32,
-    ) -> Vec<u32> {
-        let choose = |hits: &[Hit]| {
-            let (mut rows, mut refused) = (Vec::with_capacity(2 * count.min(ef)), 0);
-            let mut edge = u32::MAX;
-            for hit in hits {
-                if hit.key() > edge {
-                    break;
-                }
-                if !accept(hit.row()) {
-                    refused += 1;
-                    continue;
-                }
-                rows.push(hit.row());
-                if rows.len() == count {
-                    edge = hit.key().saturating_add(doubt(hit.key()));
-                }
-            }
-            (rows, refused)
-        };
-        if most {
-            let (rows, refused) = choose(self.graph().nearest(scorer, ef, scratch));
-            if refused * REFUSED_SHARE <= rows.len() {
-                return rows;
-            }
-        }
-        choose(self.graph().nearest_accepted(scorer, (ef, expanded_max), scratch, &accept)).0
-    }
-
-    /// The nearest `count` of some rows, as a scan of their codes finds them, and as many more as it leaves in doubt.
-    pub(crate) fn scan(&self, query: &[f32], count: usize, rows: impl Iterator<Item = u32>) -> Vec<Near> {
-        let exact = self.exact(query);
-        let coded = self.grid.as_ref().and_then(|grid| grid.query(self.head.distance, query));
-        let rows = match &coded {
-            Some(query) => Coded { codes: self.codes.bytes(), query }.shortlist(rows, count),
-            None => rows.collect(),
-        };
-        distances(&exact, rows)
-    }
-
-    /// What the graph of other rows takes over of this one's links: those of rows that both have, ascending by slot
-    /// in `rows`. Nothing, if its shape is to be another.
-    pub(crate) fn old_links(&self, rows: &[Row], params: HnswParams) -> Vec<Old> {
-        if self.head.degree != 2 * params.m.max(2) as usize {
-            return Vec::new();
-        }
-        let (mut numbers, mut from) = (vec![NONE; self.rows.len()], 0);
-        for (number, own) in numbers.iter_mut().zip(&self.rows) {
-            from += rows[from..].partition_point(|row| row.slot < own.slot);
-            if rows.get(from).is_some_and(|row| row.slot == own.slot) {
-                *number = from as u32;
-            }
-        }
-        let graph = self.graph();
-        let mut old = Vec::with_capacity(self.rows.len());
-        for (number, row) in (0u32..).zip(&numbers).filter(|(_, row)| **row != NONE) {
-            let mut links = Vec::with_capacity(graph.degree);
-            let mut add = |link: u32| {
-                if link != *row && !links.contains(&link) {
-                    links.push(link);
-                }
-            };
-            for link in graph.linked(number) {
-                match numbers[link as usize] {
-                    // In the place of one that is dead, those that it led to.
-                    NONE => graph.linked(link).for_each(|further| {
-                        if numbers[further as usize] != NONE {
-                            add(numbers[further as usize]);
-                        }
-                    }),
-                    link => add(link),
-                }
-            }
-            old.push(Old { row: *row, links });
-        }
-        old
+    /// The rows' codes `[rows, stride]`.
+    pub(super) fn codes(&self) -> &[u8] {
+        self.codes.bytes()
     }
 
     /// Whose vectors the rows are, by row.
@@ -465,29 +363,9 @@ impl Segment {
     }
 }
 
-/// Of what a walk found, at most one row in so many may be refused before it is walked again for accepted rows alone.
-const REFUSED_SHARE: usize = 10;
-
-fn distances(exact: &Exact<'_>, rows: Vec<u32>) -> Vec<Near> {
-    for row in &rows {
-        exact.prefetch(*row);
-    }
-    rows.into_iter().map(|row| (exact.distance(row), row)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rand::{Rng, SeedableRng, rngs::StdRng};
-    use std::sync::atomic::AtomicBool;
-
-    fn walk(count: usize, ef: usize, most: bool) -> Walk {
-        Walk { count, ef, most, expanded_max: usize::MAX }
-    }
-
-    fn nearest_of(hits: &[Near]) -> Near {
-        hits.iter().copied().min_by(|a, b| a.0.total_cmp(&b.0)).expect("hits")
-    }
 
     fn written(path: &Path) -> Vec<u8> {
         let vectors: Vec<f32> = (0..30).map(|n| n as f32 / 8.0).collect();
@@ -534,10 +412,9 @@ mod tests {
         assert_eq!(segment.rows()[3], Row { slot: 103, version: Position(10) });
         assert_eq!(segment.vector(1), [3.0 / 8.0, 4.0 / 8.0, 5.0 / 8.0]);
         assert!(segment.fits(Distance::Euclid, 3) && !segment.fits(Distance::Dot, 3));
-        let hits = segment.nearest(&[1.0, 1.0, 1.0], walk(1, 10, true), &mut Default::default(), |_| true);
-        assert_eq!(nearest_of(&hits), (0.078125, 2));
-        let scanned = segment.scan(&[1.0, 1.0, 1.0], 1, 0..10);
-        assert_eq!(nearest_of(&scanned), (0.078125, 2));
+        let exact = segment.exact(&[1.0, 1.0, 1.0]);
+        assert_eq!((exact.distance(2), segment.graph().entries), (0.078125, &[4, 9][..]));
+        assert_eq!(segment.codes()[2 * 16..][..4], [80, 80, 80, 0]);
     }
 
     #[test]
@@ -570,64 +447,5 @@ mod tests {
         bytes[HEAD_BYTES - 4..HEAD_BYTES].copy_from_slice(&crc.to_le_bytes());
         fs::write(&path, bytes).expect("written");
         assert!(matches!(Segment::open(&path), Err(SegmentError::Damaged("another format"))));
-    }
-
-    #[test]
-    fn what_is_found_by_codes_is_what_is_nearest() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("a.seg");
-        let mut rng = StdRng::seed_from_u64(5);
-        for (distance, dim) in [
-            (Distance::Cosine, 160),
-            (Distance::Dot, 24),
-            (Distance::Euclid, 8),
-            (Distance::Euclid, 160),
-            (Distance::Manhattan, 24),
-            (Distance::Manhattan, 160),
-        ] {
-            const ROWS: usize = 600;
-            // In 40 heaps, around a mean that is not zero; without an angle, one dimension far from it.
-            let far = if distance.larger_is_nearer() { 0.0 } else { 40.0 };
-            let heaps: Vec<f32> = (0..40 * dim).map(|_| rng.random_range(0.0..1.0)).collect();
-            let mut number = |n: usize| {
-                let heap = heaps[n / dim % 40 * dim + n % dim];
-                heap + rng.random_range(-0.3..0.3) + if n % dim == 3 { far } else { 0.0 }
-            };
-            let mut vectors: Vec<f32> = (0..(ROWS + 20) * dim).map(&mut number).collect();
-            if distance == Distance::Cosine {
-                vectors.chunks_exact_mut(dim).for_each(crate::model::schema::normalise);
-            }
-            let queries = vectors.split_off(ROWS * dim);
-            let metric = Metric::of(distance);
-            let stop = AtomicBool::new(false);
-            let built = super::super::build::build(metric, dim, &vectors, HnswParams::default(), &stop)
-                .expect("built");
-            let rows: Vec<Row> = (0..ROWS as u32).map(|slot| Row { slot, version: Position(1) }).collect();
-            let grid = Grid::of(dim, &vectors).expect("codes serve");
-            assert_eq!(grid.half, dim >= 128, "{distance:?}");
-            let codes = grid.encode(&vectors);
-            for coded in [Some((&grid, &codes[..])), None] {
-                let content = Content { distance, dim, rows: &rows, vectors: &vectors, built: &built, coded };
-                Segment::write(&path, &content).expect("written");
-                let segment = Segment::open(&path).expect("whole");
-                let (mut walked, mut scanned) = (0, 0);
-                for query in queries.chunks_exact(dim) {
-                    let odd = |row: u32| row % 2 == 1;
-                    let mut right: Vec<Near> = (0..ROWS as u32)
-                        .filter(|row| odd(*row))
-                        .map(|row| (metric.distance(query, segment.vector(row)), row))
-                        .collect();
-                    right.sort_by(|a, b| a.0.total_cmp(&b.0));
-                    right.truncate(10);
-                    let near = segment.nearest(query, walk(10, 256, false), &mut Default::default(), odd);
-                    walked += right.iter().filter(|hit| near.contains(hit)).count();
-                    let scan = segment.scan(query, 10, (0..ROWS as u32).filter(|row| odd(*row)));
-                    scanned += right.iter().filter(|near| scan.contains(near)).count();
-                    assert!(coded.is_none() || scan.len() < ROWS / 3, "{distance:?} {dim}: {}", scan.len());
-                }
-                assert!(walked >= 196, "{distance:?} {dim}: {walked} of 200 by walking");
-                assert!(scanned >= 199, "{distance:?} {dim}: {scanned} of 200 by scanning");
-            }
-        }
     }
 }
