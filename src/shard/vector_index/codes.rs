@@ -131,10 +131,12 @@ impl Grid {
         let mut codes = vec![0; vectors.len() / dim * self.stride()];
         for (row, codes) in vectors.chunks_exact(dim).zip(codes.chunks_exact_mut(self.stride())) {
             if self.half {
-                let blocks = row.chunks(2 * BLOCK).zip(self.centre.chunks(2 * BLOCK));
-                for ((row, centre), codes) in blocks.zip(codes.chunks_exact_mut(BLOCK)) {
-                    for (at, (x, centre)) in row.iter().zip(centre).enumerate() {
-                        codes[at % BLOCK] |= half_byte((x - centre) / self.step) << (at / BLOCK * 4);
+                let halves = row.chunks(BLOCK).zip(self.centre.chunks(BLOCK));
+                for (number, (row, centre)) in halves.enumerate() {
+                    let codes = &mut codes[number / 2 * BLOCK..][..BLOCK];
+                    let shift = number % 2 * 4;
+                    for ((code, x), centre) in codes.iter_mut().zip(row).zip(centre) {
+                        *code |= half_byte((x - centre) / self.step) << shift;
                     }
                 }
             } else {
@@ -207,13 +209,13 @@ pub(crate) fn stride(dim: usize, half: bool) -> usize {
     }
 }
 
-/// The byte of a number in steps from the centre; a cast of a float keeps within bounds.
+/// The byte of a number in steps from the centre. Bounds first: so the compiler does many at once.
 fn byte(x: f32) -> u8 {
-    (x + 128.0) as u8
+    (x + 128.0).clamp(0.0, 255.0) as i32 as u8
 }
 
 fn half_byte(x: f32) -> u8 {
-    ((x / HALF_STEP + 8.0) as u8).min(15)
+    (x / HALF_STEP + 8.0).clamp(0.0, 15.0) as i32 as u8
 }
 
 impl CodedQuery {

@@ -82,6 +82,8 @@ pub(super) struct Gathered {
     old: Vec<Old>,
 }
 
+/// Rows of a delta at most: a scan of so many takes 0.6 ms on 50 dimensions.
+const DELTA_ROWS_MAX: usize = 1 << 16;
 /// Rows from which a delta is worth a graph while nothing is written; fewer are scanned as fast.
 const GRAPH_ROWS_MIN: usize = 2048;
 /// A part is joined to another that is at most so many times as large.
@@ -129,10 +131,10 @@ impl VectorIndex {
     }
 
     /// Adds rows: `values [slots.len(), dim]`, slots ascending and above all before. A delta that has grown to
-    /// `seal_bytes` is sealed.
+    /// `seal_bytes`, or to rows that would take long to scan, is sealed.
     pub(super) fn append(&mut self, slots: Vec<Slot>, values: Vec<f32>, seal_bytes: usize) {
         self.open.append(self.params.dim as usize, slots, values);
-        if self.bytes(self.open.rows()) >= seal_bytes {
+        if self.bytes(self.open.rows()) >= seal_bytes || self.open.rows() >= DELTA_ROWS_MAX {
             self.sealed.push(Arc::new(mem::take(&mut self.open)));
         }
     }
