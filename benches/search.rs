@@ -5,7 +5,8 @@
 //! GloVe write); all Cosine, neighbours exact. `tests/data/wordnet-2k` if none is named.
 //!
 //! For each recall, the least `ef` of each that reaches it; then turns, one after the other; medians. Annal walks
-//! the graph that usearch built, and one that it grew itself. Then searches that a share of the rows may answer.
+//! the graph that usearch built, and one that it grew itself. Then searches that a share of the rows may answer, and
+//! the scan of a delta.
 //! usearch compares by our f32 kernel, which is faster than what it is compiled with here; its own is shown too.
 
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, dead_code, unused_imports)]
@@ -21,7 +22,7 @@ use std::{
 use usearch::{Index, MetricKind};
 use vector_index::{
     build::{self, BuildError},
-    codes::Grid,
+    codes::{Coded, Grid},
     graph::Scratch,
     grow,
     kernel::Metric,
@@ -90,6 +91,7 @@ fn run(set: &Set) -> Result<(), BuildError> {
         compare(set, recall, &index, &same, &grown);
     }
     filtered(set, &grown, params);
+    fresh(set);
     let plain = usearch_with_its_own_metric(index);
     let Some(ef) = least_ef(RECALLS[0], |ef| recall_of_usearch(&plain, set, ef)) else { return Ok(()) };
     let mut took: Vec<f64> =
@@ -143,7 +145,8 @@ fn compare(set: &Set, recall: f64, index: &Index, same: &Ours<'_>, grown: &Ours<
 fn filtered(set: &Set, ours: &Ours<'_>, params: HnswParams) {
     const FILTERED_QUERIES: usize = 200;
     let rows = set.base.len() / set.dim;
-    let queries = || set.queries.chunks_exact(set.dim).take(FILTERED_QUERIES);
+    let every = set.truth.len().div_ceil(FILTERED_QUERIES);
+    let queries = || set.queries.chunks_exact(set.dim).step_by(every);
     let mut scratch = Scratch::default();
     for share in [1.0, 0.5, 0.1, 0.05, 0.03, 0.01, 0.003, 0.001f64] {
         // Fibonacci hashing: which rows are allowed has nothing to do with where they lie.
@@ -181,6 +184,31 @@ fn filtered(set: &Set, ours: &Ours<'_>, params: HnswParams) {
             walk.map_or("scanned".to_owned(), |walk| format!("walked with ef {}", walk.ef))
         );
     }
+}
+
+/// A delta as large as it grows before it is sealed, scanned by codes and by f32.
+fn fresh(set: &Set) {
+    let rows = (set.base.len() / set.dim).min((32 << 20) / (4 * set.dim)).min(1 << 16);
+    let vectors = &set.base[..rows * set.dim];
+    let grid = Grid::of(set.dim, vectors).unwrap();
+    let codes = grid.encode(vectors);
+    let metric = Metric::of(Distance::Cosine);
+    let exact =
+        |query: &[f32], row: u32| metric.distance(query, &vectors[row as usize * set.dim..][..set.dim]);
+    let by_codes = turn_of(set, 0, |query| {
+        let query_codes = grid.query(Distance::Cosine, query).unwrap();
+        let coded = Coded { codes: &codes, query: &query_codes };
+        let near = coded.shortlist(0..rows as u32, K + 1).into_iter().map(|row| exact(query, row));
+        std::hint::black_box(near.fold(f32::MAX, f32::min));
+    });
+    let by_f32 = turn_of(set, 0, |query| {
+        std::hint::black_box((0..rows as u32).map(|row| exact(query, row)).fold(f32::MAX, f32::min));
+    });
+    println!(
+        "  a delta of {rows} scanned in {:.0} us by codes, {:.0} us by f32",
+        by_codes * 1e6,
+        by_f32 * 1e6
+    );
 }
 
 fn sealed(path: &Path, set: &Set, built: &build::Built) -> Segment {
