@@ -28,8 +28,9 @@ const HALF_DIM_MIN: usize = 128;
 const HALF_NOISE_MAX: f64 = 0.008;
 /// Codes of any kind serve while they are off by less than this, in lengths of the vectors.
 const ERROR_MAX: f64 = 0.2;
-/// Numbers larger than this times what all but one of 10,000 keep below are cut off.
-const OUTLIER: f32 = 4.0;
+/// Half-bytes cut off one number in a hundred; they serve while that leaves no single row off by more than this, in
+/// lengths of the usual vector: it might be the very one that is looked for.
+const HALF_WORST_MAX: f64 = 0.4;
 /// By how many deviations of their error two keys must differ to be taken at their word.
 const DEVIATIONS: f32 = 3.0;
 
@@ -55,6 +56,14 @@ pub(crate) struct CodedQuery {
     grows: bool,
 }
 
+/// How far codes are off.
+struct Error {
+    /// Of each row in its own (centred) length, no more than 1.
+    mean: f64,
+    /// Of one row, in the length of the usual one.
+    worst: f64,
+}
+
 /// Rows of codes and a query.
 #[derive(Clone, Copy)]
 pub(crate) struct Coded<'a> {
@@ -68,56 +77,60 @@ impl Grid {
     /// A grid for `vectors [rows, dim]`; `None` if there are none, or codes would say too little about them.
     pub(crate) fn of(dim: usize, vectors: &[f32]) -> Option<Self> {
         let rows = vectors.len() / dim;
+        if rows == 0 {
+            return None;
+        }
         let mut sums = vec![0f64; dim];
-        let mut largest = 0f32;
         for row in vectors.chunks_exact(dim) {
             for (sum, x) in sums.iter_mut().zip(row) {
                 *sum += f64::from(*x);
             }
         }
-        let centre: Vec<f32> = sums.into_iter().map(|sum| (sum / rows.max(1) as f64) as f32).collect();
-        for row in vectors.chunks_exact(dim) {
-            largest = row.iter().zip(&centre).fold(largest, |most, (x, c)| most.max((x - c).abs()));
-        }
+        let centre: Vec<f32> = sums.into_iter().map(|sum| (sum / rows as f64) as f32).collect();
         let sample_rows = (SAMPLE_NUMBERS / dim).max(SAMPLE_ROWS_MIN);
-        let sample = || vectors.chunks_exact(dim).step_by(rows.div_ceil(sample_rows).max(1));
-        let mut apart: Vec<f32> =
-            sample().flat_map(|row| row.iter().zip(&centre).map(|(x, c)| (x - c).abs())).collect();
-        let mut below = |share: f64| {
-            let at = ((apart.len() as f64 * share) as usize).min(apart.len().saturating_sub(1));
-            if apart.is_empty() { 0.0 } else { *apart.select_nth_unstable_by(at, f32::total_cmp).1 }
-        };
+        let sample = || vectors.chunks_exact(dim).step_by(rows.div_ceil(sample_rows));
+        let apart = |row: &[f32]| row.iter().zip(&centre).map(|(x, c)| (x - c).abs()).collect::<Vec<_>>();
         let grid = |reach: f32, half| {
             let step = if reach > 0.0 { reach / 127.5 } else { 1.0 };
             Grid { centre: centre.clone(), step, half }
         };
-        let halves = grid(below(0.99), true);
-        if dim >= HALF_DIM_MIN && halves.error(sample()) / (dim as f64).sqrt() < HALF_NOISE_MAX {
-            return Some(halves);
+        if dim >= HALF_DIM_MIN {
+            let mut reaches: Vec<f32> = sample().flat_map(apart).collect();
+            let hundredth = reaches.len() / 100;
+            let reach = *reaches.select_nth_unstable_by(hundredth, |a, b| b.total_cmp(a)).1;
+            let halves = grid(reach, true);
+            let error = halves.error(sample());
+            if error.mean / (dim as f64).sqrt() < HALF_NOISE_MAX
+                && halves.error(vectors.chunks_exact(dim)).worst < HALF_WORST_MAX
+            {
+                return Some(halves);
+            }
         }
-        let whole = grid(largest.min(OUTLIER * below(0.9999)), false);
-        (rows > 0 && whole.step.is_finite() && whole.error(sample()) < ERROR_MAX).then_some(whole)
+        let largest = |most: f32, row: &[f32]| {
+            row.iter().zip(&centre).fold(most, |most, (x, c)| most.max((x - c).abs()))
+        };
+        let whole = grid(vectors.chunks_exact(dim).fold(0.0, largest), false);
+        (whole.step.is_finite() && whole.error(sample()).mean < ERROR_MAX).then_some(whole)
     }
 
-    /// How far codes are off, in lengths of the (centred) vectors; a mean over rows, none counting for more than 1.
-    fn error<'a>(&self, rows: impl Iterator<Item = &'a [f32]>) -> f64 {
-        let (mut count, mut sum) = (0, 0f64);
+    /// How far the codes of some rows are off.
+    fn error<'a>(&self, rows: impl Iterator<Item = &'a [f32]>) -> Error {
+        let (mut count, mut shares, mut lengths, mut worst) = (0f64, 0f64, 0f64, 0f64);
+        let per_step = 1.0 / self.step;
         for row in rows {
-            let (mut off, mut length) = (0f64, 0f64);
+            let (mut off, mut length) = (0f32, 0f32);
             for (x, centre) in row.iter().zip(&self.centre) {
-                let x = (x - centre) / self.step;
-                let coded = if self.half {
-                    f32::from(half_byte(x)) * HALF_STEP - 127.5
-                } else {
-                    f32::from(byte(x)) - 127.5
-                };
-                off += f64::from(x - coded).powi(2);
-                length += f64::from(x).powi(2);
+                let x = (x - centre) * per_step;
+                let coded = if self.half { f32::from(half_byte(x)) * HALF_STEP } else { f32::from(byte(x)) };
+                off += (x - (coded - 127.5)).powi(2);
+                length += x * x;
             }
-            count += 1;
-            sum += if length > 0.0 { (off / length).min(1.0) } else { 0.0 };
+            count += 1.0;
+            shares += if length > 0.0 { f64::from(off / length).min(1.0) } else { 0.0 };
+            lengths += f64::from(length);
+            worst = worst.max(f64::from(off));
         }
-        (sum / f64::from(count.max(1))).sqrt()
+        Error { mean: (shares / count).sqrt(), worst: (worst * count / lengths).sqrt() }
     }
 
     /// Bytes of a row.
@@ -128,6 +141,7 @@ impl Grid {
     /// Codes `vectors [rows, dim]`: `[rows, stride]`.
     pub(crate) fn encode(&self, vectors: &[f32]) -> Vec<u8> {
         let dim = self.centre.len();
+        let per_step = 1.0 / self.step;
         let mut codes = vec![0; vectors.len() / dim * self.stride()];
         for (row, codes) in vectors.chunks_exact(dim).zip(codes.chunks_exact_mut(self.stride())) {
             if self.half {
@@ -136,7 +150,7 @@ impl Grid {
                     let codes = &mut codes[number / 2 * BLOCK..][..BLOCK];
                     let shift = number % 2 * 4;
                     for ((code, x), centre) in codes.iter_mut().zip(row).zip(centre) {
-                        *code |= half_byte((x - centre) / self.step) << shift;
+                        *code |= half_byte((x - centre) * per_step) << shift;
                     }
                 }
             } else {
@@ -147,8 +161,9 @@ impl Grid {
     }
 
     fn bytes(&self, row: &[f32], out: &mut [u8]) {
+        let per_step = 1.0 / self.step;
         for ((code, x), centre) in out.iter_mut().zip(row).zip(&self.centre) {
-            *code = byte((x - centre) / self.step);
+            *code = byte((x - centre) * per_step);
         }
     }
 
@@ -215,7 +230,7 @@ fn byte(x: f32) -> u8 {
 }
 
 fn half_byte(x: f32) -> u8 {
-    (x / HALF_STEP + 8.0).clamp(0.0, 15.0) as i32 as u8
+    (x * (1.0 / HALF_STEP) + 8.0).clamp(0.0, 15.0) as i32 as u8
 }
 
 impl CodedQuery {
@@ -299,5 +314,48 @@ impl Scorer for Coded<'_> {
     #[inline]
     fn prefetch(&self, row: u32) {
         prefetch(&self.codes[row as usize * self.query.stride..][..self.query.stride]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{Rng, SeedableRng, rngs::StdRng};
+
+    fn numbers(count: usize) -> Vec<f32> {
+        let mut rng = StdRng::seed_from_u64(11);
+        (0..count).map(|_| rng.random_range(-1.0..1.0)).collect()
+    }
+
+    #[test]
+    fn half_a_byte_serves_many_dimensions_unless_a_row_would_be_cut_off() {
+        let mut vectors = numbers(1000 * 256);
+        assert!(Grid::of(256, &vectors).expect("codes serve").half);
+        assert!(!Grid::of(32, &vectors).expect("codes serve").half);
+        // Three times as long as the others: no inner product with it may be taken for a smaller one.
+        vectors[256 * 77..256 * 78].iter_mut().for_each(|x| *x *= 3.0);
+        let whole = Grid::of(256, &vectors).expect("codes serve");
+        assert!(!whole.half);
+        let cut = whole.encode(&vectors).iter().filter(|code| matches!(code, 0 | 255)).count();
+        assert!(cut <= 2, "{cut} numbers at the ends");
+        // So long that the others would be nothing beside it.
+        vectors[256 * 77..256 * 78].iter_mut().for_each(|x| *x *= 1e6);
+        assert_eq!(Grid::of(256, &vectors), None);
+    }
+
+    #[test]
+    fn rows_that_say_nothing_and_no_rows() {
+        assert_eq!(Grid::of(3, &[]), None);
+        let equal = Grid::of(3, &[0.5; 30]).expect("one code is enough");
+        assert_eq!(equal.encode(&[0.5; 3])[..4], [128, 128, 128, 0]);
+        assert_eq!(Grid::of(1, &[f32::MAX, f32::MAX, f32::MIN]), None, "a difference that no number holds");
+    }
+
+    #[test]
+    fn a_query_far_from_all_rows_is_compared_by_its_numbers() {
+        let grid = Grid::of(8, &numbers(800)).expect("codes serve");
+        assert!(grid.query(Distance::Euclid, &[100.0; 8]).is_none());
+        assert!(grid.query(Distance::Euclid, &[0.9; 8]).is_some());
+        assert!(grid.query(Distance::Dot, &[100.0; 8]).is_some());
     }
 }

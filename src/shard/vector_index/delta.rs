@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// Rows of a block that grows no more.
 const BLOCK_ROWS_MAX: usize = 8192;
 /// Rows from which a block is coded.
-const CODED_ROWS_MIN: usize = 512;
+const CODED_ROWS_MIN: usize = 1024;
 
 /// Vectors by slot, in the order they came; cheap to clone.
 #[derive(Clone, Default)]
