@@ -106,7 +106,7 @@ pub struct Store {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Index {
-    /// Bytes of vectors that are scanned exactly before a graph is built over them.
+    /// Bytes of vectors that are scanned before a graph is built over them.
     pub seal_bytes: usize,
 }
 

@@ -6,7 +6,7 @@
 //!
 //! Invariants: the manifest names only durable files; a file is deleted only when neither the manifest nor the
 //! newest view names it (older views keep their mappings); a build that the shard has outrun is thrown away.
-//! At rest there is one segment a vector, or two of which the smaller has less than an eighth of the rows.
+//! At rest there is one segment a vector, with a delta of less than a sixteenth of its rows.
 //! Not here: what is worth merging (`vector_index`), waiting of writers (`mod`).
 
 use super::{
@@ -45,6 +45,12 @@ use std::{
 
 /// Folder, within the index folder, of the files that came with a snapshot until it is installed.
 const INCOMING: &str = "incoming";
+
+/// How long nothing must be written before an open delta is thought of.
+const REST: Duration = Duration::from_secs(2);
+/// How much the thread that builds gives way.
+#[cfg(target_os = "linux")]
+const BUILD_NICE: i32 = 10;
 
 /// Whose turn it is to build; shared by all shards of a node, so that one graph is built at a time.
 #[derive(Clone, Debug, Default)]
@@ -190,10 +196,27 @@ impl Indexer {
     }
 
     fn run(&self, shard: &Weak<Shard>) {
+        // Searches and writes come first. On Linux this is of the thread alone; a refusal costs nothing but that.
+        #[cfg(target_os = "linux")]
+        if let Err(error) = rustix::process::nice(BUILD_NICE) {
+            tracing::debug!(%error, "the index thread keeps its priority");
+        }
+        let mut seen = None;
         loop {
             let mut work = lock(&self.work);
             while !*work {
-                work = self.wake.wait(work).unwrap_or_else(PoisonError::into_inner);
+                let (woken, rest) =
+                    self.wake.wait_timeout(work, REST).unwrap_or_else(PoisonError::into_inner);
+                work = woken;
+                if rest.timed_out() && !*work {
+                    drop(work);
+                    let Some(shard) = shard.upgrade() else { return };
+                    let position = shard.view().position();
+                    if seen.replace(position) == Some(position) {
+                        shard.seal_at_rest(position);
+                    }
+                    work = lock(&self.work);
+                }
             }
             *work = false;
             drop(work);
@@ -253,7 +276,7 @@ impl Indexer {
         }
         let file = self.next_file();
         let segment = gathered.build(&merge.params, &self.folder.join(&file), &self.stop)?;
-        tracing::info!(rows = gathered.rows.len(), file, "graph built");
+        tracing::info!(rows = segment.rows().len(), file, "graph built");
         Ok(Some(SealedSegment { file, segment }))
     }
 

@@ -65,7 +65,7 @@ pub struct ShardOptions {
     /// How many positions an intent is remembered: the same on every replica, for ever. Only tests make it
     /// other than [`DEDUP_WINDOW`].
     pub dedup_window: u64,
-    /// Bytes of vectors that are scanned exactly before they are sealed and built into a graph.
+    /// Bytes of vectors that are scanned before they are sealed and built into a graph.
     pub seal_bytes: usize,
     /// Sealed bytes that wait for a graph before writers are slowed; at four times as many they wait.
     pub waiting_bytes: usize,
@@ -328,22 +328,25 @@ impl Shard {
         Ok(outcomes)
     }
 
+    /// Seals open deltas that are worth a graph, if the shard still stands at a position; its index thread is told.
+    fn seal_at_rest(&self, position: Position) {
+        let _writer = self.writer();
+        let view = self.view();
+        let mut vectors = view.vectors.clone();
+        let sealed = vectors.values_mut().filter_map(|index| index.seal_at_rest().then_some(())).count();
+        if sealed > 0 && view.position() == position {
+            self.published.store(Arc::new(view.with_vectors(vectors, self.store.view())));
+            self.indexer.notify();
+        }
+    }
+
     /// Publishes a merged segment in the place of its parts; nothing, if they are not the shard's any more.
     fn replace_parts(&self, name: &str, merge: &Merge, new: Option<Arc<SealedSegment>>) {
         let _writer = self.writer();
         let view = self.view();
         let mut vectors = view.vectors.clone();
         if vectors.get_mut(name).is_some_and(|index| index.replace(merge, new)) {
-            self.published.store(Arc::new(ReadView {
-                state: view.state.clone(),
-                schema: view.schema.clone(),
-                keyspace: view.keyspace.clone(),
-                store: self.store.view(),
-                live: view.live.clone(),
-                slots: view.slots.clone(),
-                fields: view.fields.clone(),
-                vectors,
-            }));
+            self.published.store(Arc::new(view.with_vectors(vectors, self.store.view())));
             self.absorbed.notify_all();
         }
     }

@@ -46,6 +46,20 @@ pub struct ReadView {
 const DOUBT_MAX: u64 = 1000;
 
 impl ReadView {
+    /// The same, with its vectors in other parts.
+    pub(super) fn with_vectors(&self, vectors: VectorIndexes, store: View) -> ReadView {
+        ReadView {
+            state: self.state.clone(),
+            schema: self.schema.clone(),
+            keyspace: self.keyspace.clone(),
+            store,
+            live: self.live.clone(),
+            slots: self.slots.clone(),
+            fields: self.fields.clone(),
+            vectors,
+        }
+    }
+
     /// The position of everything read here.
     pub fn position(&self) -> Position {
         Position(self.state.position)

@@ -5,6 +5,7 @@ mod cost;
 mod intents;
 mod log;
 mod real;
+mod rest;
 mod rotten;
 
 use super::*;

@@ -136,8 +136,8 @@ fn graphs_find_the_neighbours_of_real_vectors() {
     settle(&shard);
     let stats = shard.stats();
     assert!(!stats.building && stats.indexed_vectors == 2000 && stats.index_bytes > 2_000_000, "{stats:?}");
-    // At this ef a graph of 1,900 rows is walked; at the default it would be scanned.
-    let (all, nouns) = (recall(&shard, &data, None, 48), recall(&shard, &data, Some(&is_noun()), 48));
+    // At these numbers of candidates a graph of 1,900 rows is walked; at the default it would be scanned.
+    let (all, nouns) = (recall(&shard, &data, None, 32), recall(&shard, &data, Some(&is_noun()), 18));
     assert!(all >= 0.95 && nouns >= 0.95, "recall {all}, of nouns {nouns}");
     // Half of it dies: the segment is rewritten, and no dead row is ever found.
     let dead: Vec<PointId> = (0..2000).step_by(2).map(PointId::Num).collect();
@@ -147,7 +147,8 @@ fn graphs_find_the_neighbours_of_real_vectors() {
     settle(&shard);
     let rows: usize = shard.view().vectors[""].segments.iter().map(|s| s.segment.rows().len()).sum();
     assert!(rows <= 1200, "{rows} rows in graphs");
-    assert!(recall(&shard, &data, None, 48) >= 0.95);
+    let mended = recall(&shard, &data, None, 20);
+    assert!(mended >= 0.95, "recall {mended} once half of the rows are gone");
     let files = fs::read_dir(folder.path().join("index")).unwrap().count();
     assert!(files <= 1 + shard.view().vectors[""].segments.len(), "{files} files");
     shard.close();

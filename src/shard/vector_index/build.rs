@@ -1,4 +1,6 @@
-//! Builds a graph over rows of vectors: the only file that names usearch.
+//! Builds a graph over rows of vectors, and sees to it that each row is reached: the only file that names usearch.
+//!
+//! Where a graph can grow over codes (`grow`), only the audit is of use here.
 //!
 //! usearch inserts (with one adder thread: concurrent inserts can leave rows that no search reaches, usearch
 //! issue 735; measured 42 of 20,000 with two threads, none with one), its lowest level is exported as flat
@@ -7,7 +9,7 @@
 //! Source: HNSW (Malkov and Yashunin, 2018).
 
 use super::{
-    graph::{Graph, NONE, Scratch},
+    graph::{Exact, Graph, NONE, Scratch},
     kernel::Metric,
 };
 use crate::model::HnswParams;
@@ -40,7 +42,7 @@ pub(crate) enum BuildError {
 }
 
 /// Entries at most, before rows that would be unreachable are added.
-const ENTRIES_MAX: usize = 256;
+const ENTRIES_MAX: usize = 64;
 /// Rows between two looks at `stop`.
 const STOP_EVERY: usize = 64;
 /// How many near rows are asked for a free place when a row is unreachable.
@@ -56,8 +58,15 @@ pub(crate) fn build(
     params: HnswParams,
     stop: &AtomicBool,
 ) -> Result<Built, BuildError> {
-    let rows = vectors.len() / dim;
     let index = insert(metric, dim, vectors, params, stop)?;
+    let mut built = flatten(&index, vectors.len() / dim, params);
+    drop(index);
+    built.make_reachable(metric, dim, vectors);
+    Ok(built)
+}
+
+/// The lowest level of a graph whose keys are the numbers of its rows.
+pub(crate) fn flatten(index: &Index, rows: usize, params: HnswParams) -> Built {
     let degree = 2 * params.m.max(2);
     let mut adjacency = vec![NONE; rows * degree as usize];
     let mut keys = vec![0u64; 4 * degree as usize];
@@ -69,13 +78,11 @@ pub(crate) fn build(
         }
         levels.push(index.level_of_key(row as u64));
     }
-    drop(index);
-    let mut built = Built { degree, adjacency, entries: entries(&levels) };
-    built.make_reachable(metric, dim, vectors);
-    Ok(built)
+    Built { degree, adjacency, entries: entries(&levels) }
 }
 
-fn insert(
+/// A graph of usearch's over `vectors [rows, dim]`.
+pub(crate) fn insert(
     metric: Metric,
     dim: usize,
     vectors: &[f32],
@@ -152,15 +159,16 @@ impl Built {
     }
 
     /// The audit: gives each unreachable row a link from a near row that has a place free, or makes it an entry.
-    fn make_reachable(&mut self, metric: Metric, dim: usize, vectors: &[f32]) {
+    pub(crate) fn make_reachable(&mut self, metric: Metric, dim: usize, vectors: &[f32]) {
         let mut lost = self.unreachable();
         let mut scratch = Scratch::default();
         while let Some(row) = lost.first().copied() {
             let vector = &vectors[row as usize * dim..][..dim];
-            let near = self.graph(metric, dim, vectors).search(vector, HOSTS_ASKED, &mut scratch, |_| true);
+            let exact = Exact { metric, vectors, query: vector };
+            let near = self.graph().nearest(&exact, HOSTS_ASKED, &mut scratch);
             let degree = self.degree as usize;
-            let free = near.iter().filter(|(_, host)| *host != row).find_map(|(_, host)| {
-                let links = *host as usize * degree..(*host as usize + 1) * degree;
+            let free = near.iter().map(|hit| hit.row()).filter(|host| *host != row).find_map(|host| {
+                let links = host as usize * degree..(host as usize + 1) * degree;
                 self.adjacency[links.clone()].iter().position(|l| *l == NONE).map(|at| links.start + at)
             });
             match free {
@@ -174,16 +182,15 @@ impl Built {
         }
     }
 
-    /// The graph over its vectors.
-    pub(crate) fn graph<'a>(&'a self, metric: Metric, dim: usize, vectors: &'a [f32]) -> Graph<'a> {
-        Graph {
-            metric,
-            dim,
-            vectors,
-            degree: self.degree as usize,
-            adjacency: &self.adjacency,
-            entries: &self.entries,
-        }
+    /// The row's places for links.
+    pub(crate) fn links_mut(&mut self, row: u32) -> &mut [u32] {
+        let degree = self.degree as usize;
+        &mut self.adjacency[row as usize * degree..][..degree]
+    }
+
+    /// The graph.
+    pub(crate) fn graph(&self) -> Graph<'_> {
+        Graph { degree: self.degree as usize, adjacency: &self.adjacency, entries: &self.entries }
     }
 }
 
@@ -211,11 +218,13 @@ mod tests {
             let metric = Metric::of(distance);
             let built = build(metric, dim, &vectors, HnswParams::default(), &GO).expect("built");
             assert!(built.unreachable().is_empty(), "{distance:?}");
-            let graph = built.graph(metric, dim, &vectors);
             let mut scratch = Scratch::default();
             let own = (0u32..)
                 .zip(vectors.chunks_exact(dim))
-                .filter(|(row, v)| graph.search(v, 64, &mut scratch, |_| true)[0].1 == *row)
+                .filter(|(row, query)| {
+                    let exact = Exact { metric, vectors: &vectors, query };
+                    built.graph().nearest(&exact, 64, &mut scratch)[0].row() == *row
+                })
                 .count();
             assert!(own * 1000 >= rows * 995, "{distance:?}: {own} of {rows} rows find themselves");
         }
@@ -250,9 +259,8 @@ mod tests {
             let vectors = vec![0.5; rows * 3];
             let built = build(metric, 3, &vectors, HnswParams::default(), &GO).expect("built");
             assert!(built.unreachable().is_empty(), "{rows} equal rows");
-            let found =
-                built.graph(metric, 3, &vectors).search(&[0.5; 3], rows, &mut Scratch::default(), |_| true);
-            assert_eq!(found.len(), rows);
+            let exact = Exact { metric, vectors: &vectors, query: &[0.5; 3] };
+            assert_eq!(built.graph().nearest(&exact, rows, &mut Scratch::default()).len(), rows);
         }
     }
 

@@ -1,18 +1,22 @@
-//! The exact scan over vectors the graphs have not yet absorbed.
+//! The scan over vectors the graphs have not yet absorbed.
 //!
 //! A delta is a short list of immutable blocks. A row joins as a block of its own; two last blocks of like size
 //! become one, as in a binary counter, so n rows lie in about log2 n blocks (and full ones), each row has been
-//! copied about log2 n times, and every version ever published stays whole without a lock.
+//! copied about log2 n times, and every version ever published stays whole without a lock. A block that has grown
+//! large is coded, so that a scan reads a quarter or an eighth of it, and compares anew what that leaves in doubt.
 //!
 //! Invariants: rows ascend by slot; graph ∪ delta covers every live vector at or below the view's position.
 //! Not here: filters (see `search`), persistence (the delta is rebuilt from the store).
 //! Source: FreshDiskANN (Singh et al., 2021), the in-memory temporary index; Bentley and Saxe (1980).
 
-use crate::shard::points::Slot;
+use super::codes::{Coded, Grid};
+use crate::{model::Distance, shard::points::Slot};
 use std::sync::Arc;
 
 /// Rows of a block that grows no more.
-const BLOCK_ROWS_MAX: usize = 4096;
+const BLOCK_ROWS_MAX: usize = 8192;
+/// Rows from which a block is coded.
+const CODED_ROWS_MIN: usize = 1024;
 
 /// Vectors by slot, in the order they came; cheap to clone.
 #[derive(Clone, Default)]
@@ -25,27 +29,34 @@ struct Block {
     slots: Vec<Slot>,
     /// `[rows, dim]`.
     values: Vec<f32>,
+    coded: Option<(Grid, Vec<u8>)>,
 }
 
 impl Delta {
     /// Adds rows: `values [slots.len(), dim]`, slots ascending and above all before.
-    pub(super) fn append(&mut self, slots: Vec<Slot>, values: Vec<f32>) {
+    pub(super) fn append(&mut self, dim: usize, slots: Vec<Slot>, values: Vec<f32>) {
         if slots.is_empty() {
             return;
         }
         self.rows += slots.len();
-        let mut last = Block { slots, values };
+        let mut last = Block { slots, values, coded: None };
         while let Some(before) = self.blocks.last() {
             let rows = before.slots.len() + last.slots.len();
             if before.slots.len() > 2 * last.slots.len() || rows > BLOCK_ROWS_MAX {
                 break;
             }
-            let joined = Block {
+            last = Block {
                 slots: [&before.slots[..], &last.slots].concat(),
                 values: [&before.values[..], &last.values].concat(),
+                coded: None,
             };
             self.blocks.pop();
-            last = joined;
+        }
+        if last.slots.len() >= CODED_ROWS_MIN {
+            last.coded = Grid::of(dim, &last.values).map(|grid| {
+                let codes = grid.encode(&last.values);
+                (grid, codes)
+            });
         }
         self.blocks.push(Arc::new(last));
     }
@@ -59,23 +70,48 @@ impl Delta {
     pub(super) fn iter(&self, dim: usize) -> impl Iterator<Item = (Slot, &[f32])> {
         self.blocks.iter().flat_map(move |b| b.slots.iter().copied().zip(b.values.chunks_exact(dim)))
     }
+
+    /// The accepted rows that may be among the nearest `count`, as their codes have it.
+    pub(super) fn near(
+        &self,
+        distance: Distance,
+        query: &[f32],
+        count: usize,
+        accept: impl Fn(Slot) -> bool,
+    ) -> impl Iterator<Item = (Slot, &[f32])> {
+        let count = count.min(self.rows);
+        self.blocks.iter().flat_map(move |block| {
+            let accepted = (0u32..).zip(&block.slots).filter(|(_, slot)| accept(**slot)).map(|(row, _)| row);
+            let rows = match &block.coded {
+                Some((grid, codes)) if let Some(query) = grid.query(distance, query) => {
+                    Coded { codes, query: &query }.shortlist(accepted, count)
+                }
+                _ => accepted.collect(),
+            };
+            let dim = query.len();
+            rows.into_iter()
+                .map(move |row| (block.slots[row as usize], &block.values[row as usize * dim..][..dim]))
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shard::vector_index::kernel::Metric;
+    use rand::{Rng, SeedableRng, rngs::StdRng};
 
     #[test]
     fn rows_stay_in_order_in_few_blocks_and_old_versions_stand_still() {
         let mut delta = Delta::default();
         let mut versions = Vec::new();
-        for slot in 0..10_000u32 {
-            delta.append(vec![slot], vec![slot as f32, 1.0]);
-            if slot % 997 == 0 {
+        for slot in 0..20_000u32 {
+            delta.append(2, vec![slot], vec![slot as f32, 1.0]);
+            if slot % 1997 == 0 {
                 versions.push((slot, delta.clone()));
             }
         }
-        versions.push((9_999, delta.clone()));
+        versions.push((19_999, delta.clone()));
         for (last, version) in versions {
             assert_eq!(version.rows(), last as usize + 1);
             assert!(
@@ -87,5 +123,45 @@ mod tests {
             );
         }
         assert!(delta.blocks.len() <= 20, "{} blocks", delta.blocks.len());
+    }
+
+    #[test]
+    fn the_scan_by_codes_leaves_out_no_row_that_is_near() {
+        let mut rng = StdRng::seed_from_u64(9);
+        for distance in [Distance::Cosine, Distance::Dot, Distance::Euclid, Distance::Manhattan] {
+            for dim in [20, 200] {
+                const ROWS: u32 = 3000;
+                let mut delta = Delta::default();
+                for slot in 0..ROWS {
+                    let mut row: Vec<f32> = (0..dim).map(|_| rng.random_range(-1.0..1.5)).collect();
+                    if distance == Distance::Cosine {
+                        crate::model::schema::normalise(&mut row);
+                    }
+                    delta.append(dim, vec![slot], row);
+                }
+                let coded = delta.blocks.iter().filter(|block| block.coded.is_some());
+                let plain = ROWS as usize - coded.map(|block| block.slots.len()).sum::<usize>();
+                assert!(plain < ROWS as usize / 2, "{plain} rows are not coded");
+                let metric = Metric::of(distance);
+                let (mut found, mut compared) = (0, 0);
+                for _ in 0..50 {
+                    let query: Vec<f32> = (0..dim).map(|_| rng.random_range(-1.0..1.5)).collect();
+                    let mut right: Vec<(f32, Slot)> = delta
+                        .iter(dim)
+                        .filter(|(slot, _)| slot % 3 > 0)
+                        .map(|(slot, row)| (metric.distance(&query, row), slot))
+                        .collect();
+                    right.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+                    let near: Vec<Slot> =
+                        delta.near(distance, &query, 10, |slot| slot % 3 > 0).map(|(slot, _)| slot).collect();
+                    assert!(near.iter().all(|slot| slot % 3 > 0), "only what is accepted");
+                    found += right[..10].iter().filter(|(_, slot)| near.contains(slot)).count();
+                    compared += near.len();
+                }
+                assert!(found >= 499, "{distance:?} {dim}: {found} of 500");
+                let most = plain + ROWS as usize / 10;
+                assert!(compared < 50 * most, "{distance:?} {dim}: {compared} of {}", 50 * most);
+            }
+        }
     }
 }

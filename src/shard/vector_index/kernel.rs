@@ -89,7 +89,7 @@ fn lanes(a: &[f32], b: &[f32], step: impl Fn(f32, f32, f32) -> f32) -> f32 {
 
 /// Asks the processor to fetch a row that will soon be compared; no more than a hint.
 #[inline]
-pub(crate) fn prefetch(row: &[f32]) {
+pub(crate) fn prefetch<T>(row: &[T]) {
     #[cfg(target_arch = "x86_64")]
     x86::prefetch(row);
     #[cfg(not(target_arch = "x86_64"))]
@@ -106,11 +106,12 @@ mod x86 {
     use std::arch::x86_64::*;
 
     #[inline]
-    pub(super) fn prefetch(row: &[f32]) {
-        const LINE: usize = 16;
-        for line in row.chunks(LINE) {
+    pub(super) fn prefetch<T>(row: &[T]) {
+        const LINE: usize = 64;
+        let first: *const i8 = row.as_ptr().cast();
+        for at in (0..size_of_val(row)).step_by(LINE) {
             // SAFETY: a hint about memory that is borrowed.
-            unsafe { _mm_prefetch(line.as_ptr().cast(), _MM_HINT_T0) };
+            unsafe { _mm_prefetch(first.wrapping_add(at), _MM_HINT_T0) };
         }
     }
 

@@ -1,4 +1,7 @@
-//! A sealed graph and its vectors: one checksummed file, mapped into memory.
+//! A sealed graph with its vectors and their codes: one checksummed file.
+//!
+//! Adjacency and codes, which a walk jumps about in, are copied into memory; the vectors, of which a search reads a
+//! few, stay mapped.
 //!
 //! Invariants: a file is written whole (temporary name, fsync, rename, fsync of the folder) and never changed;
 //! every byte is checked against its checksum before a search may use it, so a damaged file is an error, never a
@@ -8,8 +11,10 @@
 
 use super::{
     build::Built,
-    graph::{Graph, NONE},
+    codes::{self, CodedQuery, Grid},
+    graph::{Exact, Graph, NONE, ROWS_MAX},
     kernel::Metric,
+    resident::Resident,
 };
 use crate::model::{Distance, Position};
 use memmap2::Mmap;
@@ -34,6 +39,8 @@ pub(crate) struct Content<'a> {
     /// `[rows, dim]`.
     pub(crate) vectors: &'a [f32],
     pub(crate) built: &'a Built,
+    /// How the vectors are coded, and their codes `[rows, stride]`; `None`: not at all.
+    pub(crate) coded: Option<(&'a Grid, &'a [u8])>,
 }
 
 /// A segment that was checked whole.
@@ -42,6 +49,9 @@ pub(crate) struct Segment {
     head: Head,
     metric: Metric,
     rows: Vec<Row>,
+    adjacency: Resident,
+    grid: Option<Grid>,
+    codes: Resident,
 }
 
 /// A file that is not a segment, or not any more.
@@ -56,8 +66,8 @@ pub(crate) enum SegmentError {
 }
 
 const MAGIC: &[u8; 8] = b"ANNALSEG";
-const VERSION: u32 = 1;
-const HEAD_BYTES: usize = 64;
+const VERSION: u32 = 2;
+const HEAD_BYTES: usize = 128;
 const ALIGN: usize = 64;
 const ROW_BYTES: usize = 16;
 
@@ -69,9 +79,25 @@ struct Head {
     degree: usize,
     entries: usize,
     rows: usize,
-    /// Of the sections, in the order of the file: vectors, adjacency, rows, entries.
-    checksums: [u32; 4],
+    coding: Option<Coding>,
+    checksums: [u32; SECTIONS],
 }
+
+/// What a [`Grid`] has beside its centre.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Coding {
+    step: f32,
+    half: bool,
+}
+
+/// In the order of the file: vectors, adjacency, rows, entries, centre, codes.
+const SECTIONS: usize = 6;
+const VECTORS: usize = 0;
+const ADJACENCY: usize = 1;
+const ROWS: usize = 2;
+const ENTRIES: usize = 3;
+const CENTRE: usize = 4;
+const CODES: usize = 5;
 
 impl Head {
     fn encode(&self) -> [u8; HEAD_BYTES] {
@@ -88,6 +114,12 @@ impl Head {
             out.extend(word.to_le_bytes());
         }
         out.extend((self.rows as u64).to_le_bytes());
+        let (bits, step) = match self.coding {
+            None => (0u32, 0f32),
+            Some(Coding { step, half }) => (if half { 4 } else { 8 }, step),
+        };
+        out.extend(bits.to_le_bytes());
+        out.extend(step.to_le_bytes());
         for checksum in self.checksums {
             out.extend(checksum.to_le_bytes());
         }
@@ -112,13 +144,20 @@ impl Head {
             3 => Distance::Manhattan,
             _ => return Err(SegmentError::Damaged("unknown distance")),
         };
+        let step = f32::from_bits(word(40));
+        let coding = match word(36) {
+            0 => None,
+            bits @ (4 | 8) if step.is_finite() && step > 0.0 => Some(Coding { step, half: bits == 4 }),
+            _ => return Err(SegmentError::Damaged("unknown codes")),
+        };
         Ok(Head {
             distance,
             dim: word(16) as usize,
             degree: word(20) as usize,
             entries: word(24) as usize,
             rows: u64::from_le_bytes(head[28..36].try_into().expect("eight bytes")) as usize,
-            checksums: [word(36), word(40), word(44), word(48)],
+            coding,
+            checksums: std::array::from_fn(|section| word(44 + 4 * section)),
         })
     }
 
@@ -134,15 +173,21 @@ impl Head {
     }
 
     /// Where each section lies, and where the file ends; `None` if that is beyond any file.
-    fn sections(&self) -> Option<([std::ops::Range<usize>; 4], usize)> {
+    fn sections(&self) -> Option<([std::ops::Range<usize>; SECTIONS], usize)> {
+        let (coded, stride) = match self.coding {
+            None => (0, 0),
+            Some(coding) => (self.dim, codes::stride(self.dim, coding.half)),
+        };
         let sizes = [
             self.rows.checked_mul(self.dim)?.checked_mul(4)?,
             self.rows.checked_mul(self.degree)?.checked_mul(4)?,
             self.rows.checked_mul(ROW_BYTES)?,
             self.entries.checked_mul(4)?,
+            coded.checked_mul(4)?,
+            self.rows.checked_mul(stride)?,
         ];
         let mut end = HEAD_BYTES;
-        let mut sections = [const { 0..0 }; 4];
+        let mut sections = [const { 0..0 }; SECTIONS];
         for (section, size) in sections.iter_mut().zip(sizes) {
             let start = end.checked_next_multiple_of(ALIGN)?;
             end = start.checked_add(size)?;
@@ -160,11 +205,13 @@ impl Segment {
             .iter()
             .flat_map(|row| [&row.slot.to_le_bytes()[..], &[0; 4], &row.version.0.to_le_bytes()].concat())
             .collect();
-        let bodies: [&[u8]; 4] = [
+        let bodies: [&[u8]; SECTIONS] = [
             bytemuck::cast_slice(content.vectors),
             bytemuck::cast_slice(&content.built.adjacency),
             &rows,
             bytemuck::cast_slice(&content.built.entries),
+            content.coded.map_or(&[], |(grid, _)| bytemuck::cast_slice(&grid.centre)),
+            content.coded.map_or(&[], |(_, codes)| codes),
         ];
         let head = Head {
             distance: content.distance,
@@ -172,6 +219,7 @@ impl Segment {
             degree: content.built.degree as usize,
             entries: content.built.entries.len(),
             rows: content.rows.len(),
+            coding: content.coded.map(|(grid, _)| Coding { step: grid.step, half: grid.half }),
             checksums: bodies.map(crc32fast::hash),
         };
         let (sections, _) = head.sections().ok_or(SegmentError::Damaged("larger than any file"))?;
@@ -208,7 +256,10 @@ impl Segment {
             return Err(SegmentError::Damaged("length"));
         }
         head.check(&map)?;
-        let rows = map[sections[2].clone()]
+        if head.rows >= ROWS_MAX {
+            return Err(SegmentError::Damaged("more rows than a graph can have"));
+        }
+        let rows = map[sections[ROWS].clone()]
             .as_chunks::<ROW_BYTES>()
             .0
             .iter()
@@ -217,7 +268,14 @@ impl Segment {
                 version: Position(u64::from_le_bytes(row[8..].try_into().expect("eight bytes"))),
             })
             .collect();
-        let segment = Segment { metric: Metric::of(head.distance), rows, head, map };
+        let section = |number: usize| &map[sections[number].clone()];
+        let grid = head.coding.map(|Coding { step, half }| Grid {
+            centre: bytemuck::cast_slice(section(CENTRE)).to_vec(),
+            step,
+            half,
+        });
+        let (adjacency, codes) = (Resident::copy(section(ADJACENCY))?, Resident::copy(section(CODES))?);
+        let segment = Segment { metric: Metric::of(head.distance), rows, adjacency, grid, codes, head, map };
         let graph = segment.graph();
         let names_a_row = |row: &u32| (*row as usize) < head.rows;
         if !graph.entries.iter().all(names_a_row)
@@ -225,7 +283,16 @@ impl Segment {
         {
             return Err(SegmentError::Damaged("a link to no row"));
         }
+        segment.let_go();
         Ok(segment)
+    }
+
+    /// Gives back the pages that checking has touched: a search needs few of them.
+    fn let_go(&self) {
+        #[cfg(unix)]
+        #[expect(unsafe_code, reason = "memory of a mapping is given back; it is read from the file again")]
+        // SAFETY: the mapping is of a file and was never written to, so nothing can be lost. No more than a wish.
+        let _wish = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
     }
 
     fn section<T: bytemuck::AnyBitPattern>(&self, number: usize) -> &[T] {
@@ -234,15 +301,27 @@ impl Segment {
     }
 
     /// The graph over the rows.
-    pub(crate) fn graph(&self) -> Graph<'_> {
+    pub(super) fn graph(&self) -> Graph<'_> {
         Graph {
-            metric: self.metric,
-            dim: self.head.dim,
-            vectors: self.section(0),
             degree: self.head.degree,
-            adjacency: self.section(1),
-            entries: self.section(3),
+            adjacency: bytemuck::cast_slice(self.adjacency.bytes()),
+            entries: self.section(ENTRIES),
         }
+    }
+
+    /// The vectors, to be compared with a query.
+    pub(super) fn exact<'a>(&'a self, query: &'a [f32]) -> Exact<'a> {
+        Exact { metric: self.metric, vectors: self.section(VECTORS), query }
+    }
+
+    /// The query in codes, if they say enough about it.
+    pub(super) fn code(&self, query: &[f32]) -> Option<CodedQuery> {
+        self.grid.as_ref()?.query(self.head.distance, query)
+    }
+
+    /// The rows' codes `[rows, stride]`.
+    pub(super) fn codes(&self) -> &[u8] {
+        self.codes.bytes()
     }
 
     /// Whose vectors the rows are, by row.
@@ -252,7 +331,7 @@ impl Segment {
 
     /// A row's vector `[dim]`.
     pub(crate) fn vector(&self, row: u32) -> &[f32] {
-        &self.section(0)[row as usize * self.head.dim..][..self.head.dim]
+        &self.section(VECTORS)[row as usize * self.head.dim..][..self.head.dim]
     }
 
     /// Its distance and dimension: a segment of another schema is of no use.
@@ -287,8 +366,6 @@ impl Segment {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::HnswParams;
-    use std::sync::atomic::AtomicBool;
 
     fn written(path: &Path) -> Vec<u8> {
         let vectors: Vec<f32> = (0..30).map(|n| n as f32 / 8.0).collect();
@@ -302,8 +379,15 @@ mod tests {
                 .collect(),
             entries: vec![4, 9],
         };
-        let content =
-            Content { distance: Distance::Euclid, dim: 3, rows: &rows, vectors: &vectors, built: &built };
+        let grid = Grid { centre: vec![1.5, 1.625, 1.75], step: 1.0 / 64.0, half: false };
+        let content = Content {
+            distance: Distance::Euclid,
+            dim: 3,
+            rows: &rows,
+            vectors: &vectors,
+            built: &built,
+            coded: Some((&grid, &grid.encode(&vectors))),
+        };
         Segment::write(path, &content).expect("written");
         fs::read(path).expect("read")
     }
@@ -328,8 +412,9 @@ mod tests {
         assert_eq!(segment.rows()[3], Row { slot: 103, version: Position(10) });
         assert_eq!(segment.vector(1), [3.0 / 8.0, 4.0 / 8.0, 5.0 / 8.0]);
         assert!(segment.fits(Distance::Euclid, 3) && !segment.fits(Distance::Dot, 3));
-        let hits = segment.graph().search(&[1.0, 1.0, 1.0], 10, &mut Default::default(), |_| true);
-        assert_eq!(hits[0].1, 2);
+        let exact = segment.exact(&[1.0, 1.0, 1.0]);
+        assert_eq!((exact.distance(2), segment.graph().entries), (0.078125, &[4, 9][..]));
+        assert_eq!(segment.codes()[2 * 16..][..4], [80, 80, 80, 0]);
     }
 
     #[test]
@@ -353,30 +438,14 @@ mod tests {
     }
 
     #[test]
-    fn a_real_graph_survives_the_file() {
+    fn a_file_of_another_version_is_an_error() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a.seg");
-        let vectors: Vec<f32> =
-            (0..4000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 8) as f32 / 1e7).collect();
-        let metric = Metric::of(Distance::Euclid);
-        let built =
-            super::super::build::build(metric, 8, &vectors, HnswParams::default(), &AtomicBool::new(false))
-                .expect("built");
-        let rows: Vec<Row> = (0..500).map(|slot| Row { slot, version: Position(1) }).collect();
-        Segment::write(
-            &path,
-            &Content { distance: Distance::Euclid, dim: 8, rows: &rows, vectors: &vectors, built: &built },
-        )
-        .expect("written");
-        let segment = Segment::open(&path).expect("whole");
-        for row in [0u32, 250, 499] {
-            let query = &vectors[row as usize * 8..][..8];
-            let from_file = segment.graph().search(query, 10, &mut Default::default(), |_| true);
-            assert_eq!(
-                from_file,
-                built.graph(metric, 8, &vectors).search(query, 10, &mut Default::default(), |_| true)
-            );
-            assert_eq!(from_file[0], (0.0, row));
-        }
+        let mut bytes = written(&path);
+        bytes[8] = 1;
+        let crc = crc32fast::hash(&bytes[..HEAD_BYTES - 4]);
+        bytes[HEAD_BYTES - 4..HEAD_BYTES].copy_from_slice(&crc.to_le_bytes());
+        fs::write(&path, bytes).expect("written");
+        assert!(matches!(Segment::open(&path), Err(SegmentError::Damaged("another format"))));
     }
 }

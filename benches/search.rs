@@ -1,0 +1,356 @@
+//! The kernel against usearch's own search: same graph, same vectors, one thread, interleaved in one process.
+//!
+//! `ANNAL_BENCH_DATA=DIR[:DIR] cargo bench --bench search`: each folder holds one set, either `vectors.f16.npy`,
+//! `queries.f32.npy`, `neighbors*.i32.npy`, or `*_base.fbin`, `*_query.fbin`, `*_gt100.ibin` (what the recipes of
+//! GloVe write); all Cosine, neighbours exact. `tests/data/wordnet-2k` if none is named.
+//!
+//! For each recall, the least `ef` of each that reaches it; then turns, one after the other; medians. Annal walks
+//! the graph that usearch built, and one that it grew itself. Then searches that a share of the rows may answer, and
+//! the scan of a delta.
+//! usearch compares by our f32 kernel, which is faster than what it is compiled with here; its own is shown too.
+
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub, dead_code, unused_imports)]
+
+use annal::model::{self, Distance, HnswParams, Position};
+use roaring::RoaringBitmap;
+use std::{
+    collections::HashSet,
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
+use usearch::{Index, MetricKind};
+use vector_index::{
+    build::{self, BuildError},
+    codes::{Coded, Grid},
+    graph::Scratch,
+    grow,
+    kernel::Metric,
+    segment::{Content, Row, Segment},
+    walk_or_scan::Walk,
+};
+
+/// The shard's own rooms, as they are.
+#[path = "../src/shard/vector_index"]
+mod vector_index {
+    pub mod build;
+    mod code_kernel;
+    pub mod codes;
+    pub mod graph;
+    pub mod grow;
+    pub mod kernel;
+    mod resident;
+    pub mod segment;
+    mod segment_search;
+    pub mod walk_or_scan;
+}
+
+const K: usize = 10;
+const RECALLS: [f64; 3] = [0.955, 0.988, 0.99];
+const TURNS: usize = 21;
+/// Queries of a turn.
+const QUERIES: usize = 500;
+
+fn main() {
+    let folders = std::env::var("ANNAL_BENCH_DATA").unwrap_or_else(|_| "tests/data/wordnet-2k".to_owned());
+    for folder in folders.split(':') {
+        run(&Set::read(Path::new(folder))).unwrap();
+    }
+}
+
+fn run(set: &Set) -> Result<(), BuildError> {
+    let (dim, rows, params) = (set.dim, set.base.len() / set.dim, HnswParams::default());
+    println!("{}: {rows} vectors of {dim} dimensions, {} queries, {params:?}", set.name, set.truth.len());
+    let metric = Metric::of(Distance::Cosine);
+    let began = cpu_seconds();
+    let index = build::insert(metric, dim, &set.base, params, &AtomicBool::new(false))?;
+    let built = build::flatten(&index, rows, params);
+    println!("  usearch built it in {:.1} CPU-s", cpu_seconds() - began);
+    let folder = tempfile::tempdir().unwrap();
+    let began = cpu_seconds();
+    let same = sealed(&folder.path().join("a.seg"), set, &built);
+    let per = |bytes: usize| bytes as f64 / rows as f64;
+    println!(
+        "  coded, written and opened in {:.1} CPU-s; bytes a vector: {:.0} of codes and graph, {:.0} in all",
+        cpu_seconds() - began,
+        per(same.bytes() as usize - (4 * dim + 16) * rows),
+        per(same.bytes() as usize)
+    );
+    let began = cpu_seconds();
+    let grid = Grid::of(dim, &set.base).unwrap();
+    let codes = grid.encode(&set.base);
+    let grown = grow::grow(Distance::Cosine, (&grid, &codes), Vec::new(), params, &AtomicBool::new(false))?;
+    println!(
+        "  grown over codes in {:.1} CPU-s, {} rows unreachable before the audit",
+        cpu_seconds() - began,
+        grown.unreachable().len()
+    );
+    let grown = sealed(&folder.path().join("b.seg"), set, &grown);
+    let (same, grown) = (Ours { segment: &same, set }, Ours { segment: &grown, set });
+    for recall in RECALLS {
+        compare(set, recall, &index, &same, &grown);
+    }
+    filtered(set, &grown, params);
+    fresh(set);
+    let plain = usearch_with_its_own_metric(index);
+    let Some(ef) = least_ef(RECALLS[0], |ef| recall_of_usearch(&plain, set, ef)) else { return Ok(()) };
+    let mut took: Vec<f64> =
+        (0..5).map(|turn| 1.0 / turn_of(set, turn, |query| _ = usearch_finds(&plain, query, ef))).collect();
+    println!("  recall {}: usearch by its own kernel {:.0}/CPU-s", RECALLS[0], quantile(&mut took, 0.5));
+    Ok(())
+}
+
+/// Turns of usearch, of Annal on usearch's graph, and of Annal on its own.
+fn compare(set: &Set, recall: f64, index: &Index, same: &Ours<'_>, grown: &Ours<'_>) {
+    let efs = [
+        least_ef(recall, |ef| recall_of_usearch(index, set, ef)),
+        least_ef(recall, |ef| same.recall(ef)),
+        least_ef(recall, |ef| grown.recall(ef)),
+    ];
+    let [Some(their_ef), Some(same_ef), Some(grown_ef)] = efs else {
+        return println!("  recall {recall} is out of reach");
+    };
+    let mut rates = [const { Vec::new() }; 3];
+    let mut ratios = [const { Vec::new() }; 2];
+    let mut scratch = Scratch::default();
+    for turn in 0..TURNS {
+        let took = [
+            turn_of(set, turn, |query| _ = usearch_finds(index, query, their_ef)),
+            turn_of(set, turn, |query| _ = same.finds(query, same_ef, &mut scratch)),
+            turn_of(set, turn, |query| _ = grown.finds(query, grown_ef, &mut scratch)),
+        ];
+        for (rates, took) in rates.iter_mut().zip(took) {
+            rates.push(1.0 / took);
+        }
+        for (ratios, own) in ratios.iter_mut().zip(&took[1..]) {
+            ratios.push(took[0] / own);
+        }
+    }
+    let [their, own_same, own_grown] = rates.each_mut().map(|rates| quantile(rates, 0.5));
+    println!("  recall {recall}: usearch ef {their_ef}, {their:.0}/CPU-s");
+    for (what, ef, rate, ratios) in [
+        ("the same graph", same_ef, own_same, &mut ratios[0].clone()),
+        ("a grown graph", grown_ef, own_grown, &mut ratios[1].clone()),
+    ] {
+        println!(
+            "    Annal on {what}: ef {ef}, {rate:.0}/CPU-s, {:.2} times (quartiles {:.2} to {:.2})",
+            quantile(ratios, 0.5),
+            quantile(ratios, 0.25),
+            quantile(ratios, 0.75)
+        );
+    }
+}
+
+/// Searches that only a share of the rows may answer, evenly spread, as they are planned.
+fn filtered(set: &Set, ours: &Ours<'_>, params: HnswParams) {
+    const FILTERED_QUERIES: usize = 200;
+    let rows = set.base.len() / set.dim;
+    let every = set.truth.len().div_ceil(FILTERED_QUERIES);
+    let queries = || set.queries.chunks_exact(set.dim).step_by(every);
+    let mut scratch = Scratch::default();
+    for share in [1.0, 0.5, 0.1, 0.05, 0.03, 0.01, 0.003, 0.001f64] {
+        // Fibonacci hashing: which rows are allowed has nothing to do with where they lie.
+        let edge = (share * f64::from(u32::MAX)) as u32;
+        let allowed: RoaringBitmap =
+            (0..rows as u32).filter(|row| row.wrapping_mul(2_654_435_769).reverse_bits() <= edge).collect();
+        let some = (share < 1.0).then_some(allowed.len() as usize);
+        let walk = Walk::plan(params, rows, some, K + 1, None);
+        let began = cpu_seconds();
+        let found: Vec<_> = queries()
+            .map(|query| match walk {
+                Some(walk) => {
+                    let accept = |row| some.is_none() || allowed.contains(row);
+                    ours.segment.nearest(query, walk, &mut scratch, accept)
+                }
+                None => ours.segment.scan(query, K + 1, allowed.iter()),
+            })
+            .collect();
+        let took = (cpu_seconds() - began) / found.len() as f64;
+        let metric = Metric::of(Distance::Cosine);
+        let (mut hits, mut of) = (0, 0);
+        for (query, found) in queries().zip(&found) {
+            let mut exact: Vec<f32> =
+                allowed.iter().map(|row| metric.distance(query, ours.segment.vector(row))).collect();
+            let count = K.min(exact.len());
+            let (_, tenth, _) = exact.select_nth_unstable_by(count - 1, f32::total_cmp);
+            hits += found.iter().filter(|hit| hit.0 <= *tenth).count().min(count);
+            of += count;
+        }
+        println!(
+            "  {:>5} % allowed: {:.1} us, recall {:.4}, {}",
+            share * 100.0,
+            took * 1e6,
+            hits as f64 / of as f64,
+            walk.map_or("scanned".to_owned(), |walk| format!("walked with ef {}", walk.ef))
+        );
+    }
+}
+
+/// A delta as large as it grows before it is sealed, scanned by codes and by f32.
+fn fresh(set: &Set) {
+    let rows = (set.base.len() / set.dim).min((32 << 20) / (4 * set.dim)).min(1 << 16);
+    let vectors = &set.base[..rows * set.dim];
+    let grid = Grid::of(set.dim, vectors).unwrap();
+    let codes = grid.encode(vectors);
+    let metric = Metric::of(Distance::Cosine);
+    let exact =
+        |query: &[f32], row: u32| metric.distance(query, &vectors[row as usize * set.dim..][..set.dim]);
+    let by_codes = turn_of(set, 0, |query| {
+        let query_codes = grid.query(Distance::Cosine, query).unwrap();
+        let coded = Coded { codes: &codes, query: &query_codes };
+        let near = coded.shortlist(0..rows as u32, K + 1).into_iter().map(|row| exact(query, row));
+        std::hint::black_box(near.fold(f32::MAX, f32::min));
+    });
+    let by_f32 = turn_of(set, 0, |query| {
+        std::hint::black_box((0..rows as u32).map(|row| exact(query, row)).fold(f32::MAX, f32::min));
+    });
+    println!(
+        "  a delta of {rows} scanned in {:.0} us by codes, {:.0} us by f32",
+        by_codes * 1e6,
+        by_f32 * 1e6
+    );
+}
+
+fn sealed(path: &Path, set: &Set, built: &build::Built) -> Segment {
+    let rows: Vec<Row> =
+        (0..(set.base.len() / set.dim) as u32).map(|slot| Row { slot, version: Position(1) }).collect();
+    let grid = Grid::of(set.dim, &set.base).unwrap();
+    let codes = grid.encode(&set.base);
+    let content = Content {
+        distance: Distance::Cosine,
+        dim: set.dim,
+        rows: &rows,
+        vectors: &set.base,
+        built,
+        coded: Some((&grid, &codes)),
+    };
+    Segment::write(path, &content).unwrap();
+    Segment::open(path).unwrap()
+}
+
+struct Ours<'a> {
+    segment: &'a Segment,
+    set: &'a Set,
+}
+
+impl Ours<'_> {
+    fn finds(&self, query: &[f32], ef: usize, scratch: &mut Scratch) -> Vec<(f32, u32)> {
+        let walk = Walk { count: K, ef: ef.max(K), most: true, expanded_max: usize::MAX };
+        let mut hits = self.segment.nearest(query, walk, scratch, |_| true);
+        hits.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+        hits.truncate(K);
+        hits
+    }
+
+    fn recall(&self, ef: usize) -> f64 {
+        let mut scratch = Scratch::default();
+        self.set.recall(|query| self.finds(query, ef, &mut scratch).into_iter().map(|hit| hit.1).collect())
+    }
+}
+
+fn usearch_finds(index: &Index, query: &[f32], ef: usize) -> Vec<u64> {
+    index.change_expansion_search(ef);
+    index.search(query, K).unwrap().keys
+}
+
+fn recall_of_usearch(index: &Index, set: &Set, ef: usize) -> f64 {
+    set.recall(|query| usearch_finds(index, query, ef).into_iter().map(|key| key as u32).collect())
+}
+
+fn usearch_with_its_own_metric(index: Index) -> Index {
+    index.change_metric_kind(MetricKind::IP).unwrap();
+    index
+}
+
+/// The least number of candidates that reaches a recall.
+fn least_ef(wanted: f64, recall: impl Fn(usize) -> f64) -> Option<usize> {
+    let (mut low, mut high) = (K, 1024);
+    if recall(high) < wanted {
+        return None;
+    }
+    while low < high {
+        let middle = (low + high) / 2;
+        if recall(middle) < wanted { low = middle + 1 } else { high = middle }
+    }
+    Some(high)
+}
+
+/// CPU seconds a query.
+fn turn_of(set: &Set, turn: usize, mut search: impl FnMut(&[f32])) -> f64 {
+    let queries = QUERIES.min(set.truth.len());
+    let from = turn * queries % set.truth.len();
+    let began = cpu_seconds();
+    for query in set.queries.chunks_exact(set.dim).cycle().skip(from).take(queries) {
+        search(query);
+    }
+    (cpu_seconds() - began) / queries as f64
+}
+
+fn quantile(figures: &mut [f64], share: f64) -> f64 {
+    figures.sort_unstable_by(f64::total_cmp);
+    figures[((figures.len() - 1) as f64 * share).round() as usize]
+}
+
+/// CPU seconds of this thread.
+fn cpu_seconds() -> f64 {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    used.tv_sec as f64 + used.tv_nsec as f64 / 1e9
+}
+
+struct Set {
+    name: String,
+    dim: usize,
+    base: Vec<f32>,
+    queries: Vec<f32>,
+    truth: Vec<HashSet<u32>>,
+}
+
+impl Set {
+    fn read(folder: &Path) -> Set {
+        let name = folder.display().to_string();
+        let ending = |end: &str| -> Option<PathBuf> {
+            let files = fs::read_dir(folder).unwrap().map(|f| f.unwrap().path());
+            files.into_iter().find(|path| path.to_str().unwrap().ends_with(end))
+        };
+        let sets =
+            |ids: Vec<u32>, k: usize| ids.chunks_exact(k).map(|r| r[..K].iter().copied().collect()).collect();
+        if let Some(base) = ending("_base.fbin") {
+            let (base, dim) = words(&base, f32::from_le_bytes);
+            let (queries, _) = words(&ending("_query.fbin").unwrap(), f32::from_le_bytes);
+            let (ids, k) = words(&ending("_gt100.ibin").unwrap(), u32::from_le_bytes);
+            return Set { name, dim, base, queries, truth: sets(ids, k) };
+        }
+        let (base, dim) = npy::<half::f16>(&folder.join("vectors.f16.npy"));
+        let (queries, _) = npy::<f32>(&folder.join("queries.f32.npy"));
+        let (ids, k) = npy::<i32>(&ending(".i32.npy").unwrap());
+        Set {
+            name,
+            dim,
+            base: base.into_iter().map(half::f16::to_f32).collect(),
+            queries,
+            truth: sets(ids.into_iter().map(|id| id as u32).collect(), k),
+        }
+    }
+
+    /// Share of the true neighbours that a search finds.
+    fn recall(&self, mut search: impl FnMut(&[f32]) -> Vec<u32>) -> f64 {
+        let queries = self.queries.chunks_exact(self.dim).zip(&self.truth);
+        let hits: usize = queries
+            .map(|(query, truth)| search(query).iter().filter(|row| truth.contains(row)).count())
+            .sum();
+        hits as f64 / (self.truth.len() * K) as f64
+    }
+}
+
+/// A matrix with its two sizes before it.
+fn words<T>(path: &Path, word: fn([u8; 4]) -> T) -> (Vec<T>, usize) {
+    let bytes = fs::read(path).unwrap();
+    let words = bytes.as_chunks::<4>().0;
+    (words[2..].iter().map(|w| word(*w)).collect(), u32::from_le_bytes(words[1]) as usize)
+}
+
+fn npy<T: npyz::Deserialize>(path: &Path) -> (Vec<T>, usize) {
+    let file = npyz::NpyFile::new(fs::File::open(path).unwrap()).unwrap();
+    let columns = file.shape()[1] as usize;
+    (file.into_vec().unwrap(), columns)
+}

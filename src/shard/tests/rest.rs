@@ -1,0 +1,86 @@
+//! What becomes of a delta while nothing is written.
+
+use super::*;
+use std::time::Instant;
+
+const DIM: usize = 4;
+
+fn numbers(id: u64) -> Vec<f32> {
+    (0..DIM as u64).map(|n| ((id * 7919 + n * 104_729) % 10_007) as f32).collect()
+}
+
+fn upsert(shard: &Shard, ids: std::ops::Range<u64>) {
+    let write = |id| PointWrite {
+        id: PointId::Num(id),
+        vectors: [(String::new(), Vector::Dense(numbers(id)))].into(),
+        payload: Bytes::new(),
+    };
+    let body = Body::Upsert(ids.map(write).collect());
+    shard.apply(vec![command(body).encode()], Bookmark(Bytes::new())).unwrap();
+}
+
+/// Waits until there is one graph of so many rows, and no more of it; the name of its file.
+fn one_graph_of(shard: &Shard, rows: usize) -> String {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let view = shard.view();
+        let index = &view.vectors[""];
+        if let [only] = &index.segments[..]
+            && only.segment.rows().len() == rows
+            && index.sealed.is_empty()
+        {
+            return only.file.clone();
+        }
+        assert!(Instant::now() < deadline, "the delta is no graph yet");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn finds_itself(shard: &Shard, ids: impl Iterator<Item = u64>) {
+    let view = shard.view();
+    for id in ids {
+        let request = SearchRequest {
+            target: Target::Nearest(numbers(id)),
+            using: String::new(),
+            filter: None,
+            limit: 1,
+            offset: 0,
+            score_threshold: None,
+            params: SearchParams { exact: false, ef: None },
+            projection: Projection::default(),
+        };
+        assert_eq!(view.search(&request, None).unwrap()[0].score, 0.0, "point {id}");
+    }
+}
+
+#[test]
+fn a_delta_at_rest_joins_the_graph_and_a_small_one_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&folder.path().join("store"), StoreOptions::default()).unwrap();
+    let options = ShardOptions { seal_bytes: 1 << 30, ..options() };
+    let shard = Shard::open(store, "r", &folder.path().join("index"), COLLECTION, options).unwrap();
+    let params = VectorParams {
+        dim: DIM as u32,
+        distance: Distance::Euclid,
+        hnsw: HnswParams { m: 8, ef_construct: 32 },
+    };
+    let schema = Schema { version: 1, vectors: [(String::new(), params)].into(), ..Schema::default() };
+    shard.apply(vec![command(Body::Configure(schema)).encode()], Bookmark(Bytes::new())).unwrap();
+    upsert(&shard, 0..2200);
+    finds_itself(&shard, (0..2200).step_by(110));
+    let first = one_graph_of(&shard, 2200);
+    finds_itself(&shard, (0..2200).step_by(11));
+    // Deleted rows are in the graph until it is written anew.
+    let gone = (0..200).map(PointId::Num).collect();
+    shard.apply(vec![command(Body::Delete(gone)).encode()], Bookmark(Bytes::new())).unwrap();
+    upsert(&shard, 2200..4400);
+    finds_itself(&shard, 2200..2220);
+    let second = one_graph_of(&shard, 4200);
+    assert_ne!(first, second);
+    finds_itself(&shard, (200..4400).step_by(11));
+    upsert(&shard, 4400..4450);
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(one_graph_of(&shard, 4200), second, "fifty rows are scanned, not built");
+    finds_itself(&shard, 4400..4450);
+    shard.close();
+}
