@@ -43,11 +43,12 @@ struct Node {
     settled: JoinHandle<Result<IdentityFile, FoundError>>,
 }
 
-/// Reserves addresses, so that all can be named before any listens.
+/// Reserves addresses, so that all can be named before any listens. On an interface of their own, whose ports nobody's
+/// outgoing connection takes meanwhile.
 async fn addresses(count: usize) -> Vec<String> {
     let mut held = Vec::new();
     for _ in 0..count {
-        held.push(socket::listen("127.0.0.1:0").await.unwrap());
+        held.push(socket::listen("127.0.0.43:0").await.unwrap());
     }
     held.iter().map(|l| l.local_addr().unwrap().to_string()).collect()
 }
