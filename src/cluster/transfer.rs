@@ -147,8 +147,9 @@ impl Cluster {
         let mut shards = Vec::new();
         for record in state.collections.values().chain(state.dropping.values()) {
             for group in &record.shards {
-                let local = group.replicas.iter().find_map(|r| open.get(&r.replica));
-                shards.extend(local.map(|local| self.drive_shard(record, group, local)));
+                // A node may hold two: one that leaves, and the one that takes its place.
+                let here = group.replicas.iter().filter_map(|r| open.get(&r.replica));
+                shards.extend(here.map(|local| self.drive_shard(record, group, local)));
             }
         }
         let catalog = self.drive(&state.catalog, &self.inner.catalog_replica);
