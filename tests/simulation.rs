@@ -231,10 +231,16 @@ fn test(args: &[String]) -> ExitCode {
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
+/// Seeds that have found something. What a seed does changes with the program, so they may meet something else by now.
+const ONCE_WRONG: [u64; 2] = [862, 879];
+
 fn seeds_are_valid() -> Result<(), String> {
     let wish = Wish { seed: 1, seeds: TEST_SEEDS, jobs: 2, trace: None, mutant: None };
     let began = Instant::now();
-    let reports = all(&wish, |_| ());
+    let mut reports = all(&wish, |_| ());
+    for seed in ONCE_WRONG {
+        reports.extend(all(&Wish { seed, seeds: 1, jobs: 1, trace: None, mutant: None }, |_| ()));
+    }
     println!("{}", summary(&reports, began.elapsed()));
     let mut wrong = String::new();
     for report in reports.iter().filter(|report| !report.findings.is_empty()) {
