@@ -9,7 +9,7 @@
 //! the scan of a delta.
 //! usearch compares by our f32 kernel, which is faster than what it is compiled with here; its own is shown too.
 
-#![allow(clippy::unwrap_used, missing_docs, unreachable_pub, dead_code, unused_imports)]
+#![allow(missing_docs, unreachable_pub, dead_code, unused_imports)]
 
 use annal::model::{self, Distance, HnswParams, Position};
 use roaring::RoaringBitmap;
@@ -54,7 +54,7 @@ const QUERIES: usize = 500;
 fn main() {
     let folders = std::env::var("ANNAL_BENCH_DATA").unwrap_or_else(|_| "tests/data/wordnet-2k".to_owned());
     for folder in folders.split(':') {
-        run(&Set::read(Path::new(folder))).unwrap();
+        run(&Set::read(Path::new(folder))).expect("usearch takes these vectors");
     }
 }
 
@@ -66,7 +66,7 @@ fn run(set: &Set) -> Result<(), BuildError> {
     let index = build::insert(metric, dim, &set.base, params, &AtomicBool::new(false))?;
     let built = build::flatten(&index, rows, params);
     println!("  usearch built it in {:.1} CPU-s", cpu_seconds() - began);
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("room for the segments");
     let began = cpu_seconds();
     let same = sealed(&folder.path().join("a.seg"), set, &built);
     let per = |bytes: usize| bytes as f64 / rows as f64;
@@ -77,7 +77,7 @@ fn run(set: &Set) -> Result<(), BuildError> {
         per(same.bytes() as usize)
     );
     let began = cpu_seconds();
-    let grid = Grid::of(dim, &set.base).unwrap();
+    let grid = Grid::of(dim, &set.base).expect("codes serve these vectors");
     let codes = grid.encode(&set.base);
     let grown = grow::grow(Distance::Cosine, (&grid, &codes), Vec::new(), params, &AtomicBool::new(false))?;
     println!(
@@ -190,13 +190,13 @@ fn filtered(set: &Set, ours: &Ours<'_>, params: HnswParams) {
 fn fresh(set: &Set) {
     let rows = (set.base.len() / set.dim).min((32 << 20) / (4 * set.dim)).min(1 << 16);
     let vectors = &set.base[..rows * set.dim];
-    let grid = Grid::of(set.dim, vectors).unwrap();
+    let grid = Grid::of(set.dim, vectors).expect("codes serve these vectors");
     let codes = grid.encode(vectors);
     let metric = Metric::of(Distance::Cosine);
     let exact =
         |query: &[f32], row: u32| metric.distance(query, &vectors[row as usize * set.dim..][..set.dim]);
     let by_codes = turn_of(set, 0, |query| {
-        let query_codes = grid.query(Distance::Cosine, query).unwrap();
+        let query_codes = grid.query(Distance::Cosine, query).expect("an angle lies never too far off");
         let coded = Coded { codes: &codes, query: &query_codes };
         let near = coded.shortlist(0..rows as u32, K + 1).into_iter().map(|row| exact(query, row));
         std::hint::black_box(near.fold(f32::MAX, f32::min));
@@ -214,7 +214,7 @@ fn fresh(set: &Set) {
 fn sealed(path: &Path, set: &Set, built: &build::Built) -> Segment {
     let rows: Vec<Row> =
         (0..(set.base.len() / set.dim) as u32).map(|slot| Row { slot, version: Position(1) }).collect();
-    let grid = Grid::of(set.dim, &set.base).unwrap();
+    let grid = Grid::of(set.dim, &set.base).expect("codes serve these vectors");
     let codes = grid.encode(&set.base);
     let content = Content {
         distance: Distance::Cosine,
@@ -224,8 +224,8 @@ fn sealed(path: &Path, set: &Set, built: &build::Built) -> Segment {
         built,
         coded: Some((&grid, &codes)),
     };
-    Segment::write(path, &content).unwrap();
-    Segment::open(path).unwrap()
+    Segment::write(path, &content).expect("room for the segment");
+    Segment::open(path).expect("written just now")
 }
 
 struct Ours<'a> {
@@ -250,7 +250,7 @@ impl Ours<'_> {
 
 fn usearch_finds(index: &Index, query: &[f32], ef: usize) -> Vec<u64> {
     index.change_expansion_search(ef);
-    index.search(query, K).unwrap().keys
+    index.search(query, K).expect("a query of its dimension").keys
 }
 
 fn recall_of_usearch(index: &Index, set: &Set, ef: usize) -> f64 {
@@ -258,7 +258,7 @@ fn recall_of_usearch(index: &Index, set: &Set, ef: usize) -> f64 {
 }
 
 fn usearch_with_its_own_metric(index: Index) -> Index {
-    index.change_metric_kind(MetricKind::IP).unwrap();
+    index.change_metric_kind(MetricKind::IP).expect("a metric it has");
     index
 }
 
@@ -309,20 +309,22 @@ impl Set {
     fn read(folder: &Path) -> Set {
         let name = folder.display().to_string();
         let ending = |end: &str| -> Option<PathBuf> {
-            let files = fs::read_dir(folder).unwrap().map(|f| f.unwrap().path());
-            files.into_iter().find(|path| path.to_str().unwrap().ends_with(end))
+            let files = fs::read_dir(folder).expect("a folder of data").map(|f| f.expect("its files").path());
+            files.into_iter().find(|path| path.to_str().expect("a name in UTF-8").ends_with(end))
         };
         let sets =
             |ids: Vec<u32>, k: usize| ids.chunks_exact(k).map(|r| r[..K].iter().copied().collect()).collect();
         if let Some(base) = ending("_base.fbin") {
             let (base, dim) = words(&base, f32::from_le_bytes);
-            let (queries, _) = words(&ending("_query.fbin").unwrap(), f32::from_le_bytes);
-            let (ids, k) = words(&ending("_gt100.ibin").unwrap(), u32::from_le_bytes);
+            let (queries, _) =
+                words(&ending("_query.fbin").expect("queries beside the vectors"), f32::from_le_bytes);
+            let (ids, k) =
+                words(&ending("_gt100.ibin").expect("neighbours beside the vectors"), u32::from_le_bytes);
             return Set { name, dim, base, queries, truth: sets(ids, k) };
         }
         let (base, dim) = npy::<half::f16>(&folder.join("vectors.f16.npy"));
         let (queries, _) = npy::<f32>(&folder.join("queries.f32.npy"));
-        let (ids, k) = npy::<i32>(&ending(".i32.npy").unwrap());
+        let (ids, k) = npy::<i32>(&ending(".i32.npy").expect("neighbours beside the vectors"));
         Set {
             name,
             dim,
@@ -344,13 +346,13 @@ impl Set {
 
 /// A matrix with its two sizes before it.
 fn words<T>(path: &Path, word: fn([u8; 4]) -> T) -> (Vec<T>, usize) {
-    let bytes = fs::read(path).unwrap();
+    let bytes = fs::read(path).expect("a readable file");
     let words = bytes.as_chunks::<4>().0;
     (words[2..].iter().map(|w| word(*w)).collect(), u32::from_le_bytes(words[1]) as usize)
 }
 
 fn npy<T: npyz::Deserialize>(path: &Path) -> (Vec<T>, usize) {
-    let file = npyz::NpyFile::new(fs::File::open(path).unwrap()).unwrap();
+    let file = npyz::NpyFile::new(fs::File::open(path).expect("a readable file")).expect("an npy file");
     let columns = file.shape()[1] as usize;
-    (file.into_vec().unwrap(), columns)
+    (file.into_vec().expect("numbers of this type"), columns)
 }

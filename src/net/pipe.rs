@@ -27,6 +27,7 @@ use hyper::body::Incoming;
 use std::{
     collections::HashMap,
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
@@ -287,12 +288,26 @@ impl Desk {
         }
         let path = body.first().and_then(|bytes| body.get(1..1 + usize::from(*bytes)));
         let path = path.and_then(|path| std::str::from_utf8(path).ok()).ok_or("an ask without a path")?;
-        let mut answering = (self.answering)(path, body.slice(1 + path.len()..));
+        self.begin(number, path, body.slice(1 + path.len()..));
+        Ok(())
+    }
+
+    /// Begins to answer an ask.
+    fn begin(&self, number: u32, path: &str, body: Bytes) {
+        let look = || {
+            let mut answering = (self.answering)(path, body);
+            match answering.poll_unpin(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(told) => Ok(told),
+                Poll::Pending => Err(answering),
+            }
+        };
         // Much is answered at once, and needs no task. If not, the task looks again.
-        if let Poll::Ready(told) = answering.poll_unpin(&mut Context::from_waker(Waker::noop())) {
-            let _ = self.frames.send(told.into_frame(number));
-            return Ok(());
-        }
+        let answering = match catch_unwind(AssertUnwindSafe(look)) {
+            Ok(Err(answering)) => answering,
+            Ok(Ok(told)) => return self.send(told.into_frame(number)),
+            // The others' calls go on.
+            Err(_) => return self.send(frame(BROKE, number, 0).freeze()),
+        };
         let (frames, running, idle) = (self.frames.clone(), self.running.clone(), self.idle.clone());
         let answer = Answer { frames, running, idle, number };
         let call = async move {
@@ -302,7 +317,11 @@ impl Desk {
         // It cannot end before it is noted.
         let mut noted = lock(&self.running);
         noted.insert(number, world::spawn(call).abort_handle());
-        Ok(())
+    }
+
+    fn send(&self, frame: Bytes) {
+        // A reader of answers that is gone wants none.
+        let _ = self.frames.send(frame);
     }
 
     fn cancel(&self, number: u32) {

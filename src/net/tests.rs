@@ -48,6 +48,11 @@ impl Service for Desk {
             match path.as_str() {
                 "/echo" => Ok(body),
                 "/open" | "/who" => Ok(from.into()),
+                "/panic" => panic!("asked to"),
+                "/late-panic" => {
+                    tokio::task::yield_now().await;
+                    panic!("asked to")
+                }
                 "/fail" => Err(Failure::new("sour", "the milk is sour")),
                 "/hang" => {
                     let _guard = GivenUp(given_up);
@@ -249,6 +254,17 @@ async fn failures_and_refusals_are_told_apart() {
     let refused = peers.call(&to, "/echo", huge, soon()).await.unwrap_err();
     assert!(matches!(&refused, CallError::Refused { why, .. } if why.contains("not sent")), "{refused}");
     assert!(refused.never_handled());
+}
+
+#[tokio::test]
+async fn a_service_that_panics_loses_that_call_alone() {
+    let (served, peers) = two().await;
+    let call = async |path| peers.call(&served.address, path, Bytes::from_static(b"x"), soon()).await;
+    for path in ["/panic", "/late-panic"] {
+        let (hurt, other) = tokio::join!(call(path), call("/echo"));
+        assert!(matches!(&hurt, Err(error @ CallError::Lost { .. }) if !error.never_handled()), "{hurt:?}");
+        assert_eq!(other.unwrap(), "x");
+    }
 }
 
 #[tokio::test]

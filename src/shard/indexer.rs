@@ -201,7 +201,8 @@ impl Indexer {
         if let Err(error) = rustix::process::nice(BUILD_NICE) {
             tracing::debug!(%error, "the index thread keeps its priority");
         }
-        let mut seen = None;
+        // Where the shard stood at the last look, and where its open deltas were last thought of: once is enough.
+        let (mut seen, mut thought_of) = (None, None);
         loop {
             let mut work = lock(&self.work);
             while !*work {
@@ -212,7 +213,8 @@ impl Indexer {
                     drop(work);
                     let Some(shard) = shard.upgrade() else { return };
                     let position = shard.view().position();
-                    if seen.replace(position) == Some(position) {
+                    let rests = seen.replace(position) == Some(position);
+                    if rests && thought_of.replace(position) != Some(position) {
                         shard.seal_at_rest(position);
                     }
                     work = lock(&self.work);
