@@ -7,7 +7,7 @@ use crate::{
     connection::{Connection, Failed, Reply},
     history::Order,
     load_time, settle, sleep,
-    workload::{Load, Plan},
+    workload::{ENOUGH, Load, Plan},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
@@ -38,7 +38,7 @@ fn retries_take_effect_once() {
     }
     sleep(load_time() / 3);
     let history = settle("retries", &mut cluster, load, Order::Values);
-    assert!(history.resent > 50, "too few retries to say anything: {}", history.resent);
+    assert!(history.resent > ENOUGH, "too few retries to say anything: {}", history.resent);
 }
 
 /// The registers under compare-and-set.

@@ -33,7 +33,7 @@ use cluster::{Options, TestCluster, nodes_wanted, scaled};
 use connection::Connection;
 use history::{History, Order};
 use std::{thread, time::Duration};
-use workload::{Load, read_all};
+use workload::{ENOUGH, Load, read_all};
 
 /// Shards of the collection `c`.
 const SHARDS: u32 = 2;
@@ -70,8 +70,12 @@ fn settle(what: &str, cluster: &mut TestCluster, load: Load, order: Order) -> Hi
     for (n, end) in ends.iter().enumerate() {
         assert_eq!(*end, ends[0], "the {n}th node gives other points than the first");
     }
-    assert!(history.acknowledged() > 50, "too few writes to say anything: {}", history.acknowledged());
-    assert!(report.checks > 50, "too few reads to say anything: {}", report.checks);
+    assert!(
+        history.acknowledged() as u64 > ENOUGH,
+        "too few writes to say anything: {}",
+        history.acknowledged()
+    );
+    assert!(report.checks as u64 > ENOUGH, "too few reads to say anything: {}", report.checks);
     cluster.wait_equal("c", cluster.len().min(3), false);
     history
 }

@@ -4,7 +4,7 @@ use crate::{
     cluster::{Options, TestCluster, scaled},
     history::Order,
     settle, sleep,
-    workload::{Load, Plan},
+    workload::{ENOUGH, Load, Plan},
 };
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ fn a_cluster_of_one_keeps_what_it_acknowledged() {
     }
     sleep(Duration::from_millis(300));
     let history = settle("one node, killed", &mut cluster, load, Order::Values);
-    assert!(history.resent > 10, "too few retries to say anything: {}", history.resent);
+    assert!(history.resent > ENOUGH, "too few retries to say anything: {}", history.resent);
 }
 
 #[test]

@@ -100,7 +100,16 @@ struct Shared {
     next_key: AtomicU64,
     /// The number of the load among those of the process: part of every idempotency key.
     number: usize,
+    acknowledged: AtomicU64,
+    answered: AtomicU64,
+    resent: AtomicU64,
 }
+
+/// Of writes, reads and, where there are any, retries: fewer say nothing.
+pub const ENOUGH: u64 = 50;
+
+/// How long a slow machine is given for [`ENOUGH`].
+const ENOUGH_WITHIN: Duration = Duration::from_secs(60);
 
 impl Load {
     pub fn start(urls: Vec<String>, plan: Plan) -> Load {
@@ -117,6 +126,9 @@ impl Load {
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
             urls,
             plan,
+            acknowledged: AtomicU64::default(),
+            answered: AtomicU64::default(),
+            resent: AtomicU64::default(),
         });
         let worker = |n: usize| {
             let shared = shared.clone();
@@ -140,8 +152,12 @@ impl Load {
         self.shared.now()
     }
 
-    /// Stops all workers and gives what they did.
+    /// Stops all workers once there is enough to look at, and gives what they did.
     pub fn stop(mut self) -> History {
+        let waited = Instant::now();
+        while !self.shared.has_enough() && waited.elapsed() < ENOUGH_WITHIN {
+            thread::sleep(Duration::from_millis(10));
+        }
         self.shared.stop.store(true, Ordering::Relaxed);
         let mut all = History::default();
         for worker in self.workers.drain(..) {
@@ -164,6 +180,14 @@ impl Shared {
 
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    fn has_enough(&self) -> bool {
+        let reached = |count: &AtomicU64, wanted: bool| !wanted || count.load(Ordering::Relaxed) > ENOUGH;
+        let plan = &self.plan;
+        reached(&self.acknowledged, plan.writers > 0)
+            && reached(&self.answered, plan.readers > 0 || plan.read_back > 0)
+            && reached(&self.resent, plan.retries)
     }
 }
 
@@ -261,6 +285,7 @@ impl Worker {
             let (outcome, position) = match &sent {
                 Ok(reply) if reply.status == 200 => {
                     self.nodes.well(node);
+                    shared.acknowledged.fetch_add(1, Ordering::Relaxed);
                     (Outcome::Ok, reply.number("operation_id").unwrap_or(0))
                 }
                 Ok(reply) if reply.no_effect() => (Outcome::Fail, 0),
@@ -315,7 +340,7 @@ impl Worker {
         let node = self.nodes.other(&mut self.rng);
         match self.upsert(node, key, value, &request) {
             Ok(reply) if reply.status == 200 => {
-                self.history.resent += 1;
+                self.resent();
                 let told = reply.number("operation_id").unwrap_or(0);
                 if told != position {
                     let first = format!("{request} took effect at position {position}");
@@ -323,12 +348,17 @@ impl Worker {
                 }
             }
             // Too old to be remembered, and said so.
-            Ok(reply) if reply.status == 410 && reply.no_effect() => self.history.resent += 1,
+            Ok(reply) if reply.status == 410 && reply.no_effect() => self.resent(),
             other => self.trouble(node, "retry", &other),
         }
         while self.sent.len() > 256 {
             self.sent.pop_front();
         }
+    }
+
+    fn resent(&mut self) {
+        self.history.resent += 1;
+        self.shared.resent.fetch_add(1, Ordering::Relaxed);
     }
 
     fn read(&mut self, key: u64, node: usize) {
@@ -350,6 +380,7 @@ impl Worker {
         match value {
             Some(value) => {
                 self.nodes.well(node);
+                self.shared.answered.fetch_add(1, Ordering::Relaxed);
                 let (kind, outcome) = (Kind::Read, Outcome::Ok);
                 self.history.ops.push(Op { key, kind, value, position: 0, node, invoked, ended, outcome });
             }

@@ -1,7 +1,13 @@
 //! The feed over several nodes: asked of any, served by any that reaches back, while replicas move and leaders go.
 
 use super::*;
-use std::sync::Mutex;
+use std::sync::{
+    Mutex,
+    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+};
+
+/// How often the consumer is cut off at least.
+const CUTS: u64 = 50;
 
 /// The node that leads a shard, and those that hold a replica of it.
 async fn holders(of: &Cluster, shard: u32) -> (Option<String>, Vec<String>) {
@@ -83,11 +89,11 @@ async fn a_consumer_at_any_node_gets_everything_once_through_kills_and_a_move() 
     create(&nodes[0].cluster, 2, 3).await;
     let seed = rand::random();
     let mut writer = Writer::over(&nodes[0].cluster, 2, seed);
-    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stop = Arc::new(AtomicBool::new(false));
     let writing = tokio::spawn({
         let stop = stop.clone();
         async move {
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stop.load(Relaxed) {
                 writer.step().await;
                 tokio::time::sleep(Duration::from_millis(3)).await;
             }
@@ -98,7 +104,8 @@ async fn a_consumer_at_any_node_gets_everything_once_through_kills_and_a_move() 
     let up: Arc<Mutex<Vec<Cluster>>> =
         Arc::new(Mutex::new(nodes.iter().map(|n| n.cluster.clone()).collect()));
     let ends: Arc<Mutex<Option<BTreeMap<ShardNumber, Position>>>> = Arc::default();
-    let consuming = tokio::spawn(consume(up.clone(), ends.clone(), seed));
+    let cuts: Arc<AtomicU64> = Arc::default();
+    let consuming = tokio::spawn(consume(up.clone(), ends.clone(), cuts.clone(), seed));
 
     tokio::time::sleep(Duration::from_millis(500)).await;
     let (_, holding) = holders(&nodes[0].cluster, 0).await;
@@ -120,8 +127,11 @@ async fn a_consumer_at_any_node_gets_everything_once_through_kills_and_a_move() 
         up.lock().unwrap().push(node.cluster.clone());
         nodes.push(node);
     }
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while cuts.load(Relaxed) <= CUTS && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    stop.store(true, Relaxed);
     let writer = timeout(Duration::from_secs(30), writing).await.expect("the writer hangs").unwrap();
     let followed = nodes[0].cluster.followed(C, soon()).await.unwrap();
     let mut known = BTreeMap::new();
@@ -129,11 +139,11 @@ async fn a_consumer_at_any_node_gets_everything_once_through_kills_and_a_move() 
         known.insert(shard, nodes[0].cluster.shard_position(&followed, shard, soon()).await.unwrap());
     }
     *ends.lock().unwrap() = Some(known);
-    let (changes, cuts) =
-        timeout(Duration::from_secs(30), consuming).await.expect("the consumer hangs").unwrap();
+    let changes = timeout(Duration::from_secs(30), consuming).await.expect("the consumer hangs").unwrap();
+    let cuts = cuts.load(Relaxed);
     println!("{} changes, {cuts} cuts, {} commands", changes.len(), writer.expected.len());
     check(&changes, &writer.expected);
-    assert!(cuts > 50, "too few cuts to say anything");
+    assert!(cuts > CUTS, "too few cuts to say anything");
     for node in nodes {
         node.close().await;
     }
@@ -143,10 +153,11 @@ async fn a_consumer_at_any_node_gets_everything_once_through_kills_and_a_move() 
 async fn consume(
     up: Arc<Mutex<Vec<Cluster>>>,
     ends: Arc<Mutex<Option<BTreeMap<ShardNumber, Position>>>>,
+    cuts: Arc<AtomicU64>,
     seed: u64,
-) -> (Vec<PointChange>, u64) {
+) -> Vec<PointChange> {
     let mut rng = StdRng::seed_from_u64(seed);
-    let (mut changes, mut cuts, mut from) = (Vec::new(), 0, From::Begin);
+    let (mut changes, mut from) = (Vec::new(), From::Begin);
     loop {
         let cluster = {
             let up = up.lock().unwrap();
@@ -160,7 +171,7 @@ async fn consume(
             Err(error) => panic!("{error}"),
         };
         drop(cluster);
-        cuts += 1;
+        cuts.fetch_add(1, Relaxed);
         for _ in 0..rng.random_range(1..60) {
             match timeout(Duration::from_secs(20), feed.next()).await.expect("the feed hangs").unwrap() {
                 Ok(event) => {
@@ -172,7 +183,7 @@ async fn consume(
                         changes.push(change);
                     }
                     if behind {
-                        return (changes, cuts);
+                        return changes;
                     }
                 }
                 Err(ClusterError::Unavailable(_)) => break,

@@ -70,7 +70,7 @@ fn fill(shard: &Shard, data: &WordNet, distance: Distance) {
 
 /// Waits until nothing is worth building any more.
 fn settle(shard: &Shard) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(240);
     loop {
         let view = shard.view();
         let merged = view.vectors.values().all(|index| index.next_merge(&view.live).is_none());
