@@ -1,8 +1,9 @@
 //! Trials of a cluster of three real nodes on this machine, as tables: how long faults keep writes away, what writes
 //! cost, what agreement costs a read.
 //!
-//! `cargo bench --bench cluster [-- failover freeze restart writes reads]`; all of them if none is named.
+//! `cargo bench --bench cluster [-- failover freeze restart writes reads moves]`; all of them if none is named.
 //! `ANNAL_TRIALS` (20) faults, `ANNAL_FREEZE_SECONDS` (20), `ANNAL_LOAD_SECONDS` (3) a turn, `ANNAL_TURNS` (5).
+//! `moves` wants `ANNAL_BENCH_DATA`, a folder with `vectors.f16.npy` and `queries.f32.npy`, and is left out without it.
 //! The load generator shares the cores with the nodes; the nodes' processor time is read from `/proc`.
 
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
@@ -21,8 +22,12 @@ mod workload;
 use cluster::{Options, TestCluster, nodes_wanted, scaled};
 use connection::Connection;
 use history::{History, Nanos, Order};
+use npyz::NpyFile;
 use serde_json::json;
 use std::{
+    fs::File,
+    path::PathBuf,
+    process::Command,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
@@ -34,12 +39,13 @@ const SHARDS: u32 = 2;
 fn main() {
     let named: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let wanted = |name: &str| named.is_empty() || named.iter().any(|n| n == name);
-    let tables: [(&str, fn()); 5] = [
+    let tables: [(&str, fn()); 6] = [
         ("failover", failover),
         ("freeze", freeze),
         ("restart", restart),
         ("writes", writes),
         ("reads", reads),
+        ("moves", moves),
     ];
     for (name, table) in tables.into_iter().filter(|(name, _)| wanted(name)) {
         println!("\n## {name}\n");
@@ -291,6 +297,134 @@ fn read_on(
         let path = format!("/collections/c/points/{}", next.fetch_add(1, Ordering::Relaxed) % points);
         let started = Instant::now();
         let reply = connection.get(&path, &headers).unwrap();
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        times.push(started.elapsed());
+    }
+    times
+}
+
+/// Searches and writes while a replica of each shard moves to a node that was added: first as many searches as go, then
+/// half as many.
+fn moves() {
+    const CLIENTS: usize = 4;
+    let Ok(data) = std::env::var("ANNAL_BENCH_DATA").map(PathBuf::from) else {
+        return println!("left out: ANNAL_BENCH_DATA is not set");
+    };
+    let queries = NpyFile::new(File::open(data.join("queries.f32.npy")).unwrap()).unwrap();
+    let dim = queries.shape()[1] as usize;
+    let queries = queries.into_vec::<f32>().unwrap();
+    let bodies: Vec<String> =
+        queries.chunks(dim).map(|query| json!({"query": query, "limit": 10}).to_string()).collect();
+
+    let mut cluster = TestCluster::start(nodes_wanted(), Options::default());
+    let replicas = cluster.len().min(3);
+    let body = json!({"vectors": {"size": dim, "distance": "Cosine"}, "shard_number": SHARDS,
+        "replication_factor": replicas});
+    cluster.client(0).put("/collections/v", &body).ok();
+    cluster.create("c", SHARDS);
+    let mut import = Command::new(env!("CARGO_BIN_EXE_annal"));
+    import.arg("import").arg(data.join("vectors.f16.npy"));
+    import.args(["--collection", "v", "--url", &cluster.url(0)]);
+    assert!(import.status().unwrap().success());
+    at_rest(&cluster);
+    let points = cluster.client(0).post("/collections/v/points/count", &json!({})).ok()["count"].clone();
+    println!(
+        "{points} points of {dim} dimensions, {SHARDS} shards, {replicas} replicas, {CLIENTS} clients that search"
+    );
+
+    // All nodes are there from the start: what is compared is the same machine with and without a move.
+    let added = cluster.add();
+    cluster.wait_all_ok();
+    let urls = cluster.urls()[..added].to_vec();
+    let search = |pace: Option<Duration>, stop: &AtomicBool| -> Vec<Duration> {
+        let next = AtomicU64::new(0);
+        thread::scope(|scope| {
+            let clients: Vec<_> = (0..CLIENTS)
+                .map(|client| {
+                    let (url, next, bodies) = (&urls[client % urls.len()], &next, &bodies);
+                    scope.spawn(move || search_on(url, pace, stop, next, bodies))
+                })
+                .collect();
+            clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
+        })
+    };
+    let for_a = |time: Duration, pace: Option<Duration>| {
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(time);
+                stop.store(true, Ordering::Relaxed);
+            });
+            search(pace, &stop)
+        })
+    };
+    let load = Load::start(
+        urls.clone(),
+        Plan { writers: 2, readers: 2, rest: Duration::from_millis(10), ..Plan::default() },
+    );
+    let full = for_a(turn(), None).len() as f64 / turn().as_secs_f64();
+    let pace = Duration::from_secs_f64(CLIENTS as f64 * 2.0 / full);
+    println!("beside few reads and writes {full:.0} searches/s; half of it from here on\n");
+    println!("| | seconds | searches | p50 ms | p99 ms |\n|---|---|---|---|---|");
+    let report = |what: &str, time: Duration, mut times: Vec<Duration>| -> f64 {
+        times.sort_unstable();
+        let (p50, p99) = (at(&times, 0.5) * 1e3, at(&times, 0.99) * 1e3);
+        println!("| {what} | {:.1} | {} | {p50:.2} | {p99:.2} |", time.as_secs_f64(), times.len());
+        p99
+    };
+    let mut ratios = Vec::new();
+    for turn_number in 0..scaled("ANNAL_TURNS", 5) {
+        let quiet = report("no move", turn() * 2, for_a(turn() * 2, Some(pace)));
+        let started = Instant::now();
+        let stop = AtomicBool::new(false);
+        let times = thread::scope(|scope| {
+            let searching = scope.spawn(|| search(Some(pace), &stop));
+            cluster.move_on("v", turn_number as u32 % SHARDS);
+            stop.store(true, Ordering::Relaxed);
+            searching.join().unwrap()
+        });
+        let moving = report("a replica moves", started.elapsed(), times);
+        ratios.push(moving / quiet);
+        at_rest(&cluster);
+    }
+    let history = load.stop();
+    println!("\n{}", history.summary());
+    ratios.sort_by(f64::total_cmp);
+    println!("p99 during a move over without: median {:.2}, all {ratios:.2?}", ratios[ratios.len() / 2]);
+}
+
+/// Waits until the nodes have little to do beside few reads and writes.
+fn at_rest(cluster: &TestCluster) {
+    let spent = || (0..cluster.len()).map(|i| cluster.cpu(i)).sum::<Duration>();
+    let mut before = spent();
+    loop {
+        thread::sleep(Duration::from_secs(3));
+        let now = spent();
+        if now - before < Duration::from_millis(1_500) {
+            return;
+        }
+        before = now;
+    }
+}
+
+fn search_on(
+    url: &str,
+    pace: Option<Duration>,
+    stop: &AtomicBool,
+    next: &AtomicU64,
+    bodies: &[String],
+) -> Vec<Duration> {
+    let mut connection = Connection::new(url);
+    let mut times = Vec::new();
+    let mut due = Instant::now();
+    while !stop.load(Ordering::Relaxed) {
+        if let Some(pace) = pace {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            due = (due + pace).max(Instant::now());
+        }
+        let body = &bodies[next.fetch_add(1, Ordering::Relaxed) as usize % bodies.len()];
+        let started = Instant::now();
+        let reply = connection.send("POST", "/collections/v/points/query", &[], body).unwrap();
         assert_eq!(reply.status, 200, "{}", reply.body);
         times.push(started.elapsed());
     }

@@ -75,9 +75,12 @@ enum Command {
         /// Only this one.
         #[arg(long)]
         only: Option<String>,
-        /// A binary that was built with them.
-        #[arg(long, default_value = "target/mutants/release/annal")]
-        bin: PathBuf,
+        /// Seek all of them in real runs, also those that the simulation shows.
+        #[arg(long)]
+        real: bool,
+        /// A binary that was built with them (default: one is built in target/mutants).
+        #[arg(long)]
+        bin: Option<PathBuf>,
         /// Where the runs' folders are made.
         #[arg(long, default_value = "target/jepsen/selftest")]
         out: PathBuf,
@@ -138,7 +141,11 @@ fn main() -> ExitCode {
         Command::Export { dir, format } => done(export(&dir, format)),
         Command::Report { dir } => done(report(&dir)),
         Command::Suite { which, seed, out, bin } => said(suite::run(which, seed, &out, &bin)),
-        Command::Selftest { list, only, bin, out } => said(selftest(list, only.as_deref(), &bin, &out)),
+        Command::Selftest { list: true, bin, .. } => done(list(bin.as_deref())),
+        Command::Selftest { list: false, only, real, bin, out } => {
+            let asked = selftest::Asked { binary: bin.as_deref(), only: only.as_deref(), real, out: &out };
+            said(selftest::run(&asked).map(|passed| if passed { Valid::True } else { Valid::False }))
+        }
     }
 }
 
@@ -247,11 +254,7 @@ fn report(dir: &Path) -> Result<(), String> {
     run::write(dir, &history, &run::read_results(dir)?)
 }
 
-fn selftest(list: bool, only: Option<&str>, binary: &Path, out: &Path) -> Result<Valid, String> {
-    if list {
-        run::mutants(binary)?.iter().for_each(|name| println!("{name}"));
-        return Ok(Valid::True);
-    }
-    let passed = selftest::run(binary, only, out)?;
-    Ok(if passed { Valid::True } else { Valid::False })
+fn list(binary: Option<&Path>) -> Result<(), String> {
+    selftest::list(binary)?.iter().for_each(|name| println!("{name}"));
+    Ok(())
 }

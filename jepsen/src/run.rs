@@ -233,7 +233,7 @@ fn asked(plan: &Plan) -> Result<Asked, String> {
     let binary = plan.binary.display().to_string();
     let version = shell::run(&binary, &["--version"]).map_err(|why| format!("no binary to run: {why}"))?;
     if let Some(mutant) = &plan.mutant {
-        let known = mutants(&plan.binary)?;
+        let known = mutants(&plan.binary, &[])?;
         if !known.contains(mutant) {
             return Err(format!("{binary} does not know the mutant {mutant}"));
         }
@@ -250,17 +250,17 @@ fn asked(plan: &Plan) -> Result<Asked, String> {
     })
 }
 
-/// Planted bugs a binary knows (`annal mutants`, one a line).
+/// Planted bugs a binary knows (`annal mutants`, one a line), or those that it lists with `flags`.
 ///
 /// Errors: it was built without them.
-pub fn mutants(binary: &Path) -> Result<Vec<String>, String> {
+pub fn mutants(binary: &Path, flags: &[&str]) -> Result<Vec<String>, String> {
     if !binary.exists() {
         return Err(format!(
             "{} is not there; planted bugs want a binary that was built with them",
             binary.display()
         ));
     }
-    let listed = shell::run(&binary.display().to_string(), &["mutants"]);
+    let listed = shell::run(&binary.display().to_string(), &[&["mutants"], flags].concat());
     let listed = listed.map_err(|_| format!("{} was built without mutants", binary.display()))?;
     Ok(listed.split_whitespace().map(str::to_owned).collect())
 }

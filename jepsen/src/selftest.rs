@@ -1,11 +1,11 @@
-//! Planted bugs: is each caught by real runs, and is the build without one left in peace?
+//! Planted bugs: is each caught, and is the build without one left in peace?
 //!
 //! A binary that was built with mutants lists them (`annal mutants`) and behaves like one when `ANNAL_MUTANT` names
-//! it.
+//! it. Those that a simulation shows are sought there, under 20 seeds; the others in three real runs of a minute.
 //!
 //! Invariants: a mutant is caught only by a run that is *not valid*; one that is merely inconclusive is not caught.
 //! The clean build runs the same plans under the same seeds.
-//! Not here: the bugs themselves, and the seeds of the simulation that must catch them too.
+//! Not here: the bugs themselves, the simulation (`tests/simulation.rs` of the project, which cargo builds and runs).
 
 use crate::{
     checker::Valid,
@@ -14,10 +14,30 @@ use crate::{
     run::{self, Plan, Results},
 };
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::Duration,
 };
 
+/// What is asked for.
+pub struct Asked<'a> {
+    /// A binary that was built with mutants; none: it is built.
+    pub binary: Option<&'a Path>,
+    /// Only this one.
+    pub only: Option<&'a str>,
+    /// Seek all in real runs, also those that a simulation shows.
+    pub real: bool,
+    /// Where the runs' folders are made.
+    pub out: &'a Path,
+}
+
+/// The build with mutants, beside the one without.
+const TARGET: &str = "target/mutants";
+const BINARY: &str = "target/mutants/debug/annal";
+
+/// Seeds of the simulation a mutant gets to be caught under.
+const SEEDS_MAX: u64 = 20;
 /// Runs a mutant gets to be caught in, and how long each lasts.
 const RUNS_MAX: u64 = 3;
 const RUN: Duration = Duration::from_secs(60);
@@ -51,32 +71,103 @@ const BAITS: &[Bait] = &[
 const ANYTHING: Bait =
     ("", &["register", "batch", "tail", "search"], &[Family::Kill, Family::Partition, Family::Pause]);
 
+/// The mutants of a binary, by name.
+///
+/// Errors: it has none, it cannot be built.
+pub fn list(binary: Option<&Path>) -> Result<Vec<String>, String> {
+    run::mutants(&built(binary)?, &[])
+}
+
 /// Runs all mutants, or one, and prints what caught each; gives whether all were caught and the clean build was not
 /// accused.
 ///
 /// Errors: the binary has none, or not this one; nothing was checked.
-pub fn run(binary: &Path, only: Option<&str>, out: &Path) -> Result<bool, String> {
-    let mut mutants = run::mutants(binary)?;
-    if let Some(only) = only {
+pub fn run(asked: &Asked<'_>) -> Result<bool, String> {
+    let binary = built(asked.binary)?;
+    let mut mutants = run::mutants(&binary, &[])?;
+    if let Some(only) = asked.only {
         mutants.retain(|name| name == only);
     }
     if mutants.is_empty() {
         return Err(format!("{} knows no such mutant", binary.display()));
     }
+    let mut simulated = if asked.real { Vec::new() } else { run::mutants(&binary, &["--simulated"])? };
+    simulated.retain(|name| mutants.contains(name));
+    let rows = if simulated.is_empty() { BTreeMap::new() } else { simulate(asked.only)? };
     let mut passed = true;
-    println!("| mutant | caught by | runs needed | clean build |\n|---|---|---|---|");
+    println!("| mutant | caught by | seeds or runs needed | clean build |\n|---|---|---|---|");
     for mutant in &mutants {
-        let (caught, runs) = hunt(binary, mutant, out)?;
-        let clean = run::run(&plan(binary, mutant, None, 1, out))?;
-        let quiet = clean.valid != Valid::False;
-        let (by, needed) = match caught {
-            Some(by) => (by, runs.to_string()),
-            None => ("nothing".to_owned(), format!("more than {runs}")),
+        let row = match rows.get(mutant) {
+            Some(row) => row.clone(),
+            None if simulated.contains(mutant) => {
+                return Err(format!("the simulation says nothing of {mutant}"));
+            }
+            None => really(&binary, mutant, asked.out)?,
         };
-        passed &= quiet && by != "nothing";
-        println!("| {mutant} | {by} | {needed} | {} |", if quiet { "no alarm" } else { "ACCUSED" });
+        passed &= row.clean && row.by.is_some();
+        let by = row.by.as_deref().unwrap_or("nothing");
+        println!("| {mutant} | {by} | {} | {} |", row.needed, if row.clean { "no alarm" } else { "ACCUSED" });
     }
     Ok(passed)
+}
+
+/// What became of a mutant, and of the clean build where it was sought.
+#[derive(Clone)]
+struct Row {
+    by: Option<String>,
+    needed: String,
+    clean: bool,
+}
+
+fn built(binary: Option<&Path>) -> Result<PathBuf, String> {
+    match binary {
+        Some(binary) => Ok(binary.to_owned()),
+        None => simulation(&["--no-run"], &[]).map(|_| PathBuf::from(BINARY)),
+    }
+}
+
+/// Calls cargo for the simulation of the build with mutants, which builds the node's binary too; gives its output,
+/// whatever it found.
+fn simulation(cargo: &[&str], args: &[&str]) -> Result<String, String> {
+    let program = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let mut command = Command::new(program);
+    command.args(["test", "--quiet", "--workspace", "--features", "mutants", "--target-dir", TARGET]);
+    command.args(["--test", "simulation"]).args(cargo).arg("--").args(args);
+    let output = command.stderr(Stdio::inherit()).output().map_err(|error| format!("cargo: {error}"))?;
+    let ran = output.status.success() || cargo.is_empty();
+    if ran {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err("cargo cannot build".to_owned())
+    }
+}
+
+/// Seeks those that a simulation shows.
+fn simulate(only: Option<&str>) -> Result<BTreeMap<String, Row>, String> {
+    let seeds = SEEDS_MAX.to_string();
+    let hunted = simulation(&[], &["--mutant", only.unwrap_or("all"), "--seed", "1", "--seeds", &seeds])?;
+    let clean = simulation(&[], &["--seed", "1", "--seeds", &seeds])?;
+    rows(&hunted, clean.contains(&format!("{seeds} seeds:")) && !clean.contains("VIOLATION"))
+}
+
+/// Reads the table of `cargo sim --mutant`.
+fn rows(hunted: &str, clean: bool) -> Result<BTreeMap<String, Row>, String> {
+    let mut rows = BTreeMap::new();
+    for line in hunted.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| mutant |")) {
+        let cells: Vec<&str> = line.trim_matches('|').splitn(4, '|').map(str::trim).collect();
+        let [mutant, needed, _, by] = cells[..] else { return Err(format!("no row of a table: {line}")) };
+        let by = (by != "nothing").then(|| format!("simulation: {by}"));
+        rows.insert(mutant.to_owned(), Row { by, needed: format!("{needed} seeds"), clean });
+    }
+    Ok(rows)
+}
+
+/// Seeks a mutant in real runs.
+fn really(binary: &Path, mutant: &str, out: &Path) -> Result<Row, String> {
+    let (by, runs) = hunt(binary, mutant, out)?;
+    let clean = run::run(&plan(binary, mutant, None, 1, out))?.valid != Valid::False;
+    let needed = if by.is_some() { format!("{runs} runs") } else { format!("more than {runs} runs") };
+    Ok(Row { by: by.map(|by| format!("real run: {by}")), needed, clean })
 }
 
 /// Runs a mutant until it is caught; gives what caught it, and how many runs there were.
@@ -128,12 +219,28 @@ mod tests {
     }
 
     #[test]
+    fn the_table_of_the_simulation_is_read() {
+        let said = "| mutant | seeds needed | took | caught by |\n|---|---|---|---|\n\
+            | stale_read | 1 | 3 s | end: shown | counted differ |\n| other | more than 20 | 60 s | nothing |\n\
+            index_drop_on_swap: in real runs alone (why)\n";
+        let rows = rows(said, true).unwrap();
+        let stale = &rows["stale_read"];
+        assert_eq!(
+            (stale.by.as_deref(), &*stale.needed),
+            (Some("simulation: end: shown | counted differ"), "1 seeds")
+        );
+        assert_eq!((&rows["other"].by, &*rows["other"].needed), (&None, "more than 20 seeds"));
+        assert_eq!(rows.len(), 2);
+    }
+
+    #[test]
     fn a_binary_without_mutants_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let binary = dir.path().join("annal");
         std::fs::write(&binary, "#!/bin/sh\ntest \"$1\" = --version && echo annal 0\n").unwrap();
         std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let refused = run(&binary, None, dir.path()).unwrap_err();
+        let asked = Asked { binary: Some(&binary), only: None, real: true, out: dir.path() };
+        let refused = run(&asked).unwrap_err();
         assert!(refused.contains("without mutants"), "{refused}");
         // A run with one is refused before anything starts.
         let plan = plan(&binary, "stale_read", Some("stale_read"), 1, dir.path());

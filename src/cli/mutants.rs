@@ -9,6 +9,9 @@ pub(super) struct Mutants {
     /// Also what each breaks, and those that cannot show yet.
     #[arg(long)]
     all: bool,
+    /// Only those that a simulation shows.
+    #[arg(long, conflicts_with = "all")]
+    simulated: bool,
 }
 
 impl Mutants {
@@ -27,7 +30,12 @@ impl Mutants {
             return Ok(());
         }
         for (_, name, _, shows) in MUTANTS {
-            if !matches!(shows, Shows::NotYet(_)) {
+            let listed = match shows {
+                Shows::Everywhere => true,
+                Shows::RealRuns(_) => !self.simulated,
+                Shows::NotYet(_) => false,
+            };
+            if listed {
                 println!("{name}");
             }
         }

@@ -26,6 +26,7 @@ mod intents;
 mod liar;
 mod moves;
 mod one;
+mod published;
 mod reads;
 mod repair;
 

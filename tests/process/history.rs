@@ -111,8 +111,10 @@ pub struct History {
     pub errors: BTreeMap<String, u64>,
     /// What workers noticed themselves.
     pub noticed: Vec<String>,
-    /// Old requests that were sent again, and were told their first outcome.
+    /// Old requests that were sent again, and were told their first outcome or that they are too old.
     pub resent: u64,
+    /// Those that were too old.
+    pub forgotten: u64,
 }
 
 impl History {
@@ -168,10 +170,11 @@ impl History {
         let unknown = self.writes(Outcome::Unknown).count();
         let errors: Vec<_> = self.errors.iter().map(|(what, count)| format!("{count} x {what}")).collect();
         format!(
-            "{} writes acknowledged, {fail} failed, {unknown} unknown; {} reads; {} sent again; errors: [{}]",
+            "{} writes acknowledged, {fail} failed, {unknown} unknown; {} reads; {} sent again, {} of them too late; errors: [{}]",
             self.acknowledged(),
             self.reads().count(),
             self.resent,
+            self.forgotten,
             errors.join("; ")
         )
     }
@@ -280,6 +283,7 @@ impl History {
         self.ops.extend(other.ops);
         self.noticed.extend(other.noticed);
         self.resent += other.resent;
+        self.forgotten += other.forgotten;
         for (what, count) in other.errors {
             *self.errors.entry(what).or_default() += count;
         }

@@ -108,6 +108,11 @@ struct Shared {
 /// Of writes, reads and, where there are any, retries: fewer say nothing.
 pub const ENOUGH: u64 = 50;
 
+/// Positions for which a shard remembers an intent: after as many a retry is refused.
+const REMEMBERED: u64 = 1_000_000;
+/// One in so many acknowledged writes is kept until it is forgotten, and then sent again.
+const KEPT_OF: u64 = 64;
+
 /// How long a slow machine is given for [`ENOUGH`].
 const ENOUGH_WITHIN: Duration = Duration::from_secs(60);
 
@@ -192,6 +197,7 @@ impl Shared {
 }
 
 /// An acknowledged write that may be sent again.
+#[derive(Clone)]
 struct Sent {
     key: u64,
     value: u64,
@@ -206,6 +212,8 @@ struct Worker {
     rng: StdRng,
     history: History,
     sent: VecDeque<Sent>,
+    /// Those that are sent again once the shard has forgotten them, oldest first.
+    kept: VecDeque<Sent>,
     /// Of writes under this worker's name.
     sequence: u64,
 }
@@ -224,6 +232,7 @@ impl Worker {
             rng: StdRng::seed_from_u64(plan.seed << 16 | number as u64),
             history: History::default(),
             sent: VecDeque::new(),
+            kept: VecDeque::new(),
             sequence: 0,
             number,
             shared,
@@ -305,7 +314,11 @@ impl Worker {
                 outcome => outcome,
             };
             if outcome == Outcome::Ok && shared.plan.retries {
-                self.sent.push_back(Sent { key, value, request, position });
+                let sent = Sent { key, value, request, position };
+                if self.sequence.is_multiple_of(KEPT_OF) {
+                    self.kept.push_back(sent.clone());
+                }
+                self.sent.push_back(sent);
             }
             self.history.ops.push(Op {
                 key,
@@ -336,7 +349,11 @@ impl Worker {
         if self.sent.len() < later {
             return;
         }
-        let Sent { key, value, request, position } = self.sent.remove(self.sent.len() - later).unwrap();
+        // Shards are written to alike: what is old in one is so in all, or soon.
+        let now = self.sent.back().expect("not empty").position;
+        let forgotten = self.kept.pop_front_if(|kept| kept.position + REMEMBERED + REMEMBERED / 50 < now);
+        let again = forgotten.or_else(|| self.sent.remove(self.sent.len() - later));
+        let Sent { key, value, request, position } = again.expect("there are so many");
         let node = self.nodes.other(&mut self.rng);
         match self.upsert(node, key, value, &request) {
             Ok(reply) if reply.status == 200 => {
@@ -348,7 +365,10 @@ impl Worker {
                 }
             }
             // Too old to be remembered, and said so.
-            Ok(reply) if reply.status == 410 && reply.no_effect() => self.resent(),
+            Ok(reply) if reply.status == 410 && reply.no_effect() => {
+                self.resent();
+                self.history.forgotten += 1;
+            }
             other => self.trouble(node, "retry", &other),
         }
         while self.sent.len() > 256 {
