@@ -70,6 +70,9 @@ pub struct Cluster {
     pub election_ms_min: u64,
     /// The same, at the most.
     pub election_ms_max: u64,
+    /// How fast this node sends snapshots, all of them together, and installs each: so that searches and writes hardly
+    /// notice that a replica moves. 0: as fast as it goes.
+    pub snapshot_bytes_per_second: u64,
 }
 
 /// Who may ask.
@@ -171,6 +174,7 @@ impl Default for Cluster {
             heartbeat_ms: 100,
             election_ms_min: 900,
             election_ms_max: 1_300,
+            snapshot_bytes_per_second: 32 << 20,
         }
     }
 }
@@ -260,6 +264,10 @@ impl Config {
         if cluster.replace_after_ms < cluster.election_ms_max {
             return wrong("cluster.replace_after_ms", "at least an election (cluster.election_ms_max)");
         }
+        if !matches!(cluster.snapshot_bytes_per_second, 0 | 8_388_608..) {
+            // A sender does not wait for ever for an installation.
+            return wrong("cluster.snapshot_bytes_per_second", "0 (no limit), or at least 8 MiB");
+        }
         let named = |s: &str| !s.is_empty() && s.len() <= 255 && !s.chars().any(char::is_control);
         if !named(&self.node.name) || !named(&self.node.region) || !named(&self.node.zone) {
             return wrong("node", "name, region and zone are 1 to 255 visible characters");
@@ -339,6 +347,7 @@ mod tests {
         refused("cluster:\n  election_ms_min: 200\n", "cluster.election_ms_min");
         refused("cluster:\n  election_ms_max: 500\n", "cluster.election_ms_max");
         refused("cluster:\n  replace_after_ms: 5\n", "cluster.replace_after_ms");
+        refused("cluster:\n  snapshot_bytes_per_second: 1000\n", "cluster.snapshot_bytes_per_second");
         refused("cluster:\n  quorum: 2\n", "quorum");
         refused("node:\n  peer_advertise: here\n", "node.peer_advertise");
     }

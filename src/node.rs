@@ -20,7 +20,7 @@ use crate::{
     identity::Incarnation,
     model::ReplicaId,
     net::{self, Credentials, Peers},
-    replica::{CheckpointLimits, ReplicaOptions},
+    replica::{CheckpointLimits, Pace, ReplicaOptions},
     shard::ShardOptions,
     store::{Store, StoreError},
     world,
@@ -331,6 +331,7 @@ fn cluster_options(config: &Config, standing: &Standing, machine: Option<&Machin
             election_ms: config.cluster.election_ms_min..config.cluster.election_ms_max,
             checkpoint: machine.map_or_else(CheckpointLimits::default, |machine| machine.checkpoint),
             incoming: config.data_dir.join(if machine.is_none() { "store" } else { "" }),
+            snapshot_pace: Pace::new(config.cluster.snapshot_bytes_per_second),
             ..ReplicaOptions::new(ReplicaId(0))
         },
         replace_after: Duration::from_millis(config.cluster.replace_after_ms),

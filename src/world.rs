@@ -112,6 +112,13 @@ pub fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) ->
     })
 }
 
+/// Lets the thread rest; in a simulation no time passes, since its only thread cannot wait.
+pub fn rest(time: Duration) {
+    if !is_simulated() {
+        std::thread::sleep(time);
+    }
+}
+
 /// One life of a simulated node, from its start until it is killed or stops; its tasks live no longer.
 #[derive(Clone)]
 pub struct Life(Arc<Living>);

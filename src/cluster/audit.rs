@@ -17,11 +17,13 @@ use crate::{
     replica::Role,
     world,
 };
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, ops::ControlFlow, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// How often the loop looks for something to check.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// A scrub rests so many times as long as it works: searches and writes come first.
+const SCRUB_RESTS: u32 = 3;
 /// How often replicas are compared.
 const COMPARE_EVERY: Duration = Duration::from_secs(30);
 /// How long a comparison waits for the others.
@@ -57,9 +59,19 @@ impl Cluster {
 
     async fn scrub(&self, local: &Arc<LocalShard>) {
         let (shard, id) = (local.shard.clone(), local.id);
-        let installs = shard.installs();
-        match world::blocking(move || shard.scrub()).await {
-            Ok(Ok((position, _))) => {
+        let (installs, closing) = (shard.installs(), self.inner.closing.clone());
+        let scrub = move || {
+            let mut since = Instant::now();
+            shard.scrub_gently(|_| {
+                world::rest(since.elapsed() * SCRUB_RESTS);
+                since = Instant::now();
+                if closing.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+        };
+        match world::blocking(scrub).await {
+            // The node closes.
+            Ok(Ok(None)) => {}
+            Ok(Ok(Some((position, _)))) => {
                 tracing::debug!(replica = id.0, %position, "all that is stored adds up");
                 local.scrubbed(installs);
             }

@@ -7,6 +7,7 @@
 
 use super::{
     entry::{Answers, Commands, Mark, RaftEntry, RaftPayload, StoredMembership, Types},
+    pace::Pace,
     progress::Progress,
     snapshot::SnapshotStream,
 };
@@ -38,6 +39,8 @@ pub(super) struct Applier {
     progress: Arc<Progress>,
     /// Where the machine stands.
     mark: Mark,
+    /// Of the snapshots it installs.
+    pace: Pace,
     in_use: InUse,
 }
 
@@ -68,9 +71,10 @@ impl Applier {
         machine: Arc<dyn StateMachine>,
         progress: Arc<Progress>,
         mark: Mark,
+        pace: Pace,
         in_use: InUse,
     ) -> Self {
-        Applier { machine, progress, mark, in_use }
+        Applier { machine, progress, mark, pace, in_use }
     }
 
     /// Folds the whole stream in, in batches.
@@ -128,9 +132,9 @@ impl Applier {
     }
 
     async fn install(&mut self, stream: SnapshotStream) -> Result<(), io::Error> {
-        let machine = self.machine.clone();
+        let (machine, pace) = (self.machine.clone(), self.pace.clone());
         let (bookmark, position) = blocking(move || {
-            stream.install_into(machine.as_ref())?;
+            stream.install_into(machine.as_ref(), &pace)?;
             Ok((machine.bookmark(), machine.position()))
         })
         .await?;

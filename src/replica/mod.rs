@@ -38,6 +38,7 @@ mod membership;
 mod message;
 mod network;
 mod options;
+mod pace;
 mod peer;
 mod progress;
 mod propose;
@@ -58,6 +59,7 @@ pub use history::check_reaches;
 pub use membership::Leadership;
 pub use network::{Network, Nobody, Unreached};
 pub use options::ReplicaOptions;
+pub use pace::Pace;
 pub use progress::Ladder;
 pub use propose::{ProposeLimits, Proposed, Wait};
 pub use reads::ReadIndex;
@@ -262,14 +264,21 @@ impl Inner {
         let in_use = InUse::new(progress.clone(), machine_released.clone().drop_guard());
         let replica = options.replica;
         let (answer_within, lease) = (options.answer_within(), options.lease());
-        let peers = Peers { network, replica, append_within: answer_within, progress: progress.clone() };
+        let pace = options.snapshot_pace;
+        let peers = Peers {
+            network,
+            pace: pace.clone(),
+            replica,
+            append_within: answer_within,
+            progress: progress.clone(),
+        };
         let shelf = Arc::new(Shelf::default());
         let raft = Raft::new(
             replica.0,
             config,
             peers.clone(),
             LogStore::new(group.clone(), progress.clone(), shelf.clone()),
-            Applier::new(machine.clone(), progress.clone(), mark, in_use),
+            Applier::new(machine.clone(), progress.clone(), mark, pace, in_use),
         )
         .await
         .map_err(|fatal| ReplicaError::Raft(fatal.to_string().into()))?;

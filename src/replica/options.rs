@@ -11,14 +11,14 @@
 //!
 //! Not here: retries, which are the caller's.
 
-use super::{CheckpointLimits, ProposeLimits, ReplicaError};
+use super::{CheckpointLimits, Pace, ProposeLimits, ReplicaError};
 use crate::model::ReplicaId;
 use annal_wal::GroupId;
 use openraft::{Config, SnapshotPolicy};
 use std::{ops::Range, path::PathBuf, time::Duration};
 
 /// How one replica is run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ReplicaOptions {
     /// This replica's id, unique in the cluster; never reused.
     pub replica: ReplicaId,
@@ -33,6 +33,8 @@ pub struct ReplicaOptions {
     pub checkpoint: CheckpointLimits,
     /// The folder on whose disk a snapshot is kept while it is received.
     pub incoming: PathBuf,
+    /// How fast snapshots are sent, shared by all replicas that have a clone of it, and how fast each is installed.
+    pub snapshot_pace: Pace,
 }
 
 impl ReplicaOptions {
@@ -45,6 +47,7 @@ impl ReplicaOptions {
             propose: ProposeLimits::default(),
             checkpoint: CheckpointLimits::default(),
             incoming: std::env::temp_dir(),
+            snapshot_pace: Pace::new(0),
         }
     }
 

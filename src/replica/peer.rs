@@ -9,6 +9,7 @@ use super::{
     entry::Types,
     message::{Answer, Append, Ask, Request, Route, SnapshotHead, Transfer, Transferred, Voted},
     network::Network,
+    pace::Pace,
     progress::Progress,
     snapshot::{Sent, SnapshotStream},
 };
@@ -60,6 +61,8 @@ const FAR_AWAY: Duration = Duration::from_secs(24 * 60 * 60);
 #[derive(Clone)]
 pub(super) struct Peers {
     pub(super) network: Arc<dyn Network>,
+    /// Of the snapshots it sends.
+    pub(super) pace: Pace,
     pub(super) replica: ReplicaId,
     /// How long an append may stay unanswered: the other side flushes it first.
     pub(super) append_within: Duration,
@@ -266,7 +269,7 @@ impl RaftNetworkV2<Types> for Peer {
         let (sent, seen) = watch::channel(Sent::default());
         let head = SnapshotHead { vote, meta: snapshot.meta };
         let head = head.encode(Route { from: peers.replica, to: *to });
-        let frames = snapshot.snapshot.into_frames(sent);
+        let frames = snapshot.snapshot.into_frames(sent, peers.pace.clone());
         let answer = tokio::select! {
             answer = peers.network.send_snapshot(*to, head, frames, Instant::now() + FAR_AWAY) => answer,
             closed = cancel => return Err(StreamingError::Closed(closed)),

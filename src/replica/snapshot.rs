@@ -11,7 +11,10 @@
 //! Not here: what the bytes mean (the machine's own format, with its own checks), when a snapshot is needed (openraft).
 //! Source: the table in `docs/FORMATS.md`, "Frames of a snapshot".
 
-use super::apply::blocking;
+use super::{
+    apply::blocking,
+    pace::{Pace, Paced},
+};
 use crate::{machine::StateMachine, world};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::{StreamExt, stream::BoxStream};
@@ -43,13 +46,17 @@ impl SnapshotStream {
         SnapshotStream(Source::Machine(machine))
     }
 
-    /// The frames of the stream; `sent` tells how much of it was taken.
-    pub(super) fn into_frames(self, sent: watch::Sender<Sent>) -> BoxStream<'static, io::Result<Bytes>> {
+    /// The frames of the stream, at a pace; `sent` tells how much of it was taken.
+    pub(super) fn into_frames(
+        self,
+        sent: watch::Sender<Sent>,
+        pace: Pace,
+    ) -> BoxStream<'static, io::Result<Bytes>> {
         // A simulation's writer cannot wait for its reader: they share a thread.
         let waiting = if world::is_simulated() { Semaphore::MAX_PERMITS } else { PIECES_WAITING };
         let (pieces, frames) = mpsc::channel(waiting);
         world::blocking(move || {
-            let mut out = FrameWriter::new(pieces.clone());
+            let mut out = FrameWriter::new(pieces.clone(), pace);
             let written = match self.0 {
                 Source::Machine(machine) => machine.write_snapshot(&mut out).map_err(io::Error::other),
                 Source::File(mut file) => io::copy(&mut file, &mut out).map(drop),
@@ -68,10 +75,13 @@ impl SnapshotStream {
         Box::pin(frames)
     }
 
-    /// Hands the state to the machine that takes it over.
-    pub(super) fn install_into(self, machine: &dyn StateMachine) -> Result<(), io::Error> {
+    /// Hands the state to the machine that takes it over, at a pace.
+    pub(super) fn install_into(self, machine: &dyn StateMachine, pace: &Pace) -> Result<(), io::Error> {
         match self.0 {
-            Source::File(mut file) => machine.install_snapshot(&mut file).map_err(io::Error::other),
+            Source::File(file) => {
+                let mut input = Paced::new(file, pace.alone());
+                machine.install_snapshot(&mut input).map_err(io::Error::other)
+            }
             Source::Machine(from) => std::thread::scope(|scope| {
                 let (mut input, mut output) = io::pipe()?;
                 let writer = scope.spawn(move || from.write_snapshot(&mut output));
@@ -145,12 +155,13 @@ struct FrameWriter {
     frame: BytesMut,
     crc: crc32fast::Hasher,
     total: u64,
+    pace: Pace,
 }
 
 impl FrameWriter {
-    fn new(pieces: mpsc::Sender<io::Result<Bytes>>) -> Self {
+    fn new(pieces: mpsc::Sender<io::Result<Bytes>>, pace: Pace) -> Self {
         let mut writer =
-            FrameWriter { pieces, frame: BytesMut::new(), crc: crc32fast::Hasher::new(), total: 0 };
+            FrameWriter { pieces, frame: BytesMut::new(), crc: crc32fast::Hasher::new(), total: 0, pace };
         writer.start();
         writer
     }
@@ -173,6 +184,7 @@ impl FrameWriter {
         self.frame[4..HEAD_BYTES].copy_from_slice(&crc.to_le_bytes());
         let frame = self.frame.split().freeze();
         self.start();
+        self.pace.take(frame.len());
         hand_on(&self.pieces, Ok(frame))
     }
 
@@ -286,7 +298,7 @@ mod tests {
         let (pieces, received) = mpsc::channel(PIECES_WAITING);
         let content = content.to_vec();
         let writing = tokio::task::spawn_blocking(move || {
-            let mut writer = FrameWriter::new(pieces);
+            let mut writer = FrameWriter::new(pieces, Pace::new(0));
             writer.write_all(&content).unwrap();
             writer.finish().unwrap();
         });
@@ -344,7 +356,7 @@ mod tests {
         let (pieces, received) = mpsc::channel(PIECES_WAITING);
         drop(received);
         let written = tokio::task::spawn_blocking(move || {
-            let mut writer = FrameWriter::new(pieces);
+            let mut writer = FrameWriter::new(pieces, Pace::new(0));
             writer.write_all(&vec![0; 2 * PIECE_BYTES])
         });
         assert_eq!(written.await.unwrap().unwrap_err().kind(), io::ErrorKind::BrokenPipe);

@@ -1,7 +1,7 @@
 //! openraft's own suite for log stores and state machines, on the log in memory and on disk.
 
 use super::*;
-use crate::replica::{apply::Applier, entry::Mark, log_store::LogStore, progress::Progress};
+use crate::replica::{Pace, apply::Applier, entry::Mark, log_store::LogStore, progress::Progress};
 use openraft::{
     StorageError,
     testing::log::{StoreBuilder, Suite},
@@ -18,7 +18,7 @@ async fn parts(log: &Log) -> (LogStore, Applier) {
     let in_use = InUse::new(progress.clone(), CancellationToken::new().drop_guard());
     (
         LogStore::new(group, progress.clone(), Arc::default()),
-        Applier::new(machine, progress, Mark::default(), in_use),
+        Applier::new(machine, progress, Mark::default(), Pace::new(0), in_use),
     )
 }
 
