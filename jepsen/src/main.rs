@@ -60,6 +60,9 @@ enum Command {
         /// Added to every run's seed.
         #[arg(long, default_value_t = 0)]
         seed: u64,
+        /// How long each run of the nightly list lasts, in seconds.
+        #[arg(long, default_value_t = 60)]
+        time_limit: u64,
         /// Where the runs' folders are made.
         #[arg(long, default_value = "target/jepsen")]
         out: PathBuf,
@@ -140,7 +143,9 @@ fn main() -> ExitCode {
         Command::Check { dir } => said(check(&dir)),
         Command::Export { dir, format } => done(export(&dir, format)),
         Command::Report { dir } => done(report(&dir)),
-        Command::Suite { which, seed, out, bin } => said(suite::run(which, seed, &out, &bin)),
+        Command::Suite { which, seed, time_limit, out, bin } => {
+            said(suite::run(which, seed, Duration::from_secs(time_limit), &out, &bin))
+        }
         Command::Selftest { list: true, bin, .. } => done(list(bin.as_deref())),
         Command::Selftest { list: false, only, real, bin, out } => {
             let asked = selftest::Asked { binary: bin.as_deref(), only: only.as_deref(), real, out: &out };

@@ -61,11 +61,11 @@ const GROUPS: &[(&str, &[Family], NetKind)] = &[
     ("changes", &[Family::Membership, Family::Kill, Family::Partition], NetKind::Proxy),
 ];
 
-/// Runs a list, one after the other, and prints a table; gives the worst verdict.
+/// Runs a list, one after the other, and prints a table; gives the worst verdict. `time`: of each run of a night.
 ///
 /// Errors: a run could not be made; the others were, and what they found was printed.
-pub fn run(which: Which, seed: u64, out: &Path, binary: &Path) -> Result<Valid, String> {
-    let plans = plans(which, seed, out, binary);
+pub fn run(which: Which, seed: u64, time: Duration, out: &Path, binary: &Path) -> Result<Valid, String> {
+    let plans = plans(which, seed, time, out, binary);
     let mut worst = Valid::True;
     let mut failed = Vec::new();
     println!("| run | seed | ops | ok | info | faults | verdict |\n|---|---|---|---|---|---|---|");
@@ -91,12 +91,12 @@ pub fn run(which: Which, seed: u64, out: &Path, binary: &Path) -> Result<Valid, 
     if failed.is_empty() { Ok(worst) } else { Err(format!("not run: {}", failed.join(", "))) }
 }
 
-fn plans(which: Which, seed: u64, out: &Path, binary: &Path) -> Vec<Plan> {
-    let plan = |name: String, workloads: &[&str], families: &[Family], seconds, net, seed| Plan {
+fn plans(which: Which, seed: u64, time: Duration, out: &Path, binary: &Path) -> Vec<Plan> {
+    let plan = |name: String, workloads: &[&str], families: &[Family], time, net, seed| Plan {
         workloads: workloads.iter().map(|name| (*name).to_owned()).collect(),
         families: families.to_vec(),
         nodes: 3,
-        time: Duration::from_secs(seconds),
+        time,
         seed,
         net,
         mutant: None,
@@ -109,7 +109,14 @@ fn plans(which: Which, seed: u64, out: &Path, binary: &Path) -> Vec<Plan> {
         Which::Ci => {
             let one = |(n, entry): (usize, &Entry)| {
                 let Entry { name, workloads, families, seconds, net } = *entry;
-                plan(name.to_owned(), workloads, families, seconds, net, seed + n as u64 + 1)
+                plan(
+                    name.to_owned(),
+                    workloads,
+                    families,
+                    Duration::from_secs(seconds),
+                    net,
+                    seed + n as u64 + 1,
+                )
             };
             CI.iter().enumerate().map(one).collect()
         }
@@ -118,7 +125,7 @@ fn plans(which: Which, seed: u64, out: &Path, binary: &Path) -> Vec<Plan> {
             for workload in workload::NAMES {
                 for (group, families, net) in GROUPS {
                     let (name, seed) = (format!("{workload}-{group}"), seed + plans.len() as u64 + 1);
-                    plans.push(plan(name, &[workload], families, 60, *net, seed));
+                    plans.push(plan(name, &[workload], families, time, *net, seed));
                 }
             }
             plans
@@ -133,7 +140,7 @@ mod tests {
 
     #[test]
     fn every_night_every_workload_meets_every_family() {
-        let plans = plans(Which::Nightly, 0, Path::new("out"), Path::new("annal"));
+        let plans = plans(Which::Nightly, 0, Duration::from_secs(1), Path::new("out"), Path::new("annal"));
         let met: BTreeSet<_> = plans
             .iter()
             .flat_map(|plan| plan.families.iter().map(|family| (plan.workloads[0].clone(), *family)))

@@ -114,6 +114,7 @@ impl Inner {
         let folder = self.incoming.clone();
         let mut file = blocking(move || nameless(&folder)).await?;
         let (mut at, mut first) = (next, next);
+        let pace = self.peers.pace.alone();
         while at <= upto {
             let mut entries = self.ask_history(sender, at).await?;
             entries.retain(|entry| entry.id.index <= upto);
@@ -124,6 +125,7 @@ impl Inner {
                 first = head.id.index;
             }
             at = LogIndex(last.id.index.0 + 1);
+            pace.turn_comes(entries.iter().map(|entry| entry.payload.len()).sum()).await;
             file = blocking(move || {
                 if anew {
                     file.set_len(0)?;

@@ -14,7 +14,11 @@ use super::{
 use crate::machine::StateMachine;
 use annal_wal::{GroupId, GroupLog, LogIndex};
 use openraft::{Raft, async_runtime::watch::WatchReceiver as _, metrics::WaitError};
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval},
@@ -30,11 +34,18 @@ pub struct CheckpointLimits {
     /// Entries that stay in Raft's log below a checkpoint. A leader keeps what its members lack besides, as long as
     /// the log has room: who falls behind that is sent a snapshot.
     pub keep_entries: u64,
+    /// Of those, the last of about so many bytes: who lacks more is served sooner by a snapshot, which brings graphs.
+    pub keep_bytes: u64,
 }
 
 impl Default for CheckpointLimits {
     fn default() -> Self {
-        CheckpointLimits { every: Duration::from_secs(30), bytes: 64 << 20, keep_entries: 4096 }
+        CheckpointLimits {
+            every: Duration::from_secs(30),
+            bytes: 64 << 20,
+            keep_entries: 4096,
+            keep_bytes: 16 << 20,
+        }
     }
 }
 
@@ -55,6 +66,29 @@ pub(super) struct Checkpoints {
     pub(super) limits: CheckpointLimits,
 }
 
+/// What was applied last.
+#[derive(Default)]
+struct Recent {
+    /// Where the machine stood, and how many bytes it had applied, oldest first.
+    marks: VecDeque<(LogIndex, u64)>,
+    /// What lies at or below is more than that many bytes ago, as far as is known.
+    begins: Option<LogIndex>,
+}
+
+impl Recent {
+    /// Notes where the machine stands now; `keep`: bytes that count as recent.
+    fn note(&mut self, applied: Option<LogIndex>, bytes: u64, keep: u64) {
+        if let Some(applied) =
+            applied.filter(|applied| self.marks.back().is_none_or(|(last, _)| last < applied))
+        {
+            self.marks.push_back((applied, bytes));
+        }
+        while let Some((index, _)) = self.marks.pop_front_if(|(_, then)| bytes - *then > keep) {
+            self.begins = Some(index);
+        }
+    }
+}
+
 impl Checkpoints {
     /// Runs until nobody can send a request, or the replica stops.
     pub(super) async fn run(
@@ -65,6 +99,7 @@ impl Checkpoints {
         let mut look = interval(LOOK_EVERY.min(self.limits.every));
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut last_at, mut last_bytes) = (Instant::now(), self.progress.applied_bytes());
+        let mut recent = Recent::default();
         let mut told = None;
         loop {
             let mut asked = None;
@@ -81,6 +116,7 @@ impl Checkpoints {
                     }
                 }
                 _ = look.tick() => {
+                    recent.note(self.progress.now().index(), self.progress.applied_bytes(), self.limits.keep_bytes);
                     let bytes = self.progress.applied_bytes() - last_bytes;
                     if last_at.elapsed() < self.limits.every && bytes < self.limits.bytes {
                         continue;
@@ -88,7 +124,7 @@ impl Checkpoints {
                 }
             }
             (last_at, last_bytes) = (Instant::now(), self.progress.applied_bytes());
-            let result = self.checkpoint(purge_to).await;
+            let result = self.checkpoint(&recent, purge_to).await;
             self.tell_history(&mut told).await;
             let stopped = result.is_err();
             if let Some(request) = asked {
@@ -102,12 +138,13 @@ impl Checkpoints {
     }
 
     /// Makes what is applied now durable, then purges what need not be kept, or what the log wants purged.
-    async fn checkpoint(&self, purge_to: Option<LogIndex>) -> Result<(), ReplicaError> {
+    async fn checkpoint(&self, recent: &Recent, purge_to: Option<LogIndex>) -> Result<(), ReplicaError> {
         let Some(target) = self.progress.now().index() else { return Ok(()) };
         if self.progress.checkpoint().index() < Some(target) {
             self.persist(target).await?;
         }
-        let unneeded = target.0.checked_sub(self.limits.keep_entries).map(LogIndex).min(self.had_by_all());
+        let old = target.0.checked_sub(self.limits.keep_entries).map(LogIndex);
+        let unneeded = old.max(recent.begins).min(self.had_by_all());
         let upto = unneeded.max(purge_to.map(|wanted| wanted.min(target)));
         match upto {
             Some(upto) if self.log.state().purged.is_none_or(|purged| purged.index < upto) => {
@@ -164,5 +201,27 @@ impl Checkpoints {
         }
         self.progress.ladder();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_recent_is_counted_in_bytes() {
+        let mut recent = Recent::default();
+        recent.note(None, 0, 100);
+        for (index, bytes) in [(1, 60), (2, 120), (2, 120), (3, 150)] {
+            recent.note(Some(LogIndex(index)), bytes, 100);
+            assert_eq!(recent.begins, None, "at {index}");
+        }
+        recent.note(Some(LogIndex(4)), 161, 100);
+        assert_eq!(recent.begins, Some(LogIndex(1)));
+        recent.note(Some(LogIndex(9)), 1_000, 100);
+        assert_eq!((recent.begins, recent.marks.len()), (Some(LogIndex(4)), 1));
+        // Nothing new makes nothing old.
+        recent.note(Some(LogIndex(9)), 1_000, 100);
+        assert_eq!(recent.begins, Some(LogIndex(4)));
     }
 }

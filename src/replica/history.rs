@@ -22,37 +22,41 @@ const READ_BYTES: usize = 4 << 20;
 ///
 /// Errors: `Gap`, `Format`.
 pub fn check_reaches(group: &GroupLog, bookmark: Option<&Bookmark>) -> Result<(), ReplicaError> {
-    let (mark, state) = (Mark::of(bookmark)?, group.state());
-    let applied = mark.index();
-    let next = LogIndex(applied.map_or(0, |applied| applied.0 + 1));
-    match state.purged {
-        Some(purged) if next <= purged.index && state.oldest.is_none_or(|oldest| oldest > next) => {
-            Err(ReplicaError::Gap { applied, oldest: state.oldest.unwrap_or(LogIndex(purged.index.0 + 1)) })
+    owed(group, &Mark::of(bookmark)?).map(drop)
+}
+
+/// The entries a machine has yet to fold that openraft will not give it: from where it stands up to `purged`.
+///
+/// Errors: `Gap`: the log does not have them any more.
+fn owed(group: &GroupLog, mark: &Mark) -> Result<Option<LogIndex>, ReplicaError> {
+    let state = group.state();
+    let Some(purged) = state.purged.map(|id| id.index).filter(|purged| next(mark) <= *purged) else {
+        return Ok(None);
+    };
+    match state.oldest {
+        Some(oldest) if oldest <= next(mark) => Ok(Some(purged)),
+        oldest => {
+            Err(ReplicaError::Gap { applied: mark.index(), oldest: oldest.unwrap_or(LogIndex(purged.0 + 1)) })
         }
-        _ => Ok(()),
     }
 }
 
-/// Folds history into the machine until it stands at `purged`, if the log reaches back to where the machine stands;
-/// gives where it stands then.
+/// The index after where a machine stands.
+fn next(mark: &Mark) -> LogIndex {
+    LogIndex(mark.index().map_or(0, |applied| applied.0 + 1))
+}
+
+/// Folds history into the machine until it stands at `purged` at least.
 ///
-/// Errors: `Log`, `Format`, `Machine`; what was folded stays folded.
-pub(super) async fn catch_up(
-    group: &GroupLog,
-    machine: &Arc<dyn StateMachine>,
-    mut mark: Mark,
-) -> Result<Mark, ReplicaError> {
-    let state = group.state();
-    let next = |mark: &Mark| LogIndex(mark.index().map_or(0, |applied| applied.0 + 1));
-    let Some(purged) = state.purged else { return Ok(mark) };
-    if next(&mark) > purged.index || state.oldest.is_none_or(|oldest| oldest > next(&mark)) {
-        return Ok(mark);
-    }
-    tracing::info!(group = group.id().0, from = next(&mark).0, to = purged.index.0, "applying history again");
-    while next(&mark) <= purged.index {
+/// Errors: `Gap`, `Log`, `Format`, `Machine`; what was folded stays folded.
+pub(super) async fn catch_up(group: &GroupLog, machine: &Arc<dyn StateMachine>) -> Result<(), ReplicaError> {
+    let mut mark = Mark::of(machine.bookmark().as_ref())?;
+    let Some(purged) = owed(group, &mark)? else { return Ok(()) };
+    tracing::info!(group = group.id().0, from = next(&mark).0, to = purged.0, "applying history again");
+    while next(&mark) <= purged {
         let entries = group.history(next(&mark), READ_BYTES).await?;
         let mut commands = Vec::new();
-        for log_entry in entries.into_iter().take_while(|e| e.id.index <= purged.index) {
+        for log_entry in entries.into_iter().take_while(|e| e.id.index <= purged) {
             if log_entry.id.index != next(&mark) {
                 let why = format!("the next entry of the history is {:?}", log_entry.id.index);
                 return Err(ReplicaError::Hole { index: next(&mark), why });
@@ -72,5 +76,5 @@ pub(super) async fn catch_up(
             .await
             .unwrap_or_else(|lost| Err(MachineError::Poisoned(lost.to_string())))?;
     }
-    Ok(mark)
+    Ok(())
 }

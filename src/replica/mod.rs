@@ -248,7 +248,7 @@ impl Inner {
     ) -> Result<Self, ReplicaError> {
         let limits = options.propose.within(&group)?;
         let config = Arc::new(options.raft_config(group.id())?);
-        history::catch_up(&group, &machine, Mark::of(machine.bookmark().as_ref())?).await?;
+        history::catch_up(&group, &machine).await?;
         let persisted = machine.clone();
         let (bookmark, position) = world::blocking(move || {
             Ok::<_, crate::machine::MachineError>((persisted.persist()?, persisted.position()))
@@ -256,7 +256,7 @@ impl Inner {
         .await
         .map_err(|lost| ReplicaError::Raft(lost.to_string().into()))??;
         let mark = Mark::of(bookmark.as_ref())?;
-        check_continues(&group, &mark)?;
+        check_not_lost(&group, &mark)?;
         drop_superseded(&group, &mark).await?;
 
         let progress = Arc::new(Progress::new(group.clone(), mark.clone(), position));
@@ -322,14 +322,13 @@ impl Inner {
 /// How long `shutdown` tries to hand leadership over.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(1);
 
-/// Whether the log can take the machine on from where it stands.
-fn check_continues(group: &GroupLog, mark: &Mark) -> Result<(), ReplicaError> {
+/// Errors: `LogLost`: the machine has applied something, and the log knows of nothing.
+fn check_not_lost(group: &GroupLog, mark: &Mark) -> Result<(), ReplicaError> {
     let state = group.state();
-    match (mark.index(), state.purged, state.last) {
-        (applied, Some(purged), _) if applied < Some(purged.index) => {
-            Err(ReplicaError::Gap { applied, oldest: LogIndex(purged.index.0 + 1) })
+    match mark.index() {
+        Some(applied) if state.last.is_none() && state.vote.is_none() => {
+            Err(ReplicaError::LogLost { applied })
         }
-        (Some(applied), _, None) if state.vote.is_none() => Err(ReplicaError::LogLost { applied }),
         _ => Ok(()),
     }
 }

@@ -39,6 +39,13 @@ impl Pace {
         }
     }
 
+    /// The same for a task.
+    pub(super) async fn turn_comes(&self, bytes: usize) {
+        if self.bytes_per_second > 0 {
+            tokio::time::sleep(self.turn(Instant::now(), bytes)).await;
+        }
+    }
+
     /// How long to wait from now on for a turn.
     fn turn(&self, now: Instant, bytes: usize) -> Duration {
         let lasts = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);

@@ -107,6 +107,11 @@ pub(crate) fn note_panics() {
     }));
 }
 
+/// Whether something panicked in this run.
+fn has_panicked() -> bool {
+    PANICS.with_borrow(|panics| !panics.is_empty())
+}
+
 /// Runs one seed on a thread of its own.
 pub(crate) fn run(seed: u64, keep_trace: bool) -> Report {
     let thread = std::thread::Builder::new().name(format!("seed {seed}")).stack_size(16 << 20);
@@ -176,6 +181,7 @@ async fn simulate(seed: u64, keep_trace: bool) -> Report {
         checkpoint: CheckpointLimits {
             every: Duration::from_millis(rng.random_range(500..5_000)),
             bytes: 64 << 20,
+            keep_bytes: 16 << 20,
             keep_entries: if rng.random() { rng.random_range(1..10) } else { rng.random_range(10..120) },
         },
         segment_bytes: [16 << 10, 16 << 10, 64 << 10][rng.random_range(0..3usize)],
@@ -257,7 +263,7 @@ async fn found(nemesis: &mut Nemesis, stage: &Arc<Stage>) -> Result<(), String> 
             None => "the collection is not made".to_owned(),
             Some(why) => why,
         };
-        if Instant::now() > until {
+        if Instant::now() > until || has_panicked() {
             return Err(why);
         }
         let Some((life, cluster)) = stage.entrances[0].borrow().clone().filter(|_| !made) else { continue };
@@ -287,7 +293,8 @@ async fn wait_whole(nemesis: &mut Nemesis) -> Option<String> {
     loop {
         nemesis.watch_over(Duration::from_millis(200)).await;
         let why = nemesis.why_not_whole().await;
-        if why.is_none() || Instant::now() >= until {
+        // A panic is found already, and what it left behind may be busy for long.
+        if why.is_none() || Instant::now() >= until || has_panicked() {
             return why;
         }
     }

@@ -124,7 +124,12 @@ async fn a_group_that_pins_the_log_is_checkpointed_and_purged() {
     let small = annal_wal::Options { segment_bytes: 64 << 10, retention_bytes: 256 << 10, ..log_options() };
     let (log, group) = open_log(&disk, small).await;
     let mut options = options();
-    options.checkpoint = CheckpointLimits { every: Duration::MAX, bytes: u64::MAX, keep_entries: u64::MAX };
+    options.checkpoint = CheckpointLimits {
+        every: Duration::MAX,
+        bytes: u64::MAX,
+        keep_entries: u64::MAX,
+        keep_bytes: u64::MAX,
+    };
     let replica = alone(options, &log, group, Arc::new(Journal::default())).await.unwrap();
     let deadline = soon();
     let mut n = 0;
