@@ -105,11 +105,12 @@ impl Disk {
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, take).map_err(error)
     }
 
-    /// Gives the space back.
+    /// Gives the space back, for good: a later fault must not bring the file back.
     pub fn empty(&self) -> Result<(), String> {
         match fs::remove_file(self.ballast()) {
-            Err(e) if e.kind() != ErrorKind::NotFound => Err(e.to_string()),
-            _ => Ok(()),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(e.to_string()),
+            Ok(()) => File::open(&self.mount).and_then(|folder| folder.sync_all()).map_err(|e| e.to_string()),
         }
     }
 

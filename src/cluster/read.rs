@@ -407,24 +407,26 @@ impl Cluster {
     fn choices(&self, group: u32) -> VecDeque<Choice> {
         let router = &self.inner.router;
         let seats = router.calls.seats(group);
-        let here = self.replica_here(group);
+        let phase = |replica| seats.iter().find(|seat| seat.replica == replica).map(|seat| seat.phase);
+        // One that leaves is perhaps out already and hears of nobody, one that is not seated certainly.
+        let here = self.replica_here(group).filter(|local| phase(local.id) == Some(Phase::Voter));
         let leader = match &here {
             Some(local) => local.replica.leadership().borrow().leader,
             None => router.believed_leader(group),
         };
+        let here_is = here.as_ref().map(|local| local.id);
         let mut others: Vec<ReplicaId> = seats
             .iter()
-            .filter(|seat| {
-                matches!(seat.phase, Phase::Voter | Phase::Leaving) && seat.node != *router.calls.me()
-            })
+            .filter(|seat| matches!(seat.phase, Phase::Voter | Phase::Leaving))
             .map(|seat| seat.replica)
+            .filter(|replica| Some(*replica) != here_is)
             .collect();
         let turn = self.inner.reads.names.fetch_add(1, Ordering::Relaxed) as usize;
         if !others.is_empty() {
             let by = turn % others.len();
             others.rotate_left(by);
         }
-        others.sort_by_key(|replica| Some(*replica) != leader);
+        others.sort_by_key(|replica| (phase(*replica) == Some(Phase::Leaving), Some(*replica) != leader));
         let others = others.into_iter().map(Choice::There);
         let mut choices: Vec<Choice> = here.into_iter().map(Choice::Here).chain(others).collect();
         choices.sort_by_key(|choice| self.inner.reads.is_suspect(choice.replica()));

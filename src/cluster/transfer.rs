@@ -22,11 +22,17 @@ use crate::{
     model::{Body, ReplicaId, ShardNumber},
     replica::{Members, Replica, Role},
 };
+use annal_wal::LogIndex;
 use futures::future::join_all;
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::time::Instant;
 
-/// A learner that lacks at most so many entries is made a voter.
+/// A learner that lacks at most so many entries, and none of those that were there at the last look, is made a voter:
+/// an entry may hold much, and a learner that has nothing yet may lack few.
 const CAUGHT_UP: u64 = 256;
 /// How long one step may take; it is tried again by the next look.
 const STEP_WITHIN: Duration = Duration::from_secs(5);
@@ -38,6 +44,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 const TELL_AFTER: Duration = Duration::from_secs(3);
 /// Looks that a founder leaves to the one before it.
 const LOOKS_PER_FOUNDER: u32 = 10;
+
+/// Where logs end, by replica.
+type Ends = BTreeMap<ReplicaId, Option<LogIndex>>;
+
+/// The last entry that a replica has which lacks the last `lag` up to `end`.
+fn had(end: Option<LogIndex>, lag: u64) -> Option<LogIndex> {
+    end.and_then(|end| end.0.checked_sub(lag)).map(LogIndex)
+}
 
 /// What a leader does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,7 +103,7 @@ fn next_step(
         return Some(Step::SetVoters(voters));
     }
     match target.is_subset(now) {
-        true => target.iter().min_by_key(|id| lag(**id)).map(|to| Step::HandOver(*to)),
+        true => target.iter().min_by_key(|id| lag(**id).unwrap_or(u64::MAX)).map(|to| Step::HandOver(*to)),
         false => Some(Step::SetVoters(voters.into_iter().chain([me]).collect())),
     }
 }
@@ -131,9 +145,12 @@ impl Cluster {
     /// Takes every group that is led here to what the catalog says, until the node closes.
     pub(super) async fn drive_groups(self) {
         let mut catalog = self.inner.catalog.watch();
+        let mut looked = Ends::new();
         loop {
             let state = catalog.borrow_and_update().clone();
-            self.drive_all(&state).await;
+            let now = self.ends();
+            self.drive_all(&state, &looked).await;
+            looked = now;
             tokio::select! {
                 changed = catalog.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -142,17 +159,25 @@ impl Cluster {
         }
     }
 
-    async fn drive_all(&self, state: &CatalogState) {
+    /// Where the logs of the replicas here end.
+    fn ends(&self) -> Ends {
+        let open = self.inner.shards.open();
+        let shards = open.values().map(|local| local.replica.status());
+        let all = shards.chain([self.inner.catalog_replica.status()]);
+        all.map(|status| (status.replica, status.ladder.flushed)).collect()
+    }
+
+    async fn drive_all(&self, state: &CatalogState, looked: &Ends) {
         let open = self.inner.shards.open();
         let mut shards = Vec::new();
         for record in state.collections.values().chain(state.dropping.values()) {
             for group in &record.shards {
                 // A node may hold two: one that leaves, and the one that takes its place.
                 let here = group.replicas.iter().filter_map(|r| open.get(&r.replica));
-                shards.extend(here.map(|local| self.drive_shard(record, group, local)));
+                shards.extend(here.map(|local| self.drive_shard(record, group, local, looked)));
             }
         }
-        let catalog = self.drive(&state.catalog, &self.inner.catalog_replica);
+        let catalog = self.drive(&state.catalog, &self.inner.catalog_replica, looked);
         let (catalog, shards) = tokio::join!(catalog, join_all(shards));
         for error in shards.into_iter().chain([catalog]).filter_map(std::result::Result::err) {
             tracing::debug!(%error, "a group is not yet what the catalog says");
@@ -164,6 +189,7 @@ impl Cluster {
         record: &Arc<CollectionRecord>,
         group: &GroupRecord,
         local: &Arc<LocalShard>,
+        looked: &Ends,
     ) -> Result<()> {
         if group.founders.contains(&local.id) && local.replica.status().members.voters.is_empty() {
             let before = group.founders.range(..local.id).count() as u32;
@@ -171,7 +197,7 @@ impl Cluster {
                 local.replica.found(group.founders.clone()).await?;
             }
         }
-        self.drive(group, &local.replica).await?;
+        self.drive(group, &local.replica, looked).await?;
         // Whoever changed the schema tells the shards; this is for one who could not.
         let stale = local.shard.view().schema().version < record.schema.version;
         if local.replica.status().role == Role::Leader && local.is_stale_for(stale) >= TELL_AFTER {
@@ -186,14 +212,24 @@ impl Cluster {
         Ok(())
     }
 
-    async fn drive<M: StateMachine>(&self, group: &GroupRecord, replica: &Replica<M>) -> Result<()> {
+    async fn drive<M: StateMachine>(
+        &self,
+        group: &GroupRecord,
+        replica: &Replica<M>,
+        looked: &Ends,
+    ) -> Result<()> {
         for _ in 0..STEPS_MAX {
             let status = replica.status();
             if status.role != Role::Leader {
                 return Ok(());
             }
             let deadline = Instant::now() + STEP_WITHIN;
-            let step = next_step(group, &status.members, status.replica, |id| replica.lag_of(id));
+            let before = looked.get(&status.replica).copied();
+            let lag = |id| match (replica.lag_of(id)?, before) {
+                (lag, Some(before)) if had(status.ladder.flushed, lag) >= before => Some(lag),
+                _ => Some(u64::MAX),
+            };
+            let step = next_step(group, &status.members, status.replica, lag);
             if let Some(step) = &step {
                 tracing::info!(group = group.group, ?step, "membership follows the catalog");
             }
@@ -271,6 +307,16 @@ mod tests {
                 CatalogCommand::Joined { replica: ReplicaId(4), voter: true }
             ]
         );
+    }
+
+    #[test]
+    fn what_a_replica_has_follows_from_what_it_lacks() {
+        let end = Some(LogIndex(9));
+        assert_eq!(
+            [0, 4, 9, 10, 11, u64::MAX].map(|lag| had(end, lag).map(|index| index.0)),
+            [Some(9), Some(5), Some(0), None, None, None]
+        );
+        assert_eq!(had(None, 0), None);
     }
 
     #[test]

@@ -126,3 +126,40 @@ fn a_shard_moves_under_load() {
     assert_eq!(history.writes(crate::history::Outcome::Unknown).count(), 0);
     cluster.wait_equal("c", 3, false);
 }
+
+/// Few entries may hold much: a replica that has none of them yet lacks few, and must not vote in the place of one that
+/// has them all.
+#[test]
+fn a_new_replica_votes_only_once_it_has_everything() {
+    let mut cluster = cluster_with_c();
+    let points: Vec<_> =
+        (0..8_000).map(|n| json!({"id": n, "vector": [n % 97, n % 89, n % 83, n]})).collect();
+    for points in points.chunks(1_000) {
+        cluster.client(0).put("/collections/c/points?wait=true", &json!({ "points": points })).ok();
+    }
+    let added = cluster.add();
+    let (url, name) = (cluster.url(added), cluster.name(added).to_owned());
+    let (stop, seen) = (AtomicBool::new(false), Mutex::new(Vec::new()));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut connection = Connection::new(&url);
+            while !stop.load(Ordering::Relaxed) {
+                let status = connection.get("/annal/v1/cluster", &[]).unwrap().json();
+                let status = status.get("result").unwrap_or(&status).clone();
+                let shards = status["shards"].as_array().unwrap().clone();
+                let shard = shards.iter().find(|row| row["collection"] == "c" && row["shard"] == 0).unwrap();
+                let replicas = shard["replicas"].as_array().unwrap();
+                let new = replicas.iter().find(|replica| replica["node"] == name.as_str());
+                if let Some(new) = new.filter(|new| new["phase"] == "voter") {
+                    seen.lock().unwrap().push(new["position"].as_u64().unwrap());
+                }
+            }
+        });
+        cluster.move_on("c", 0);
+        sleep(Duration::from_millis(100));
+        stop.store(true, Ordering::Relaxed);
+    });
+    let seen = seen.into_inner().unwrap();
+    let last = *seen.last().expect("it votes in the end");
+    assert!(seen.iter().all(|position| *position == last), "it voted at {seen:?}");
+}
