@@ -160,9 +160,9 @@ fn filtered(set: &Set, ours: &Ours<'_>, params: HnswParams) {
             .map(|query| match walk {
                 Some(walk) => {
                     let accept = |row| some.is_none() || allowed.contains(row);
-                    ours.segment.nearest(query, walk, &mut scratch, accept)
+                    ours.segment.nearest(query, walk, &mut scratch, accept).near
                 }
-                None => ours.segment.scan(query, K + 1, allowed.iter()),
+                None => ours.segment.scan(query, K + 1, allowed.iter()).near,
             })
             .collect();
         let took = (cpu_seconds() - began) / found.len() as f64;
@@ -198,7 +198,7 @@ fn fresh(set: &Set) {
     let by_codes = turn_of(set, 0, |query| {
         let query_codes = grid.query(Distance::Cosine, query).expect("an angle lies never too far off");
         let coded = Coded { codes: &codes, query: &query_codes };
-        let near = coded.shortlist(0..rows as u32, K + 1).into_iter().map(|row| exact(query, row));
+        let near = coded.shortlist(0..rows as u32, K + 1).0.into_iter().map(|row| exact(query, row));
         std::hint::black_box(near.fold(f32::MAX, f32::min));
     });
     let by_f32 = turn_of(set, 0, |query| {
@@ -236,7 +236,7 @@ struct Ours<'a> {
 impl Ours<'_> {
     fn finds(&self, query: &[f32], ef: usize, scratch: &mut Scratch) -> Vec<(f32, u32)> {
         let walk = Walk { count: K, ef: ef.max(K), most: true, expanded_max: usize::MAX };
-        let mut hits = self.segment.nearest(query, walk, scratch, |_| true);
+        let mut hits = self.segment.nearest(query, walk, scratch, |_| true).near;
         hits.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
         hits.truncate(K);
         hits

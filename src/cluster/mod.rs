@@ -36,8 +36,8 @@ use crate::{
     identity::IdentityFile,
     machine::{Outcome, Verdict},
     model::{
-        CollectionId, FieldPath, Filter, HnswParams, PointId, Position, ReplicaId, RequestId, Schema,
-        SparseParams, VectorParams,
+        CollectionId, Explanation, FieldPath, Filter, HnswParams, PointId, Position, ReplicaId, RequestId,
+        Schema, ShardNumber, SparseParams, VectorParams,
     },
     replica::{Proposed, Replica, ReplicaError, ReplicaOptions, Wait},
     shard::ShardOptions,
@@ -185,6 +185,8 @@ pub struct ReadOptions {
     pub at_least: Option<Token>,
     /// How new the answer must be.
     pub consistency: Consistency,
+    /// Whether to tell what a search did.
+    pub explain: bool,
 }
 
 /// How new a read's answer must be.
@@ -204,7 +206,7 @@ pub enum Consistency {
 impl ReadOptions {
     /// A linearizable read.
     pub fn linearizable(deadline: Instant) -> Self {
-        ReadOptions { deadline, at_least: None, consistency: Consistency::Linearizable }
+        ReadOptions { deadline, at_least: None, consistency: Consistency::Linearizable, explain: false }
     }
 }
 
@@ -260,6 +262,21 @@ pub struct Seen<T> {
     pub token: Token,
     /// How old it may be; `None` if the read was linearizable, or nothing is known of its age.
     pub age: Option<Duration>,
+    /// What a search did on each shard, if that was asked for.
+    pub explained: Option<Vec<ShardExplanation>>,
+}
+
+/// What a request's searches did on one shard.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ShardExplanation {
+    /// The shard.
+    pub shard: ShardNumber,
+    /// The node that searched it; `None` if the catalog does not name it any more.
+    pub node: Option<NodeName>,
+    /// The position it was read at.
+    pub position: Position,
+    /// Search by search; empty if the node is of a version that does not tell.
+    pub searches: Vec<Explanation>,
 }
 
 /// A node, as `GET /annal/v1/info` tells of itself.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cost;
+mod explain;
 mod intents;
 mod log;
 mod real;
@@ -198,7 +199,8 @@ fn same(shard: &Shard, truth: &Obvious, filter: &Filter, query: &[f32]) {
             params: SearchParams::default(),
             projection: Projection::default(),
         };
-        let found: Vec<_> = view.search(&request, None).unwrap().iter().map(|p| (p.id, p.score)).collect();
+        let found: Vec<_> =
+            view.search(&request, None, None).unwrap().iter().map(|p| (p.id, p.score)).collect();
         let want = truth.nearest(using, query, filter, 5);
         assert_eq!(found, want.into_iter().skip(1).collect::<Vec<_>>(), "{using}");
     }

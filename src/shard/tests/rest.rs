@@ -49,7 +49,7 @@ fn finds_itself(shard: &Shard, ids: impl Iterator<Item = u64>) {
             params: SearchParams { exact: false, ef: None },
             projection: Projection::default(),
         };
-        assert_eq!(view.search(&request, None).unwrap()[0].score, 0.0, "point {id}");
+        assert_eq!(view.search(&request, None, None).unwrap()[0].score, 0.0, "point {id}");
     }
 }
 

@@ -133,6 +133,11 @@ impl Grid {
         Error { mean: (shares / count).sqrt(), worst: (worst * count / lengths).sqrt() }
     }
 
+    /// Bits of a number.
+    pub(crate) fn bits(&self) -> u32 {
+        if self.half { 4 } else { 8 }
+    }
+
     /// Bytes of a row.
     pub(crate) fn stride(&self) -> usize {
         stride(self.centre.len(), self.half)
@@ -266,16 +271,17 @@ impl CodedQuery {
 }
 
 impl Coded<'_> {
-    /// The rows that may be among the nearest `count` of those given.
-    pub(crate) fn shortlist(&self, rows: impl Iterator<Item = u32>, count: usize) -> Vec<u32> {
+    /// The rows that may be among the nearest `count` of those given, and how many were given.
+    pub(crate) fn shortlist(&self, rows: impl Iterator<Item = u32>, count: usize) -> (Vec<u32>, u64) {
         const AT_ONCE: usize = 64;
         let mut rows = rows.peekable();
         let (mut batch, mut keys) = (Vec::with_capacity(AT_ONCE), [0; AT_ONCE]);
-        let (mut list, mut edge) = (Vec::new(), u32::MAX);
+        let (mut list, mut edge, mut scored) = (Vec::new(), u32::MAX, 0);
         while rows.peek().is_some() {
             batch.clear();
             batch.extend(rows.by_ref().take(AT_ONCE));
             self.score(&batch, &mut keys[..batch.len()]);
+            scored += batch.len() as u64;
             for (key, row) in keys.iter().zip(&batch) {
                 if *key <= edge {
                     list.push((*key, *row));
@@ -285,7 +291,7 @@ impl Coded<'_> {
                 edge = self.shorten(&mut list, count, edge);
             }
         }
-        list.into_iter().map(|(_, row)| row).collect()
+        (list.into_iter().map(|(_, row)| row).collect(), scored)
     }
 
     /// Drops what is surely not among the nearest `count`; the edge behind which that is.

@@ -319,6 +319,11 @@ impl Segment {
         self.grid.as_ref()?.query(self.head.distance, query)
     }
 
+    /// Bits of a code, and bytes of a row of codes, if there are any.
+    pub(super) fn coding(&self) -> Option<(u32, usize)> {
+        self.grid.as_ref().map(|grid| (grid.bits(), grid.stride()))
+    }
+
     /// The rows' codes `[rows, stride]`.
     pub(super) fn codes(&self) -> &[u8] {
         self.codes.bytes()

@@ -12,9 +12,36 @@ use super::{
     walk_or_scan::Walk,
 };
 use crate::model::HnswParams;
+use std::ops::AddAssign;
 
 /// A row and how far it is.
 pub(crate) type Near = (f32, u32);
+
+/// What a search of a segment found, and what that took.
+#[derive(Default)]
+pub(crate) struct Searched {
+    pub(crate) near: Vec<Near>,
+    pub(crate) tally: Tally,
+}
+
+/// Rows that were looked at, by what of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// Their codes.
+    pub(crate) codes: u64,
+    /// Their vectors.
+    pub(crate) vectors: u64,
+    /// Their links.
+    pub(crate) links: u64,
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, more: Self) {
+        self.codes += more.codes;
+        self.vectors += more.vectors;
+        self.links += more.links;
+    }
+}
 
 impl Segment {
     /// The accepted rows nearest to the query, as a walk that keeps `ef` of them finds them: at least `count` of
@@ -28,7 +55,7 @@ impl Segment {
         walk: Walk,
         scratch: &mut Scratch,
         accept: impl Fn(u32) -> bool,
-    ) -> Vec<Near> {
+    ) -> Searched {
         let exact = self.exact(query);
         let coded = self.code(query);
         let rows = match &coded {
@@ -38,7 +65,9 @@ impl Segment {
             }
             None => self.walk(&exact, walk, scratch, accept, |_| 0),
         };
-        distances(&exact, rows)
+        let (scored, links) = scratch.take_counts();
+        let (codes, vectors) = if coded.is_some() { (scored, 0) } else { (0, scored) };
+        distances(&exact, rows, Tally { codes, vectors, links })
     }
 
     /// The rows that [`Segment::nearest`] compares by their vectors.
@@ -78,14 +107,14 @@ impl Segment {
     }
 
     /// The nearest `count` of some rows, as a scan of their codes finds them, and as many more as it leaves in doubt.
-    pub(crate) fn scan(&self, query: &[f32], count: usize, rows: impl Iterator<Item = u32>) -> Vec<Near> {
+    pub(crate) fn scan(&self, query: &[f32], count: usize, rows: impl Iterator<Item = u32>) -> Searched {
         let exact = self.exact(query);
         let coded = self.code(query);
-        let rows = match &coded {
+        let (rows, codes) = match &coded {
             Some(query) => Coded { codes: self.codes(), query }.shortlist(rows, count),
-            None => rows.collect(),
+            None => (rows.collect(), 0),
         };
-        distances(&exact, rows)
+        distances(&exact, rows, Tally { codes, ..Tally::default() })
     }
 
     /// What the graph of other rows takes over of this one's links: those of rows that both have, ascending by slot
@@ -130,11 +159,12 @@ impl Segment {
 /// Of what a walk found, at most one row in so many may be refused before it is walked again for accepted rows alone.
 const REFUSED_SHARE: usize = 10;
 
-fn distances(exact: &Exact<'_>, rows: Vec<u32>) -> Vec<Near> {
+fn distances(exact: &Exact<'_>, rows: Vec<u32>, mut tally: Tally) -> Searched {
     for row in &rows {
         exact.prefetch(*row);
     }
-    rows.into_iter().map(|row| (exact.distance(row), row)).collect()
+    tally.vectors += rows.len() as u64;
+    Searched { near: rows.into_iter().map(|row| (exact.distance(row), row)).collect(), tally }
 }
 
 #[cfg(test)]
@@ -198,9 +228,13 @@ mod tests {
                         .collect();
                     right.sort_by(|a, b| a.0.total_cmp(&b.0));
                     right.truncate(10);
-                    let near = segment.nearest(query, walk(10, 256, false), &mut Default::default(), odd);
+                    let found = segment.nearest(query, walk(10, 256, false), &mut Default::default(), odd);
+                    let near = found.near;
                     walked += right.iter().filter(|hit| near.contains(hit)).count();
-                    let scan = segment.scan(query, 10, (0..ROWS as u32).filter(|row| odd(*row)));
+                    let scanned_rows = segment.scan(query, 10, (0..ROWS as u32).filter(|row| odd(*row)));
+                    let (scan, tally) = (scanned_rows.near, scanned_rows.tally);
+                    let codes = if coded.is_some() { ROWS as u64 / 2 } else { 0 };
+                    assert_eq!((tally.codes, tally.vectors, tally.links), (codes, scan.len() as u64, 0));
                     scanned += right.iter().filter(|near| scan.contains(near)).count();
                     assert!(coded.is_none() || scan.len() < ROWS / 3, "{distance:?} {dim}: {}", scan.len());
                 }
