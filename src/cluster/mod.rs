@@ -21,6 +21,7 @@ mod peers;
 mod placement;
 mod presence;
 mod read;
+mod recall;
 mod report;
 mod router;
 mod scatter;
@@ -45,6 +46,7 @@ use crate::{
 use annal_wal::GroupId;
 use catalog::{Catalog, CatalogCommand, NodeState};
 use read::Reads;
+use recall::RecallMeter;
 use router::{Router, Way};
 use shards::{LiveCollection, Shards};
 use std::{
@@ -60,6 +62,7 @@ pub use error::ClusterError;
 pub use figures::{Figures, ReplicaFigures};
 pub use follow::{FollowError, Followed, Parts, ShardEvents, ShardStream};
 pub use presence::check_catalog;
+pub use recall::RecallFigures;
 pub use token::Token;
 
 /// The live view of the cluster; cheap to clone.
@@ -76,6 +79,7 @@ struct Inner {
     shards: Shards,
     router: Router,
     reads: Arc<Reads>,
+    recall: Arc<RecallMeter>,
     pool: rayon::ThreadPool,
     /// Set once all that was committed when the node started is applied here.
     ready: AtomicBool,
@@ -99,6 +103,8 @@ pub struct ClusterOptions {
     pub peer: String,
     /// Threads that search, fixed.
     pub search_threads: usize,
+    /// The part of approximate searches that are answered again, exactly, to know their recall; 0 to 1.
+    pub recall_sample: f64,
     /// Folder of the vector indexes: all of it can be rebuilt.
     pub index_dir: PathBuf,
     /// How shards are opened.

@@ -507,12 +507,13 @@ impl Cluster {
     /// Runs a read on the search pool; one that reads the whole store, beside it.
     async fn execute_on_pool(
         &self,
-        local: &LocalShard,
+        local: &Arc<LocalShard>,
         view: Arc<ReadView>,
         read: Arc<ShardRead>,
     ) -> Result<Found> {
         let stopped = || super::internal("a read stopped half-way".to_owned()).of_read();
         let (shard, long) = (local.shard.clone(), matches!(*read, ShardRead::Hash { scrub: true }));
+        let (of, asked) = (view.clone(), read.clone());
         let work = move || execute(&shard, &view, &read);
         let found = if long || world::is_simulated() {
             world::blocking(work).await.map_err(|_| stopped())?
@@ -526,7 +527,9 @@ impl Cluster {
             });
             answer.await.map_err(|_| stopped())?
         };
-        found.map_err(|e| ClusterError::from(e).of_read())
+        let found = found.map_err(|e| ClusterError::from(e).of_read())?;
+        self.sample_recall(local, &of, &asked, &found);
+        Ok(found)
     }
 
     /// A view of a replica here that is as new as is asked for, and its age if it is a weaker one.

@@ -119,6 +119,7 @@ impl Node {
             http,
             peer: address.clone(),
             search_threads: 1,
+            recall_sample: 0.0,
             index_dir: folder.path().join("index"),
             shard: ShardOptions::default(),
             replica,

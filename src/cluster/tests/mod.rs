@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod recall;
 mod routing;
 mod wire;
 
@@ -138,6 +139,7 @@ impl Node {
             http,
             peer,
             search_threads: 1,
+            recall_sample: 1.0,
             index_dir: dir.path().join("index"),
             shard: ShardOptions::default(),
             replica: ReplicaOptions { incoming: dir.path().to_owned(), ..ReplicaOptions::new(ReplicaId(1)) },

@@ -14,7 +14,7 @@ fn everything() -> Projection {
     Projection { payload: PayloadSelector::All, vectors: VectorSelector::All }
 }
 
-fn search(target: Target) -> SearchRequest {
+pub(super) fn search(target: Target) -> SearchRequest {
     SearchRequest {
         target,
         using: String::new(),
