@@ -26,13 +26,15 @@ use vector_index::{
     graph::Scratch,
     grow,
     kernel::Metric,
-    segment::{Content, Row, Segment},
+    segment::{Coder, Content, Row, Segment},
     walk_or_scan::Walk,
 };
 
 /// The shard's own rooms, as they are.
 #[path = "../src/shard/vector_index"]
 mod vector_index {
+    mod bit_kernel;
+    pub mod bits;
     pub mod build;
     mod code_kernel;
     pub mod codes;
@@ -216,13 +218,14 @@ fn sealed(path: &Path, set: &Set, built: &build::Built) -> Segment {
         (0..(set.base.len() / set.dim) as u32).map(|slot| Row { slot, version: Position(1) }).collect();
     let grid = Grid::of(set.dim, &set.base).expect("codes serve these vectors");
     let codes = grid.encode(&set.base);
+    let coder = Coder::Numbers(grid);
     let content = Content {
         distance: Distance::Cosine,
         dim: set.dim,
         rows: &rows,
         vectors: &set.base,
         built,
-        coded: Some((&grid, &codes)),
+        coded: Some((&coder, &codes)),
     };
     Segment::write(path, &content).expect("room for the segment");
     Segment::open(path).expect("written just now")

@@ -37,8 +37,8 @@ use crate::{
     identity::IdentityFile,
     machine::{Outcome, Verdict},
     model::{
-        CollectionId, Explanation, FieldPath, Filter, HnswParams, PointId, Position, ReplicaId, RequestId,
-        Schema, ShardNumber, SparseParams, VectorParams,
+        CollectionId, Explanation, FieldPath, Filter, HnswParams, PointId, Position, Quantization, ReplicaId,
+        RequestId, Schema, ShardNumber, SparseParams, VectorParams,
     },
     replica::{Proposed, Replica, ReplicaError, ReplicaOptions, Wait},
     shard::ShardOptions,
@@ -142,6 +142,9 @@ pub struct CollectionChange {
     pub hnsw_by_vector: BTreeMap<String, HnswParams>,
     /// New default shape of graphs.
     pub hnsw: Option<HnswParams>,
+    /// New shapes of codes, by vector.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub quantization_by_vector: BTreeMap<String, Quantization>,
     /// Settings to merge into [`CollectionSpec::passthrough`], key by key.
     pub passthrough: serde_json::Map<String, serde_json::Value>,
 }

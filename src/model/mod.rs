@@ -22,4 +22,4 @@ pub use query::{
     PayloadSelector, Projection, Record, ScoredPoint, ScrollPage, ScrollRequest, SearchParams, SearchRequest,
     Target, VectorSelector,
 };
-pub use schema::{Distance, FieldType, HnswParams, Schema, SparseParams, VectorParams};
+pub use schema::{Distance, FieldType, HnswParams, Quantization, Schema, SparseParams, VectorParams};

@@ -5,6 +5,7 @@ mod cost;
 mod explain;
 mod intents;
 mod log;
+mod quantization;
 mod real;
 mod rest;
 mod rotten;
@@ -48,7 +49,7 @@ fn command(body: Body) -> Command {
 }
 
 fn schema(version: u64, fields: &[(&str, FieldType)]) -> Schema {
-    let params = |distance| VectorParams { dim: 3, distance, hnsw: HnswParams::default() };
+    let params = |distance| VectorParams::new(3, distance, HnswParams::default());
     Schema {
         version,
         vectors: [("".into(), params(Distance::Euclid)), ("dot".into(), params(Distance::Dot))].into(),

@@ -68,7 +68,7 @@ fn point(id: u64, tag: u64) -> Point {
 }
 
 fn spec(shard_number: u32, replication_factor: u32) -> CollectionSpec {
-    let params = VectorParams { dim: 2, distance: Distance::Euclid, hnsw: HnswParams::default() };
+    let params = VectorParams::new(2, Distance::Euclid, HnswParams::default());
     CollectionSpec {
         vectors: [(String::new(), params)].into(),
         shard_number,

@@ -28,8 +28,7 @@ pub(super) struct WordNet {
 pub(super) fn wordnet() -> WordNet {
     let split = |name| {
         let (values, dim) = rows(name);
-        let params =
-            VectorParams { dim: dim as u32, distance: Distance::Cosine, hnsw: HnswParams::default() };
+        let params = VectorParams::new(dim as u32, Distance::Cosine, HnswParams::default());
         let admit = |row: &[f32]| {
             let mut row = row.to_vec();
             params.admit(&mut row).unwrap();
@@ -49,7 +48,7 @@ pub(super) fn open_wordnet(folder: &Path, seal_bytes: usize) -> Arc<Shard> {
 }
 
 pub(super) fn fill(shard: &Shard, data: &WordNet, distance: Distance) {
-    let params = VectorParams { dim: 384, distance, hnsw: HnswParams::default() };
+    let params = VectorParams::new(384, distance, HnswParams::default());
     let schema = Schema {
         version: 1,
         vectors: [(String::new(), params)].into(),
@@ -454,11 +453,7 @@ fn wordnet_100k() {
     let shard = open_wordnet(folder.path(), ShardOptions::default().seal_bytes);
     let schema = Schema {
         version: 1,
-        vectors: [(
-            String::new(),
-            VectorParams { dim: 384, distance: Distance::Cosine, hnsw: HnswParams::default() },
-        )]
-        .into(),
+        vectors: [(String::new(), VectorParams::new(384, Distance::Cosine, HnswParams::default()))].into(),
         fields: [("n".parse().unwrap(), FieldType::Integer)].into(),
         ..Schema::default()
     };

@@ -80,13 +80,7 @@ impl Grid {
         if rows == 0 {
             return None;
         }
-        let mut sums = vec![0f64; dim];
-        for row in vectors.chunks_exact(dim) {
-            for (sum, x) in sums.iter_mut().zip(row) {
-                *sum += f64::from(*x);
-            }
-        }
-        let centre: Vec<f32> = sums.into_iter().map(|sum| (sum / rows as f64) as f32).collect();
+        let centre = means(dim, vectors);
         let sample_rows = (SAMPLE_NUMBERS / dim).max(SAMPLE_ROWS_MIN);
         let sample = || vectors.chunks_exact(dim).step_by(rows.div_ceil(sample_rows));
         let apart = |row: &[f32]| row.iter().zip(&centre).map(|(x, c)| (x - c).abs()).collect::<Vec<_>>();
@@ -219,6 +213,18 @@ impl Grid {
     }
 }
 
+/// The mean of each dimension of `vectors [rows, dim]`.
+pub(crate) fn means(dim: usize, vectors: &[f32]) -> Vec<f32> {
+    let mut sums = vec![0f64; dim];
+    for row in vectors.chunks_exact(dim) {
+        for (sum, x) in sums.iter_mut().zip(row) {
+            *sum += f64::from(*x);
+        }
+    }
+    let rows = (vectors.len() / dim) as f64;
+    sums.into_iter().map(|sum| (sum / rows) as f32).collect()
+}
+
 /// Bytes of a row of codes: whole cache lines, or a power of two that shares one.
 pub(crate) fn stride(dim: usize, half: bool) -> usize {
     match dim {
@@ -246,6 +252,12 @@ impl CodedQuery {
         let bytes = vec![0; if grid.half { 2 * stride } else { stride }];
         let scan = code_kernel::best(distance, grid.half);
         CodedQuery { bytes, base: 0, stride, scan, deviation: 0.0, grows: false }
+    }
+
+    /// Compares by the number of bits that differ.
+    pub(crate) fn of_bits(bytes: Vec<u8>, scan: Scan) -> Self {
+        // In place of doubt stands the number of candidates.
+        CodedQuery { base: 0, stride: bytes.len(), bytes, scan, deviation: 0.0, grows: false }
     }
 
     /// Takes a row of `codes [rows, stride]` for the query.

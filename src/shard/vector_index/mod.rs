@@ -13,6 +13,8 @@
 //! Not here: the thread that builds (`indexer`), the list of files (`manifest`), filters (`plan`).
 //! Source: FreshDiskANN (Singh et al., 2021); the logarithmic method (Bentley and Saxe, 1980).
 
+mod bit_kernel;
+mod bits;
 pub(super) mod build;
 mod code_kernel;
 mod codes;
@@ -30,14 +32,17 @@ use super::{
     points::Slot,
     slots::{LiveSet, SlotTable},
 };
-use crate::model::{Explanation, PartExplanation, PartKind, PointId, SearchCost, SearchPlan, VectorParams};
+use crate::model::{
+    Explanation, PartExplanation, PartKind, PointId, Quantization, SearchCost, SearchPlan, VectorParams,
+};
+use bits::Signs;
 use codes::Grid;
 use delta::Delta;
 use graph::Scratch;
 use grow::Old;
 use kernel::Metric;
 use roaring::RoaringBitmap;
-use segment::{Content, Row, Segment};
+use segment::{Coder, Content, Row, Segment};
 use segment_search::{Searched, Tally};
 use std::{
     cell::RefCell,
@@ -222,7 +227,9 @@ impl VectorIndex {
                 nearest.offer(distance, rows[row as usize].slot);
             }
         };
-        let walk = Walk::plan(self.params.hnsw, rows.len(), allowed, count, wanted.ef);
+        let least = segment.candidates_min(count);
+        let walk = Walk::plan(self.params.hnsw, rows.len(), allowed, least, wanted.ef)
+            .map(|walk| Walk { count, ..walk });
         if let Some(walk) = walk.filter(|_| !wanted.exact) {
             let searched =
                 SCRATCH.with_borrow_mut(|scratch| segment.nearest(wanted.query, walk, scratch, accept));
@@ -370,13 +377,23 @@ impl Gathered {
             }
             _ => build::build(metric, dim, &self.vectors, params.hnsw, stop)?,
         };
+        // Links are chosen by the finest codes there are, whichever are kept for the searches.
+        let usual = grid.map(|grid| (Coder::Numbers(grid), codes));
+        let coded = match params.quantization {
+            Quantization::None => None,
+            Quantization::Scalar => usual,
+            Quantization::Binary => match Signs::of(params.distance, dim, &self.vectors) {
+                Some((signs, codes)) => Some((Coder::Signs(signs), codes)),
+                None => usual,
+            },
+        };
         let content = Content {
             distance: params.distance,
             dim,
             rows: &self.rows,
             vectors: &self.vectors,
             built: &built,
-            coded: grid.as_ref().map(|grid| (grid, &codes[..])),
+            coded: coded.as_ref().map(|(coder, codes)| (coder, &codes[..])),
         };
         Segment::write(path, &content)?;
         Ok(Segment::open(path)?)

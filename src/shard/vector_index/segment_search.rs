@@ -58,6 +58,7 @@ impl Segment {
     ) -> Searched {
         let exact = self.exact(query);
         let coded = self.code(query);
+        let walk = Walk { count: self.candidates_min(walk.count), ..walk };
         let rows = match &coded {
             Some(query) => {
                 let coded = Coded { codes: self.codes(), query };
@@ -111,7 +112,7 @@ impl Segment {
         let exact = self.exact(query);
         let coded = self.code(query);
         let (rows, codes) = match &coded {
-            Some(query) => Coded { codes: self.codes(), query }.shortlist(rows, count),
+            Some(query) => Coded { codes: self.codes(), query }.shortlist(rows, self.candidates_min(count)),
             None => (rows.collect(), 0),
         };
         distances(&exact, rows, Tally { codes, ..Tally::default() })
@@ -170,7 +171,12 @@ fn distances(exact: &Exact<'_>, rows: Vec<u32>, mut tally: Tally) -> Searched {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{codes::Grid, kernel::Metric, segment::Content},
+        super::{
+            bits::Signs,
+            codes::Grid,
+            kernel::Metric,
+            segment::{Coder, Content},
+        },
         *,
     };
     use crate::model::{Distance, HnswParams, Position};
@@ -215,7 +221,8 @@ mod tests {
             let grid = Grid::of(dim, &vectors).expect("codes serve");
             assert_eq!(grid.half, dim >= 128, "{distance:?}");
             let codes = grid.encode(&vectors);
-            for coded in [Some((&grid, &codes[..])), None] {
+            let coder = Coder::Numbers(grid);
+            for coded in [Some((&coder, &codes[..])), None] {
                 let content = Content { distance, dim, rows: &rows, vectors: &vectors, built: &built, coded };
                 Segment::write(&path, &content).expect("written");
                 let segment = Segment::open(&path).expect("whole");
@@ -242,5 +249,61 @@ mod tests {
                 assert!(scanned >= 199, "{distance:?} {dim}: {scanned} of 200 by scanning");
             }
         }
+    }
+
+    /// The exact neighbours of real vectors, found among bits by walking and by scanning.
+    #[test]
+    fn bits_find_the_neighbours_of_real_vectors() {
+        let floats = |name: &str| -> Vec<f32> {
+            let path = format!("{}/tests/data/wordnet-2k/{name}", env!("CARGO_MANIFEST_DIR"));
+            let file = npyz::NpyFile::new(std::fs::File::open(path).expect("the data")).expect("npy");
+            match name.contains("f16") {
+                true => file.into_vec::<half::f16>().expect("f16").into_iter().map(f32::from).collect(),
+                false => file.into_vec::<f32>().expect("f32"),
+            }
+        };
+        const DIM: usize = 384;
+        let (mut vectors, queries) = (floats("vectors.f16.npy"), floats("queries.f32.npy"));
+        vectors.chunks_exact_mut(DIM).for_each(crate::model::schema::normalise);
+        let rows = vectors.len() / DIM;
+        let stop = AtomicBool::new(false);
+        let (grid, params) = (Grid::of(DIM, &vectors).expect("codes serve"), HnswParams::default());
+        let codes = grid.encode(&vectors);
+        let built = super::super::grow::grow(Distance::Cosine, (&grid, &codes), Vec::new(), params, &stop)
+            .expect("grown");
+        let (signs, codes) = Signs::of(Distance::Cosine, DIM, &vectors).expect("bits serve");
+        assert_eq!(codes.len(), rows * DIM / 8);
+        let numbers: Vec<Row> = (0..rows as u32).map(|slot| Row { slot, version: Position(1) }).collect();
+        let coder = Coder::Signs(signs);
+        let content = Content {
+            distance: Distance::Cosine,
+            dim: DIM,
+            rows: &numbers,
+            vectors: &vectors,
+            built: &built,
+            coded: Some((&coder, &codes)),
+        };
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a.seg");
+        Segment::write(&path, &content).expect("written");
+        let segment = Segment::open(&path).expect("whole");
+        let (metric, ef) = (Metric::of(Distance::Cosine), segment.candidates_min(10));
+        let (mut walked, mut scanned, mut of, mut compared) = (0, 0, 0, 0);
+        for query in queries.chunks_exact(DIM) {
+            let mut right: Vec<f32> =
+                (0..rows as u32).map(|row| metric.distance(query, segment.vector(row))).collect();
+            right.sort_by(f32::total_cmp);
+            let right = |near: &[Near]| near.iter().filter(|near| near.0 <= right[9]).count().min(10);
+            let walk = segment.nearest(query, walk(10, ef, true), &mut Default::default(), |_| true);
+            let scan = segment.scan(query, 10, 0..rows as u32);
+            assert_eq!(scan.tally.codes, rows as u64);
+            walked += right(&walk.near);
+            scanned += right(&scan.near);
+            compared += scan.near.len();
+            of += 10;
+        }
+        assert!(walked * 100 >= of * 97, "{walked} of {of} by walking");
+        assert!(scanned * 100 >= of * 98, "{scanned} of {of} by scanning");
+        assert!(compared * 5 < rows * of / 10, "a scan compares {compared} by their vectors");
     }
 }
