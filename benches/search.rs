@@ -26,13 +26,15 @@ use vector_index::{
     graph::Scratch,
     grow,
     kernel::Metric,
-    segment::{Content, Row, Segment},
+    segment::{Coder, Content, Row, Segment},
     walk_or_scan::Walk,
 };
 
 /// The shard's own rooms, as they are.
 #[path = "../src/shard/vector_index"]
 mod vector_index {
+    mod bit_kernel;
+    pub mod bits;
     pub mod build;
     mod code_kernel;
     pub mod codes;
@@ -160,9 +162,9 @@ fn filtered(set: &Set, ours: &Ours<'_>, params: HnswParams) {
             .map(|query| match walk {
                 Some(walk) => {
                     let accept = |row| some.is_none() || allowed.contains(row);
-                    ours.segment.nearest(query, walk, &mut scratch, accept)
+                    ours.segment.nearest(query, walk, &mut scratch, accept).near
                 }
-                None => ours.segment.scan(query, K + 1, allowed.iter()),
+                None => ours.segment.scan(query, K + 1, allowed.iter()).near,
             })
             .collect();
         let took = (cpu_seconds() - began) / found.len() as f64;
@@ -198,7 +200,7 @@ fn fresh(set: &Set) {
     let by_codes = turn_of(set, 0, |query| {
         let query_codes = grid.query(Distance::Cosine, query).expect("an angle lies never too far off");
         let coded = Coded { codes: &codes, query: &query_codes };
-        let near = coded.shortlist(0..rows as u32, K + 1).into_iter().map(|row| exact(query, row));
+        let near = coded.shortlist(0..rows as u32, K + 1).0.into_iter().map(|row| exact(query, row));
         std::hint::black_box(near.fold(f32::MAX, f32::min));
     });
     let by_f32 = turn_of(set, 0, |query| {
@@ -216,13 +218,14 @@ fn sealed(path: &Path, set: &Set, built: &build::Built) -> Segment {
         (0..(set.base.len() / set.dim) as u32).map(|slot| Row { slot, version: Position(1) }).collect();
     let grid = Grid::of(set.dim, &set.base).expect("codes serve these vectors");
     let codes = grid.encode(&set.base);
+    let coder = Coder::Numbers(grid);
     let content = Content {
         distance: Distance::Cosine,
         dim: set.dim,
         rows: &rows,
         vectors: &set.base,
         built,
-        coded: Some((&grid, &codes)),
+        coded: Some((&coder, &codes)),
     };
     Segment::write(path, &content).expect("room for the segment");
     Segment::open(path).expect("written just now")
@@ -236,7 +239,7 @@ struct Ours<'a> {
 impl Ours<'_> {
     fn finds(&self, query: &[f32], ef: usize, scratch: &mut Scratch) -> Vec<(f32, u32)> {
         let walk = Walk { count: K, ef: ef.max(K), most: true, expanded_max: usize::MAX };
-        let mut hits = self.segment.nearest(query, walk, scratch, |_| true);
+        let mut hits = self.segment.nearest(query, walk, scratch, |_| true).near;
         hits.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
         hits.truncate(K);
         hits

@@ -114,11 +114,14 @@ pub struct Index {
 }
 
 /// Searches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Search {
     /// Threads that search; 0 for one a core.
     pub threads: usize,
+    /// The part of approximate searches that are answered again, exactly, in the background, to know their recall; 0 for
+    /// none.
+    pub recall_sample: f64,
 }
 
 /// What one client may ask for.
@@ -197,6 +200,12 @@ impl Default for Index {
     }
 }
 
+impl Default for Search {
+    fn default() -> Self {
+        Search { threads: 0, recall_sample: 0.001 }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Limits { request_bytes_max: 32 << 20, timeout_ms: 30_000, requests_max: 1_024 }
@@ -272,6 +281,9 @@ impl Config {
         if !named(&self.node.name) || !named(&self.node.region) || !named(&self.node.zone) {
             return wrong("node", "name, region and zone are 1 to 255 visible characters");
         }
+        if !(0.0..=1.0).contains(&self.search.recall_sample) {
+            return wrong("search.recall_sample", "between 0 (none) and 1 (all of the searches)");
+        }
         if !(1 << 20..=1 << 30).contains(&self.log.segment_bytes) {
             return wrong("log.segment_bytes", "between 1 MiB and 1 GiB");
         }
@@ -339,6 +351,12 @@ mod tests {
         refused("colour: red\n", "colour");
         refused("log:\n  segment_size: 3\n", "segment_size");
         refused("log:\n  segment_bytes: 3\n", "log.segment_bytes");
+        for share in ["1.5", "-0.1", "1e9"] {
+            refused(
+                &format!("search:\n  recall_sample: {share}\n"),
+                "search.recall_sample: between 0 (none) and 1",
+            );
+        }
         refused("http: 0.0.0.0:6333\n", "auth.api_key");
         refused("peer: 0.0.0.0:6335\n", "cluster.secret");
         refused("cluster:\n  secret: ''\n", "cluster.secret");

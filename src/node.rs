@@ -324,6 +324,7 @@ fn cluster_options(config: &Config, standing: &Standing, machine: Option<&Machin
         http: me.http.clone(),
         peer: me.peer.clone(),
         search_threads: if config.search.threads == 0 { cores } else { config.search.threads },
+        recall_sample: config.search.recall_sample,
         index_dir: config.data_dir.join("index"),
         shard: ShardOptions { seal_bytes: config.index.seal_bytes, ..ShardOptions::default() },
         replica: ReplicaOptions {

@@ -119,6 +119,30 @@ pub fn rest(time: Duration) {
     }
 }
 
+/// How much work that is done aside gives way.
+#[cfg(target_os = "linux")]
+const ASIDE_NICE: i32 = 19;
+
+/// Runs work that nobody waits for on a thread of its own, to which all others come first; in a simulation, as
+/// [`blocking`] does. If there is no thread for it, it is dropped.
+pub fn aside(work: impl FnOnce() + Send + 'static) {
+    if is_simulated() {
+        drop(blocking(work));
+        return;
+    }
+    let run = move || {
+        // On Linux this is of the thread alone; a refusal costs nothing but that.
+        #[cfg(target_os = "linux")]
+        if let Err(error) = rustix::process::nice(ASIDE_NICE) {
+            tracing::debug!(%error, "a thread aside keeps its priority");
+        }
+        work();
+    };
+    if let Err(error) = std::thread::Builder::new().name("aside".to_owned()).spawn(run) {
+        tracing::debug!(%error, "no thread for work aside");
+    }
+}
+
 /// One life of a simulated node, from its start until it is killed or stops; its tasks live no longer.
 #[derive(Clone)]
 pub struct Life(Arc<Living>);

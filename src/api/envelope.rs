@@ -2,11 +2,11 @@
 //!
 //! A handler gives back a [`Reply`] or an [`ApiError`]; both travel outward as a response extension, and
 //! [`wrap`] writes the body: `{"result":…,"status":"ok","time":…}` or `{"status":{"error":"…"},"time":…}`, with a
-//! key more where the error tells more. 401 and 403 are plain text, as Qdrant's are.
+//! key more where the error tells more, and `explain` beside a result that was to be explained. 401 and 403 are plain text, as Qdrant's are.
 
 use super::error::{ApiError, Told};
 use crate::{
-    cluster::{Seen, Token, Written},
+    cluster::{Seen, ShardExplanation, Token, Written},
     model::Kind,
 };
 use axum::{
@@ -30,6 +30,7 @@ pub(super) struct Reply {
     result: Vec<u8>,
     token: Option<Token>,
     age: Option<Duration>,
+    explained: Option<Vec<ShardExplanation>>,
 }
 
 impl Reply {
@@ -40,12 +41,12 @@ impl Reply {
 
     /// A result that is JSON text already.
     pub(super) fn json(result: Vec<u8>) -> Self {
-        Reply { result, token: None, age: None }
+        Reply { result, token: None, age: None, explained: None }
     }
 
     /// The same result with what its read had seen.
     pub(super) fn seen<T>(self, seen: Seen<T>) -> Self {
-        Reply { token: Some(seen.token), age: seen.age, ..self }
+        Reply { token: Some(seen.token), age: seen.age, explained: seen.explained, ..self }
     }
 
     /// The same result with what was written.
@@ -54,9 +55,9 @@ impl Reply {
     }
 }
 
-/// JSON text that waits for its envelope.
+/// JSON text that waits for its envelope: a result, and what the search of it did.
 #[derive(Clone)]
-struct Unwrapped(Bytes);
+struct Unwrapped(Bytes, Option<Bytes>);
 
 impl IntoResponse for Reply {
     fn into_response(self) -> Response {
@@ -69,7 +70,12 @@ impl IntoResponse for Reply {
             let ms = age.as_micros().div_ceil(1_000) as u64;
             response.headers_mut().insert(AGE, ms.into());
         }
-        response.extensions_mut().insert(Unwrapped(self.result.into()));
+        let explained = self.explained.map(|shards| {
+            serde_json::to_vec(&serde_json::json!({"shards": shards}))
+                .expect("answers have string keys")
+                .into()
+        });
+        response.extensions_mut().insert(Unwrapped(self.result.into(), explained));
         response
     }
 }
@@ -77,8 +83,8 @@ impl IntoResponse for Reply {
 /// Writes the body of an answer that has none yet.
 pub(super) fn wrap(response: &mut Response, took: Duration) {
     let seconds = took.as_secs_f64();
-    if let Some(Unwrapped(result)) = response.extensions_mut().remove() {
-        write_json(response, success(&result, seconds));
+    if let Some(Unwrapped(result, explained)) = response.extensions_mut().remove() {
+        write_json(response, success(&result, explained.as_deref(), seconds));
     } else if let Some(error) = response.extensions().get::<ApiError>() {
         if matches!(error.kind, Kind::Unauthorized | Kind::Forbidden) {
             let text = error.to_string();
@@ -98,9 +104,10 @@ fn write_json(response: &mut Response, body: Vec<u8>) {
     *response.body_mut() = body.into();
 }
 
-fn success(result: &[u8], seconds: f64) -> Vec<u8> {
+fn success(result: &[u8], explained: Option<&[u8]>, seconds: f64) -> Vec<u8> {
     let end = format!(r#","status":"ok","time":{seconds:.9}}}"#);
-    [br#"{"result":"#.as_slice(), result, end.as_bytes()].concat()
+    let key: &[u8] = if explained.is_some() { br#","explain":"# } else { b"" };
+    [br#"{"result":"#, result, key, explained.unwrap_or_default(), end.as_bytes()].concat()
 }
 
 fn failure(error: &ApiError, seconds: f64) -> Vec<u8> {
@@ -120,7 +127,11 @@ mod tests {
 
     #[test]
     fn envelopes_are_qdrants() {
-        assert_eq!(success(b"true", 0.25), br#"{"result":true,"status":"ok","time":0.250000000}"#);
+        assert_eq!(success(b"true", None, 0.25), br#"{"result":true,"status":"ok","time":0.250000000}"#);
+        assert_eq!(
+            success(b"[]", Some(b"{}"), 0.0),
+            br#"{"result":[],"explain":{},"status":"ok","time":0.000000000}"#
+        );
         let error = ApiError::invalid("", "no \"x\"");
         assert_eq!(failure(&error, 0.0), br#"{"status":{"error":"no \"x\""},"time":0.000000000}"#);
     }
@@ -140,7 +151,8 @@ mod tests {
 
     #[test]
     fn the_age_is_never_understated() {
-        let reply = |age| Reply::new(&true).seen(Seen { value: (), token: Token::default(), age });
+        let reply =
+            |age| Reply::new(&true).seen(Seen { value: (), token: Token::default(), age, explained: None });
         let age =
             |age| reply(age).into_response().headers().get(AGE).map(|ms| ms.to_str().unwrap().to_owned());
         assert_eq!(age(None), None);

@@ -5,7 +5,7 @@
 //! Source: the Prometheus text format, version 0.0.4.
 
 use crate::{
-    cluster::{Figures, ReplicaFigures},
+    cluster::{Figures, RecallFigures, ReplicaFigures},
     replica::Role,
 };
 use annal_wal::Histogram;
@@ -16,6 +16,7 @@ pub(super) fn written(figures: &Figures) -> String {
     let mut text = Text::default();
     log(&mut text, figures);
     replicas(&mut text, &figures.replicas);
+    recalls(&mut text, &figures.replicas);
     text.0
 }
 
@@ -113,6 +114,23 @@ fn replicas(text: &mut Text, replicas: &[ReplicaFigures]) {
     }
 }
 
+/// The catalog is not searched.
+fn recalls(text: &mut Text, replicas: &[ReplicaFigures]) {
+    let known = || replicas.iter().filter_map(|replica| Some((labels(replica), replica.recall?)));
+    for (name, help, value) in RECALL {
+        text.head(name, COUNTER, help);
+        known().for_each(|(labels, recall)| text.sample(name, &labels, value(&recall)));
+    }
+}
+
+type OfRecall = fn(&RecallFigures) -> f64;
+
+/// The mean recall of a while is the growth of the second over that of the first.
+const RECALL: [(&str, &str, OfRecall); 2] = [
+    ("annal_shard_recall_samples_total", "Searches that were answered again, exactly", |r| r.samples as f64),
+    ("annal_shard_recall_sum", "Sum of their recalls, each 0 to 1", |r| r.sum),
+];
+
 /// The catalog has no collection: its label is empty, which no collection's can be.
 fn labels(replica: &ReplicaFigures) -> String {
     let collection = replica.collection.as_deref().unwrap_or_default();
@@ -205,13 +223,19 @@ mod tests {
             read_rounds: 11,
             failure: Some("a disk".into()),
         };
-        let catalog =
-            ReplicaFigures { collection: None, shard: ShardNumber(0), status: status.clone(), stats: None };
+        let catalog = ReplicaFigures {
+            collection: None,
+            shard: ShardNumber(0),
+            status: status.clone(),
+            stats: None,
+            recall: None,
+        };
         let shard = ReplicaFigures {
             collection: Some("a \"b\"".into()),
             shard: ShardNumber(3),
             status,
             stats: Some(ShardStats { points: 42, ..ShardStats::default() }),
+            recall: Some(RecallFigures { samples: 4, sum: 3.9 }),
         };
         Figures { log, replicas: vec![catalog, shard] }
     }
@@ -226,6 +250,8 @@ mod tests {
             "annal_shard_role{collection=\"\",shard=\"0\",role=\"leader\"} 1",
             "annal_shard_read_rounds_total{collection=\"\",shard=\"0\"} 11",
             "annal_shard_failed{collection=\"\",shard=\"0\"} 1",
+            "annal_shard_recall_samples_total{collection=\"a \\\"b\\\"\",shard=\"3\"} 4",
+            "annal_shard_recall_sum{collection=\"a \\\"b\\\"\",shard=\"3\"} 3.9",
             "annal_log_failed 0",
             "annal_log_free_bytes 1099511627776",
             "# TYPE annal_shard_read_rounds_total counter",
@@ -271,6 +297,6 @@ mod tests {
         let mut heads: Vec<_> = text.lines().filter(|l| l.starts_with("# TYPE")).collect();
         let all = heads.len();
         heads.dedup();
-        assert_eq!((heads.len(), all), (all, 13 + 18 + 1));
+        assert_eq!((heads.len(), all), (all, 13 + 18 + 1 + 2));
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     model::RequestId,
 };
 use axum::{
-    extract::{FromRequestParts, Query, Request},
+    extract::{FromRequestParts, MatchedPath, Query, Request},
     http::{HeaderMap, Uri, request::Parts},
 };
 use serde::Deserialize;
@@ -28,6 +28,8 @@ pub(super) struct Wishes {
     wait: bool,
     at_least: Option<Token>,
     consistency: Consistency,
+    /// Whether to tell what a search did; `None` where it is not said.
+    explain: Option<bool>,
     request: Option<RequestId>,
 }
 
@@ -58,7 +60,12 @@ impl Wishes {
 
     /// For a read.
     pub(super) fn read(self) -> ReadOptions {
-        ReadOptions { deadline: self.deadline, at_least: self.at_least, consistency: self.consistency }
+        ReadOptions {
+            deadline: self.deadline,
+            at_least: self.at_least,
+            consistency: self.consistency,
+            explain: self.explain.unwrap_or_default(),
+        }
     }
 
     /// Reads and checks everything a request says about how it wants to be carried out.
@@ -73,6 +80,7 @@ impl Wishes {
             .transpose()?
             .unwrap_or_default();
         let consistency = if several { Consistency::Linearizable } else { asked };
+        let explain = one(headers, EXPLAIN)?.map(yes_or_no).transpose()?;
         let request = parsed(headers, "Idempotency-Key")?;
         let by_parameter = parameters
             .timeout
@@ -92,13 +100,18 @@ impl Wishes {
             .map(Duration::from_millis);
         let timeout = by_parameter.into_iter().chain(by_header).min().unwrap_or(timeout_default);
         let wait = parameters.wait.unwrap_or(false);
-        Ok(Wishes { deadline: now + timeout, wait, at_least, consistency, request })
+        Ok(Wishes { deadline: now + timeout, wait, at_least, consistency, explain, request })
     }
 }
 
 /// Headers of the contract that are not honoured yet.
-const UNBUILT: [&str; 2] = ["annal-as-of", "annal-explain"];
-const BUILT: [&str; 3] = ["annal-consistency", "annal-token", "annal-timeout-ms"];
+const UNBUILT: [&str; 1] = ["annal-as-of"];
+const BUILT: [&str; 4] = ["annal-consistency", "annal-token", "annal-timeout-ms", "annal-explain"];
+
+/// Only a search can be explained.
+const EXPLAIN: &str = "Annal-Explain";
+const EXPLAINED: [&str; 4] =
+    ["/points/query", "/points/query/batch", "/points/search", "/points/search/batch"];
 
 /// Refuses headers of Annal's that the route does not honour.
 pub(super) fn refuse_others(headers: &HeaderMap, honoured: &[&str]) -> Result<()> {
@@ -130,6 +143,10 @@ fn parsed<T: FromStr<Err: std::fmt::Display>>(headers: &HeaderMap, name: &str) -
     one(headers, name)?
         .map(|text| text.parse().map_err(|why: T::Err| ApiError::invalid(name, why.to_string())))
         .transpose()
+}
+
+fn yes_or_no(text: &str) -> Result<bool> {
+    text.parse().map_err(|_| ApiError::invalid(EXPLAIN, format!("\"{text}\" is neither true nor false")))
 }
 
 fn number(name: &str, text: &str) -> Result<u64> {
@@ -190,6 +207,10 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
 /// deadline.
 pub(super) fn read(request: &mut Request, timeout_default: Duration) -> Result<Instant> {
     let wishes = Wishes::parse(request.headers(), request.uri(), Instant::now(), timeout_default)?;
+    let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    if wishes.explain.is_some() && !EXPLAINED.iter().any(|end| route.ends_with(end)) {
+        return Err(ApiError::invalid("header annal-explain", "means nothing on this route"));
+    }
     let deadline = wishes.deadline;
     request.extensions_mut().insert(wishes);
     Ok(deadline)
@@ -298,7 +319,7 @@ mod tests {
                 "Annal-Timeout-Ms: is given twice",
             ),
             ("", &[("annal-as-of", "1")], 501, "header annal-as-of: is not implemented yet"),
-            ("", &[("annal-explain", "1")], 501, "header annal-explain: is not implemented yet"),
+            ("", &[("annal-explain", "1")], 400, "Annal-Explain: \"1\" is neither true nor false"),
             ("", &[("annal-wish", "1")], 400, "header annal-wish: is not known"),
             ("", &[("idempotency-key", "me")], 400, "Idempotency-Key: wants CLIENT/SEQ"),
             ("", &[("idempotency-key", "a/b/1")], 400, "Idempotency-Key: wants CLIENT/SEQ"),

@@ -105,7 +105,7 @@ impl Cluster {
                 *info.field_points.entry(path).or_default() += points;
             }
         }
-        Ok(Seen { value: info, token: seen.token, age: seen.age })
+        Ok(Seen { value: info, token: seen.token, age: seen.age, explained: None })
     }
 
     /// Indexes a payload field.

@@ -2,7 +2,7 @@
 //!
 //! Not here: the whole cluster (see `report`), how figures are written (see `api/`).
 
-use super::{Cluster, shards::LiveCollection};
+use super::{Cluster, RecallFigures, shards::LiveCollection};
 use crate::{model::ShardNumber, replica::ReplicaStatus, shard::ShardStats};
 use annal_wal::LogStatus;
 
@@ -26,6 +26,8 @@ pub struct ReplicaFigures {
     pub status: ReplicaStatus,
     /// What is in it; `None` for the catalog.
     pub stats: Option<ShardStats>,
+    /// What is known of the recall of its searches since it was opened; `None` for the catalog.
+    pub recall: Option<RecallFigures>,
 }
 
 impl Cluster {
@@ -36,6 +38,7 @@ impl Cluster {
             shard: ShardNumber(0),
             status: self.inner.catalog_replica.status(),
             stats: None,
+            recall: None,
         };
         let state = self.inner.catalog.state();
         let shards = state.collections.values().flat_map(|c| LiveCollection::of(c.clone()).shards);
@@ -46,6 +49,7 @@ impl Cluster {
                 shard: shard.number,
                 status: local.replica.status(),
                 stats: Some(local.shard.stats()),
+                recall: Some(local.recalls.figures()),
             })
         });
         Figures { log: self.inner.shards.log_status(), replicas: [catalog].into_iter().chain(held).collect() }

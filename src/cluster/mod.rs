@@ -21,6 +21,7 @@ mod peers;
 mod placement;
 mod presence;
 mod read;
+mod recall;
 mod report;
 mod router;
 mod scatter;
@@ -36,8 +37,8 @@ use crate::{
     identity::IdentityFile,
     machine::{Outcome, Verdict},
     model::{
-        CollectionId, FieldPath, Filter, HnswParams, PointId, Position, ReplicaId, RequestId, Schema,
-        SparseParams, VectorParams,
+        CollectionId, Explanation, FieldPath, Filter, HnswParams, PointId, Position, Quantization, ReplicaId,
+        RequestId, Schema, ShardNumber, SparseParams, VectorParams,
     },
     replica::{Proposed, Replica, ReplicaError, ReplicaOptions, Wait},
     shard::ShardOptions,
@@ -45,6 +46,7 @@ use crate::{
 use annal_wal::GroupId;
 use catalog::{Catalog, CatalogCommand, NodeState};
 use read::Reads;
+use recall::RecallMeter;
 use router::{Router, Way};
 use shards::{LiveCollection, Shards};
 use std::{
@@ -60,6 +62,7 @@ pub use error::ClusterError;
 pub use figures::{Figures, ReplicaFigures};
 pub use follow::{FollowError, Followed, Parts, ShardEvents, ShardStream};
 pub use presence::check_catalog;
+pub use recall::RecallFigures;
 pub use token::Token;
 
 /// The live view of the cluster; cheap to clone.
@@ -76,6 +79,7 @@ struct Inner {
     shards: Shards,
     router: Router,
     reads: Arc<Reads>,
+    recall: Arc<RecallMeter>,
     pool: rayon::ThreadPool,
     /// Set once all that was committed when the node started is applied here.
     ready: AtomicBool,
@@ -99,6 +103,8 @@ pub struct ClusterOptions {
     pub peer: String,
     /// Threads that search, fixed.
     pub search_threads: usize,
+    /// The part of approximate searches that are answered again, exactly, to know their recall; 0 to 1.
+    pub recall_sample: f64,
     /// Folder of the vector indexes: all of it can be rebuilt.
     pub index_dir: PathBuf,
     /// How shards are opened.
@@ -136,6 +142,9 @@ pub struct CollectionChange {
     pub hnsw_by_vector: BTreeMap<String, HnswParams>,
     /// New default shape of graphs.
     pub hnsw: Option<HnswParams>,
+    /// New shapes of codes, by vector.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub quantization_by_vector: BTreeMap<String, Quantization>,
     /// Settings to merge into [`CollectionSpec::passthrough`], key by key.
     pub passthrough: serde_json::Map<String, serde_json::Value>,
 }
@@ -185,6 +194,8 @@ pub struct ReadOptions {
     pub at_least: Option<Token>,
     /// How new the answer must be.
     pub consistency: Consistency,
+    /// Whether to tell what a search did.
+    pub explain: bool,
 }
 
 /// How new a read's answer must be.
@@ -204,7 +215,7 @@ pub enum Consistency {
 impl ReadOptions {
     /// A linearizable read.
     pub fn linearizable(deadline: Instant) -> Self {
-        ReadOptions { deadline, at_least: None, consistency: Consistency::Linearizable }
+        ReadOptions { deadline, at_least: None, consistency: Consistency::Linearizable, explain: false }
     }
 }
 
@@ -260,6 +271,21 @@ pub struct Seen<T> {
     pub token: Token,
     /// How old it may be; `None` if the read was linearizable, or nothing is known of its age.
     pub age: Option<Duration>,
+    /// What a search did on each shard, if that was asked for.
+    pub explained: Option<Vec<ShardExplanation>>,
+}
+
+/// What a request's searches did on one shard.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ShardExplanation {
+    /// The shard.
+    pub shard: ShardNumber,
+    /// The node that searched it; `None` if the catalog does not name it any more.
+    pub node: Option<NodeName>,
+    /// The position it was read at.
+    pub position: Position,
+    /// Search by search; empty if the node is of a version that does not tell.
+    pub searches: Vec<Explanation>,
 }
 
 /// A node, as `GET /annal/v1/info` tells of itself.

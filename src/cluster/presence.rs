@@ -11,6 +11,7 @@ use super::{
     found::{Admission, NOT_ADMITTED, Newcomer, Seat, Standing},
     internal, log_error, log_group,
     peers::{Ask, PeerCalls},
+    recall::RecallMeter,
     router::Router,
     shards::{LocalShard, Shards},
 };
@@ -101,6 +102,7 @@ impl Cluster {
         let me = (who.node, incarnation);
         let (dir, of_shards) = (options.index_dir.clone(), (options.shard.clone(), options.replica.clone()));
         let shards = Shards::new(me, lost, log, store, dir, of_shards, network);
+        let recall = RecallMeter::new(options.recall_sample);
         let cluster = Cluster {
             inner: Arc::new(Inner {
                 options,
@@ -110,6 +112,7 @@ impl Cluster {
                 shards,
                 router,
                 reads: Arc::default(),
+                recall,
                 pool,
                 ready: AtomicBool::new(false),
                 closing: CancellationToken::new(),

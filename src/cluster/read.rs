@@ -25,8 +25,8 @@ use super::{
 use crate::{
     machine::MachineError,
     model::{
-        CollectionId, Filter, PointId, Position, Projection, Record, ReplicaId, ScoredPoint, ScrollPage,
-        ScrollRequest, SearchRequest, Vector,
+        CollectionId, Explanation, Filter, PointId, Position, Projection, Record, ReplicaId, ScoredPoint,
+        ScrollPage, ScrollRequest, SearchRequest, Vector,
     },
     mutant::{self, Mutant},
     replica::ReadIndex,
@@ -73,6 +73,13 @@ pub(super) struct ShardSearch {
     pub(super) request: SearchRequest,
     /// The point whose vector is searched for: not an answer itself.
     pub(super) exclude: Option<PointId>,
+    /// Whether to tell what the search did.
+    #[serde(default, skip_serializing_if = "is_not")]
+    pub(super) explain: bool,
+}
+
+fn is_not(wish: &bool) -> bool {
+    !wish
 }
 
 /// What was read, by the kind of read.
@@ -86,6 +93,8 @@ pub(super) enum Found {
     Count(u64),
     /// To [`ShardRead::Search`], in order.
     Hits(Vec<Vec<ScoredPoint>>),
+    /// The same, with what each search did: where one of them is to be explained.
+    Explained(Vec<(Vec<ScoredPoint>, Explanation)>),
     /// To [`ShardRead::Vectors`], in order.
     Vectors(Vec<Option<Vector>>),
     /// To [`ShardRead::Stats`].
@@ -107,7 +116,11 @@ pub(super) fn execute(
         ShardRead::Scroll(request) => Found::Page(view.scroll(request)?),
         ShardRead::Count(filter) => Found::Count(view.count(filter.as_ref())?),
         ShardRead::Search(searches) => {
-            let search = |search: &ShardSearch| view.search(&search.request, search.exclude);
+            if searches.iter().any(|search| search.explain) {
+                let explained = searches.par_iter().map(|search| explained(view, search));
+                return Ok(Found::Explained(explained.collect::<std::result::Result<_, _>>()?));
+            }
+            let search = |search: &ShardSearch| view.search(&search.request, search.exclude, None);
             Found::Hits(searches.par_iter().map(search).collect::<std::result::Result<_, _>>()?)
         }
         ShardRead::Vectors(wanted) => {
@@ -122,6 +135,16 @@ pub(super) fn execute(
             Found::Hash(shard.state_hash_at(mark)?.and_then(|hash| hex((mark, hash))))
         }
     })
+}
+
+fn explained(
+    view: &ReadView,
+    search: &ShardSearch,
+) -> std::result::Result<(Vec<ScoredPoint>, Explanation), MachineError> {
+    let (began, mut explanation) = (Instant::now(), Explanation::default());
+    let hits = view.search(&search.request, search.exclude, Some(&mut explanation))?;
+    explanation.micros = began.elapsed().as_micros() as u64;
+    Ok((hits, explanation))
 }
 
 /// Positions between two recorded hashes, see `Shard::state_hash_at`.
@@ -173,6 +196,8 @@ pub(super) enum Held {
 
 /// One shard's part of a request.
 pub(super) struct Part {
+    /// Who answered.
+    pub(super) replica: ReplicaId,
     pub(super) position: Position,
     pub(super) age: Option<Duration>,
     pub(super) found: Found,
@@ -389,7 +414,7 @@ impl Cluster {
         match held {
             Held::Here(local, view) => {
                 let found = self.execute_on_pool(&local, view.clone(), wish.read.clone()).await?;
-                Ok(Part { position: view.position(), age: None, found, held: None })
+                Ok(Part { replica: local.id, position: view.position(), age: None, found, held: None })
             }
             Held::There(replica, name) => self.read_there(replica, Some(name), wish).await,
         }
@@ -448,9 +473,9 @@ impl Cluster {
         let (view, age) = self.view(&local, wish.collection, &wish.fresh, wish.deadline).await?;
         viewed.store(true, Ordering::Relaxed);
         let found = self.execute_on_pool(&local, view.clone(), wish.read.clone()).await?;
-        let position = view.position();
+        let (replica, position) = (local.id, view.position());
         let held = wish.keep.then(|| Held::Here(local, view));
-        Ok(Part { position, age, found, held })
+        Ok(Part { replica, position, age, found, held })
     }
 
     async fn read_there(&self, replica: ReplicaId, view: Option<u64>, wish: &Wish) -> Result<Part> {
@@ -458,7 +483,7 @@ impl Cluster {
         let within_ms = within(deadline).as_millis() as u64;
         let ask = ReadAsk { replica, collection, fresh, read, view, keep, within_ms };
         let Seen { position, age, kept, found } = self.inner.router.calls.read(&ask, deadline).await?;
-        Ok(Part { position, age, found, held: kept.map(|name| Held::There(replica, name)) })
+        Ok(Part { replica, position, age, found, held: kept.map(|name| Held::There(replica, name)) })
     }
 
     /// Answers a peer's read.
@@ -484,12 +509,13 @@ impl Cluster {
     /// Runs a read on the search pool; one that reads the whole store, beside it.
     async fn execute_on_pool(
         &self,
-        local: &LocalShard,
+        local: &Arc<LocalShard>,
         view: Arc<ReadView>,
         read: Arc<ShardRead>,
     ) -> Result<Found> {
         let stopped = || super::internal("a read stopped half-way".to_owned()).of_read();
         let (shard, long) = (local.shard.clone(), matches!(*read, ShardRead::Hash { scrub: true }));
+        let (of, asked) = (view.clone(), read.clone());
         let work = move || execute(&shard, &view, &read);
         let found = if long || world::is_simulated() {
             world::blocking(work).await.map_err(|_| stopped())?
@@ -503,7 +529,9 @@ impl Cluster {
             });
             answer.await.map_err(|_| stopped())?
         };
-        found.map_err(|e| ClusterError::from(e).of_read())
+        let found = found.map_err(|e| ClusterError::from(e).of_read())?;
+        self.sample_recall(local, &of, &asked, &found);
+        Ok(found)
     }
 
     /// A view of a replica here that is as new as is asked for, and its age if it is a weaker one.

@@ -6,7 +6,7 @@
 //! Not here: which replica is read and what it must have applied (`read`).
 
 use super::{
-    Cluster, ClusterError, Consistency, ReadOptions, Result, Seen, ShardHash, Token,
+    Cluster, ClusterError, Consistency, ReadOptions, Result, Seen, ShardExplanation, ShardHash, Token,
     read::{Found, Freshness, Held, Part, ShardRead, ShardSearch, Wish},
     shards::{LiveCollection, LiveShard},
 };
@@ -89,8 +89,8 @@ impl Cluster {
         options: &ReadOptions,
     ) -> Result<Seen<Vec<ScoredPoint>>> {
         let found = self.searched(name, &[request], options).await.map_err(|(_, error)| error)?;
-        let Seen { mut value, token, age } = found;
-        Ok(Seen { value: value.pop().unwrap_or_default(), token, age })
+        let Seen { mut value, token, age, explained } = found;
+        Ok(Seen { value: value.pop().unwrap_or_default(), token, age, explained })
     }
 
     /// Searches; one answer for each request, all at the same position of each shard.
@@ -182,6 +182,8 @@ struct Reading {
     options: ReadOptions,
     /// What was seen, by shard.
     seen: Mutex<BTreeMap<ShardNumber, (Position, Option<Duration>)>>,
+    /// What searches did, by shard.
+    explained: Mutex<BTreeMap<ShardNumber, ShardExplanation>>,
 }
 
 /// Which request of a batch an error is about, if it is about one.
@@ -190,7 +192,7 @@ type InBatch = (Option<usize>, ClusterError);
 impl Reading {
     fn new(cluster: &Cluster, collection: LiveCollection, options: &ReadOptions) -> Self {
         let (cluster, options) = (cluster.clone(), options.clone());
-        Reading { cluster, collection, options, seen: Mutex::default() }
+        Reading { cluster, collection, options, seen: Mutex::default(), explained: Mutex::default() }
     }
 
     fn wish(&self, shard: ShardNumber, read: Arc<ShardRead>, keep: bool) -> Wish {
@@ -269,7 +271,28 @@ impl Reading {
         let record = &self.collection.record;
         let mut token = Token { collection: record.id, generation: record.generation, shards };
         self.options.at_least.iter().for_each(|given| token.join(given));
-        Seen { value, token, age: seen.values().filter_map(|(_, age)| *age).max() }
+        let explained = self.explained.lock().unwrap_or_else(PoisonError::into_inner);
+        Seen {
+            value,
+            token,
+            age: seen.values().filter_map(|(_, age)| *age).max(),
+            explained: self.options.explain.then(|| explained.values().cloned().collect()),
+        }
+    }
+
+    /// The hits of a part; what else it tells is kept.
+    fn hits(&self, shard: ShardNumber, part: Part) -> Result<Vec<Vec<ScoredPoint>>> {
+        let (hits, searches) = match part.found {
+            Found::Hits(hits) => (hits, Vec::new()),
+            Found::Explained(explained) => explained.into_iter().unzip(),
+            _ => return Err(other_kind()),
+        };
+        if self.options.explain {
+            let node = self.cluster.inner.router.calls.node_of(part.replica);
+            let told = ShardExplanation { shard, node, position: part.position, searches };
+            self.explained.lock().unwrap_or_else(PoisonError::into_inner).insert(shard, told);
+        }
+        Ok(hits)
     }
 
     // --- searches ---
@@ -312,7 +335,7 @@ impl Reading {
             request.limit = request.offset.saturating_add(request.limit);
             request.offset = 0;
             checked.map_err(|error| (Some(i), error))?;
-            Ok(ShardSearch { request, exclude: None })
+            Ok(ShardSearch { request, exclude: None, explain: self.options.explain })
         };
         requests.iter().enumerate().map(plan).collect()
     }
@@ -358,8 +381,8 @@ impl Reading {
     ) -> Result<Vec<Vec<ScoredPoint>>> {
         let read = Arc::new(ShardRead::Search(searches.to_vec()));
         let parts = self.collection.shards.iter().map(async |shard| {
-            let found = match held.get(&shard.number) {
-                None => self.shard(shard.number, read.clone()).await,
+            let part = match held.get(&shard.number) {
+                None => self.part(shard.number, read.clone(), false).await,
                 Some(held) => {
                     let wish = self.wish(shard.number, read.clone(), false);
                     let part = self.cluster.read_held(held.clone(), &wish).await;
@@ -367,10 +390,10 @@ impl Reading {
                         true => ClusterError::Unavailable(LOST_VIEW.to_owned()),
                         false => e,
                     };
-                    part.map(|part| part.found).map_err(lost)
+                    part.map_err(lost)
                 }
             };
-            let hits = hits(found?)?;
+            let hits = self.hits(shard.number, part?)?;
             match hits.len() == requests.len() {
                 true => Ok(hits),
                 false => Err(other_kind()),
@@ -474,10 +497,6 @@ fn page(found: Found) -> Result<ScrollPage> {
 
 fn count(found: Found) -> Result<u64> {
     if let Found::Count(count) = found { Ok(count) } else { Err(other_kind()) }
-}
-
-fn hits(found: Found) -> Result<Vec<Vec<ScoredPoint>>> {
-    if let Found::Hits(hits) = found { Ok(hits) } else { Err(other_kind()) }
 }
 
 fn vectors(found: Found) -> Result<Vec<Option<Vector>>> {

@@ -10,6 +10,7 @@ use super::{
     Result,
     catalog::{CatalogCommand, CatalogState, CollectionRecord, GroupRecord, Phase, ReplicaRecord},
     log_group,
+    recall::Recalls,
 };
 use crate::{
     machine::StateMachine,
@@ -41,6 +42,8 @@ pub(super) struct LocalShard {
     stale_since: Mutex<Option<Instant>>,
     /// When its store was last found to add up, and how many snapshots had been installed by then.
     scrubbed: Mutex<Option<(Instant, u64)>>,
+    /// How much of what its searches should find they do find.
+    pub(super) recalls: Recalls,
 }
 
 /// A collection at one version of the catalog.
@@ -204,8 +207,8 @@ impl Shards {
         let options = ReplicaOptions { replica: id, ..self.replica.clone() };
         let opened = Replica::open(options, &self.log, log, shard.clone(), self.network.clone()).await;
         let replica = opened.map_err(|e| lost_if_corrupt(e.kind(), e.to_string()))?;
-        let (looks, scrubbed, stale_since) = Default::default();
-        Ok(Arc::new(LocalShard { id, replica, shard, looks, stale_since, scrubbed }))
+        let (looks, scrubbed, stale_since, recalls) = Default::default();
+        Ok(Arc::new(LocalShard { id, replica, shard, looks, stale_since, scrubbed, recalls }))
     }
 
     fn index_dir(&self, replica: ReplicaId) -> PathBuf {

@@ -426,7 +426,7 @@ mod wire {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Condition, Distance, FieldType, HnswParams, VectorParams};
+    use crate::model::{Condition, Distance, FieldType, HnswParams, Quantization, VectorParams};
     use std::{fmt::Write, fs, path::Path};
 
     fn command(request: Option<RequestId>, body: Body) -> Command {
@@ -442,13 +442,15 @@ mod tests {
 
     /// One of each kind, with one of each thing in it.
     fn one_of_each() -> Vec<(&'static str, Command)> {
-        let vectors = VectorParams { dim: 2, distance: Distance::Cosine, hnsw: HnswParams::default() };
+        let vectors = VectorParams::new(2, Distance::Cosine, HnswParams::default());
         let schema = Schema {
             version: 2,
             vectors: [(String::new(), vectors)].into(),
             sparse: [("words".to_owned(), Default::default())].into(),
             fields: [("a.b[].c".parse().expect("a path"), FieldType::Keyword)].into(),
         };
+        let bits = VectorParams { quantization: Quantization::Binary, ..vectors };
+        let coded = Schema { vectors: [(String::new(), bits)].into(), ..schema.clone() };
         let sparse = SparseVector { indices: vec![1, 70_000], values: vec![0.5, -2.0] };
         let whole = PointWrite {
             id: PointId::Num(7),
@@ -478,6 +480,7 @@ mod tests {
             ("upsert", command(Some(client), Body::Upsert(vec![whole, bare]))),
             ("delete", command(None, Body::Delete(vec![PointId::Num(0), PointId::Uuid(u128::MAX)]))),
             ("delete matching", command(None, Body::DeleteMatching(filter))),
+            ("configure, with bits for codes", command(None, Body::Configure(coded))),
         ]
     }
 

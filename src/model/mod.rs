@@ -5,6 +5,7 @@
 pub mod command;
 pub mod datetime;
 pub mod error;
+pub mod explain;
 pub mod filter;
 pub mod id;
 pub mod point;
@@ -13,6 +14,7 @@ pub mod schema;
 
 pub use command::{Body, Command};
 pub use error::{Effect, Invalid, Kind};
+pub use explain::{Explanation, FilterExplanation, PartExplanation, PartKind, SearchCost, SearchPlan};
 pub use filter::{Condition, FieldPath, FieldTest, Filter};
 pub use id::{CollectionId, Epoch, Generation, PointId, Position, ReplicaId, RequestId, ShardNumber};
 pub use point::{Payload, Point, SparseVector, Vector, Vectors};
@@ -20,4 +22,4 @@ pub use query::{
     PayloadSelector, Projection, Record, ScoredPoint, ScrollPage, ScrollRequest, SearchParams, SearchRequest,
     Target, VectorSelector,
 };
-pub use schema::{Distance, FieldType, HnswParams, Schema, SparseParams, VectorParams};
+pub use schema::{Distance, FieldType, HnswParams, Quantization, Schema, SparseParams, VectorParams};

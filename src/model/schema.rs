@@ -50,9 +50,36 @@ pub struct VectorParams {
     pub distance: Distance,
     /// Shape of its graph.
     pub hnsw: HnswParams,
+    /// Shape of the codes in its graph. The usual one is left out, so that schemas that say nothing of it keep their
+    /// bytes, and their hash.
+    #[serde(default, skip_serializing_if = "Quantization::is_usual")]
+    pub quantization: Quantization,
+}
+
+/// How the vectors of a graph are coded: codes choose candidates, and never answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Quantization {
+    /// 8 bits a number, or 4 where that is enough.
+    #[default]
+    Scalar,
+    /// 1 bit a number, where that was seen to be enough; else as `Scalar`.
+    Binary,
+    /// Not at all: a walk compares the vectors themselves.
+    None,
+}
+
+impl Quantization {
+    fn is_usual(&self) -> bool {
+        *self == Quantization::default()
+    }
 }
 
 impl VectorParams {
+    /// With the usual codes.
+    pub fn new(dim: u32, distance: Distance, hnsw: HnswParams) -> Self {
+        VectorParams { dim, distance, hnsw, quantization: Quantization::default() }
+    }
+
     /// The largest dimension that is accepted (Qdrant's own limit).
     pub const DIM_MAX: u32 = 65_536;
 }

@@ -19,9 +19,9 @@ use super::{
 use crate::{
     machine::MachineError,
     model::{
-        FieldPath, Filter, Invalid, Payload, PayloadSelector, PointId, Position, Projection, Record, Schema,
-        ScoredPoint, ScrollPage, ScrollRequest, SearchRequest, Target, Vector, VectorSelector, Vectors,
-        filter::Step,
+        Explanation, FieldPath, Filter, FilterExplanation, Invalid, Payload, PayloadSelector, PointId,
+        Position, Projection, Record, Schema, ScoredPoint, ScrollPage, ScrollRequest, SearchRequest, Target,
+        Vector, VectorSelector, Vectors, filter::Step,
     },
     store::{Keyspace, View},
 };
@@ -173,11 +173,13 @@ impl ReadView {
     /// The nearest points, best first, ties by id ascending.
     ///
     /// `exclude` is left out: the point whose vector is the query. A `Target::NearestTo` is looked up here;
-    /// if the point lives in another shard, its vector must be given as `Target::Nearest`.
+    /// if the point lives in another shard, its vector must be given as `Target::Nearest`. `explanation` is told all
+    /// but the time.
     pub fn search(
         &self,
         request: &SearchRequest,
         exclude: Option<PointId>,
+        mut explanation: Option<&mut Explanation>,
     ) -> Result<Vec<ScoredPoint>, MachineError> {
         let project = Projector::new(&request.projection)?;
         let (query, exclude) = match &request.target {
@@ -211,24 +213,47 @@ impl ReadView {
             live: &self.live,
             slots: &self.slots,
         };
+        let mut rounds = 0;
+        let mut nearest = |wanted: &Wanted<'_>| {
+            rounds += 1;
+            index.nearest(wanted, explanation.as_deref_mut())
+        };
+        let mut told = None;
         let found = match &request.filter {
-            None => index.nearest(&wanted),
+            None => nearest(&wanted),
             Some(filter) => {
                 let read = |id| self.record(id);
                 let ground = self.ground(&read);
                 let bounds = ground.plan(filter)?;
-                let doubt = bounds.upper.len() - bounds.lower.len();
+                let (lower, upper) = (bounds.lower.len(), bounds.upper.len());
+                let filtered = told.insert(FilterExplanation {
+                    estimated_min: lower,
+                    estimated_max: upper,
+                    ..FilterExplanation::default()
+                });
+                let doubt = upper - lower;
                 if doubt <= DOUBT_MAX {
                     let passing = if doubt == 0 { bounds.lower } else { ground.matching(filter)? };
+                    filtered.payloads_read = doubt;
+                    filtered.actual = Some(passing.len());
                     wanted.allowed = Some(&passing);
-                    index.nearest(&wanted)
+                    nearest(&wanted)
                 } else {
                     wanted.allowed = Some(&bounds.upper);
-                    let passes = |slot| Ok(bounds.lower.contains(slot) || ground.passes(filter, slot)?);
-                    nearest_passing(wanted, &bounds.upper, |wanted| index.nearest(wanted), passes)?
+                    let read = &mut filtered.payloads_read;
+                    let passes = |slot| {
+                        Ok(bounds.lower.contains(slot) || {
+                            *read += 1;
+                            ground.passes(filter, slot)?
+                        })
+                    };
+                    nearest_passing(wanted, &bounds.upper, nearest, passes)?
                 }
             }
         };
+        if let Some(explanation) = explanation {
+            (explanation.rounds, explanation.filter) = (rounds, told);
+        }
         let mut points = Vec::new();
         for found in found.into_iter().skip(request.offset) {
             let score = index.score(found.distance);
@@ -284,8 +309,8 @@ impl ReadView {
 fn nearest_passing(
     mut wanted: Wanted<'_>,
     upper: &RoaringBitmap,
-    nearest: impl Fn(&Wanted<'_>) -> Vec<Found>,
-    passes: impl Fn(points::Slot) -> Result<bool, MachineError>,
+    mut nearest: impl FnMut(&Wanted<'_>) -> Vec<Found>,
+    mut passes: impl FnMut(points::Slot) -> Result<bool, MachineError>,
 ) -> Result<Vec<Found>, MachineError> {
     let count = wanted.count;
     let mut tested = std::collections::HashMap::new();

@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod cost;
+mod explain;
 mod intents;
 mod log;
+mod quantization;
 mod real;
 mod rest;
 mod rotten;
@@ -47,7 +49,7 @@ fn command(body: Body) -> Command {
 }
 
 fn schema(version: u64, fields: &[(&str, FieldType)]) -> Schema {
-    let params = |distance| VectorParams { dim: 3, distance, hnsw: HnswParams::default() };
+    let params = |distance| VectorParams::new(3, distance, HnswParams::default());
     Schema {
         version,
         vectors: [("".into(), params(Distance::Euclid)), ("dot".into(), params(Distance::Dot))].into(),
@@ -198,7 +200,8 @@ fn same(shard: &Shard, truth: &Obvious, filter: &Filter, query: &[f32]) {
             params: SearchParams::default(),
             projection: Projection::default(),
         };
-        let found: Vec<_> = view.search(&request, None).unwrap().iter().map(|p| (p.id, p.score)).collect();
+        let found: Vec<_> =
+            view.search(&request, None, None).unwrap().iter().map(|p| (p.id, p.score)).collect();
         let want = truth.nearest(using, query, filter, 5);
         assert_eq!(found, want.into_iter().skip(1).collect::<Vec<_>>(), "{using}");
     }

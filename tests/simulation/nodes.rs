@@ -93,7 +93,8 @@ impl Host {
                 free_bytes_min: 4 * self.site.segment_bytes,
             },
             index: config::Index { seal_bytes: usize::MAX },
-            search: config::Search { threads: 1 },
+            // A sample would take from the chance of a seed, and a shard without graphs has nothing to be sampled.
+            search: config::Search { threads: 1, recall_sample: 0.0 },
             ..Config::default()
         }
     }

@@ -270,8 +270,7 @@ async fn found(nemesis: &mut Nemesis, stage: &Arc<Stage>) -> Result<(), String> 
         if nemesis.why_not_whole().await.is_some() {
             continue;
         }
-        let vector =
-            VectorParams { dim: DIM as u32, distance: Distance::Euclid, hnsw: HnswParams::default() };
+        let vector = VectorParams::new(DIM as u32, Distance::Euclid, HnswParams::default());
         let spec = CollectionSpec {
             vectors: BTreeMap::from([(String::new(), vector)]),
             shard_number: stage.shards,

@@ -148,11 +148,12 @@ impl CreateBody {
             return Err(ApiError::unbuilt("sharding_method", "custom"));
         }
         let hnsw = self.hnsw_config.clone().unwrap_or_default().over(HnswParams::default())?;
+        let quantization = self.quantization_config.as_ref().map(Quantization::codes).unwrap_or_default();
         let mut vectors = BTreeMap::new();
         let mut vector_settings = Map::new();
         for (name, at, value) in vectors_by_name(self.vectors.unwrap_or_default())? {
             let (dense, params) = parse_value::<Dense>(value)
-                .and_then(|dense| dense.params(hnsw).map(|params| (dense, params)))
+                .and_then(|dense| dense.params((hnsw, quantization)).map(|params| (dense, params)))
                 .map_err(|e| e.within(&at))?;
             vector_settings.insert(name.clone(), kept(&dense));
             vectors.insert(name, params);
@@ -275,13 +276,49 @@ impl UpdateBody {
         ]);
         changed.extend(params);
         let mut settings = now.passthrough.clone();
+        replace_quantization(&mut settings, &changed);
         lay_over(&mut settings, changed.clone());
         let hnsw = self.hnsw_config.unwrap_or_default().over(now.hnsw)?;
         let hnsw_by_vector = shapes(now, &settings, hnsw)?;
+        let quantization_by_vector = codes(now, &settings)?;
         // Each changed key goes on whole, as it is after the change.
         let passthrough = settings.into_iter().filter(|(key, _)| changed.contains_key(key)).collect();
-        Ok(CollectionChange { hnsw_by_vector, hnsw: (hnsw != now.hnsw).then_some(hnsw), passthrough })
+        let hnsw = (hnsw != now.hnsw).then_some(hnsw);
+        Ok(CollectionChange { hnsw_by_vector, hnsw, quantization_by_vector, passthrough })
     }
+}
+
+/// Takes older quantizations away where a newer one is given: of another kind, it cannot lie over them.
+fn replace_quantization(settings: &mut Map<String, Value>, changed: &Map<String, Value>) {
+    const NAME: &str = "quantization_config";
+    if changed.contains_key(NAME) {
+        settings.remove(NAME);
+    }
+    let Some(Value::Object(vectors)) = settings.get_mut("vectors") else { return };
+    for (name, settings) in vectors {
+        let newer = changed.get("vectors").and_then(|vectors| vectors.get(name)?.get(NAME));
+        if let (Some(_), Value::Object(settings)) = (newer, settings) {
+            settings.remove(NAME);
+        }
+    }
+}
+
+/// The vectors whose codes get another shape, by their own settings or else the collection's.
+fn codes(
+    now: &CollectionSpec,
+    settings: &Map<String, Value>,
+) -> Result<BTreeMap<String, crate::model::Quantization>> {
+    let mut changed = BTreeMap::new();
+    for (name, params) in &now.vectors {
+        let own = settings.get("vectors").and_then(|vectors| vectors.get(name)?.get("quantization_config"));
+        let said = own.or_else(|| settings.get("quantization_config")).cloned();
+        let said: Option<Quantization> = said.map(parse_value).transpose()?;
+        let codes = said.as_ref().map(Quantization::codes).unwrap_or_default();
+        if codes != params.quantization {
+            changed.insert(name.clone(), codes);
+        }
+    }
+    Ok(changed)
 }
 
 /// The vectors whose graphs get another shape, by their own settings over the collection's new shape.
@@ -406,7 +443,7 @@ fn described_sparse(spec: &CollectionSpec) -> Value {
 mod tests {
     use super::*;
     use crate::api::error::tests::assert_refused;
-    use crate::model::{CollectionId, Distance, FieldType, Schema};
+    use crate::model::{CollectionId, Distance, FieldType, Quantization as Codes, Schema};
     use std::sync::Arc;
 
     fn create(body: Value) -> Result<CollectionSpec> {
@@ -431,10 +468,7 @@ mod tests {
     fn an_unnamed_vector() {
         let spec = create(json!({"vectors": {"size": 4, "distance": "Cosine"}})).unwrap();
         let hnsw = HnswParams::default();
-        assert_eq!(
-            spec.vectors,
-            [(String::new(), VectorParams { dim: 4, distance: Distance::Cosine, hnsw })].into()
-        );
+        assert_eq!(spec.vectors, [(String::new(), VectorParams::new(4, Distance::Cosine, hnsw))].into());
         assert_eq!((spec.shard_number, spec.replication_factor), (1, 3));
         assert_eq!(
             described(&info_of(spec))["config"]["params"]["vectors"],
@@ -486,6 +520,7 @@ mod tests {
         .unwrap();
         assert_eq!(spec.hnsw, HnswParams { m: 32, ef_construct: 200 });
         assert_eq!(spec.vectors[""].hnsw, HnswParams { m: 8, ef_construct: 200 });
+        assert_eq!(spec.vectors[""].quantization, Codes::Scalar, "its own before the collection's");
         let config = &described(&info_of(spec))["config"];
         assert_eq!(
             config["params"],
@@ -511,6 +546,28 @@ mod tests {
         assert_eq!(config["wal_config"], json!({"wal_capacity_mb": 64, "wal_segments_ahead": 0}));
         assert_eq!(config["quantization_config"], json!({"binary": {"always_ram": true}}));
         assert_eq!(config["metadata"], json!({"made_by": "me"}));
+    }
+
+    #[test]
+    fn a_quantization_is_the_shape_of_the_codes() {
+        let vector = |own: Value| json!({"size": 4, "distance": "Dot", "quantization_config": own});
+        let bare = || json!({"size": 4, "distance": "Dot"});
+        let (binary, turbo) = (json!({"binary": {}}), json!({"turbo": {}}));
+        let product = json!({"product": {"compression": "x16"}});
+        for (body, codes) in [
+            (json!({"vectors": bare()}), Codes::Scalar),
+            (json!({"vectors": vector(json!({"scalar": {"type": "int8"}}))}), Codes::Scalar),
+            (json!({"vectors": vector(binary.clone())}), Codes::Binary),
+            (json!({"vectors": vector(json!("Disabled"))}), Codes::None),
+            (json!({"vectors": vector(product)}), Codes::Scalar),
+            (json!({"vectors": vector(turbo)}), Codes::Scalar),
+            (json!({"vectors": bare(), "quantization_config": binary}), Codes::Binary),
+            (json!({"vectors": vector(json!("Disabled")), "quantization_config": binary}), Codes::None),
+            (json!({"vectors": vector(Value::Null), "quantization_config": binary}), Codes::Binary),
+        ] {
+            let text = body.to_string();
+            assert_eq!(create(body).unwrap().vectors[""].quantization, codes, "{text}");
+        }
     }
 
     #[test]
@@ -598,9 +655,19 @@ mod tests {
                 "on_disk_payload": true, "quantization_config": "Disabled",
             })
         );
+        let none = [("a", Codes::None), ("b", Codes::None)].map(|(name, of)| (name.to_owned(), of));
+        assert_eq!(change.quantization_by_vector, none.into());
         let mut spec = now.clone();
         spec.passthrough.extend(change.passthrough);
         assert_eq!(described(&info_of(spec))["config"].get("quantization_config"), None);
+
+        // Of another kind: it does not lie over the older one, it takes its place.
+        let int8 = json!({"scalar": {"type": "int8"}});
+        let change = update(json!({"quantization_config": int8, "vectors": {"b": {"quantization_config":
+            {"binary": {"always_ram": true}}}}}))
+        .unwrap();
+        assert_eq!(change.passthrough["quantization_config"], int8);
+        assert_eq!(change.quantization_by_vector, [("a".to_owned(), Codes::Scalar)].into());
 
         let change = update(
             json!({"hnsw_config": {"m": 32}, "vectors": {"a": {"hnsw_config": {"ef_construct": 50}}}}),

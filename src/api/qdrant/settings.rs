@@ -1,14 +1,14 @@
 //! Settings of a collection that are kept and returned as they came, every field known and typed.
 //!
 //! They speak of memory, threads and thresholds, which Annal chooses itself; none of them can change an answer.
-//! A quantization in particular is a hint: candidates are always scored again with the vectors as they were
-//! written, so the answer is that of no quantization. Fields whose type alone matters are checked and kept as
+//! A quantization in particular is a hint: it chooses the shape of the codes that candidates are found by
+//! ([`Quantization::codes`]), and these are always scored again with the vectors as they were written. Fields whose type alone matters are checked and kept as
 //! JSON; what would change an answer is refused (here, or in `collections`).
 
 use super::within;
 use crate::{
     api::error::{ApiError, Result},
-    model::{Distance, HnswParams, VectorParams},
+    model::{self, Distance, HnswParams, VectorParams},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -201,9 +201,22 @@ impl Hnsw {
     }
 }
 
+impl Quantization {
+    /// The codes it asks for. Of the kinds that Annal does not have, the usual ones are as good a hint.
+    pub(super) fn codes(&self) -> model::Quantization {
+        match self {
+            Quantization::Binary(_) => model::Quantization::Binary,
+            Quantization::Disabled => model::Quantization::None,
+            Quantization::Scalar(_) | Quantization::Product(_) | Quantization::Turbo(_) => {
+                model::Quantization::Scalar
+            }
+        }
+    }
+}
+
 impl Dense {
-    /// The vector's parameters; `usual` is the shape of graphs whose vector says nothing.
-    pub(super) fn params(&self, usual: HnswParams) -> Result<VectorParams> {
+    /// The vector's parameters; `usual` is the shape of graphs, and of codes, of a vector that says nothing.
+    pub(super) fn params(&self, usual: (HnswParams, model::Quantization)) -> Result<VectorParams> {
         if self.multivector_config.is_some() {
             return Err(ApiError::unbuilt("multivector_config", ""));
         }
@@ -212,7 +225,8 @@ impl Dense {
         Ok(VectorParams {
             dim: within("size", self.size.ok_or_else(|| missing("size"))?, 1, VectorParams::DIM_MAX)?,
             distance: self.distance.ok_or_else(|| missing("distance"))?,
-            hnsw: self.hnsw_config.clone().unwrap_or_default().over(usual)?,
+            hnsw: self.hnsw_config.clone().unwrap_or_default().over(usual.0)?,
+            quantization: self.quantization_config.as_ref().map_or(usual.1, Quantization::codes),
         })
     }
 }

@@ -69,7 +69,7 @@ pub(super) async fn nodes(count: usize, options: annal_wal::Options) -> Vec<Node
 }
 
 pub(super) async fn create(cluster: &Cluster, shards: u32, copies: u32) {
-    let vectors = VectorParams { dim: 2, distance: Distance::Cosine, hnsw: HnswParams::default() };
+    let vectors = VectorParams::new(2, Distance::Cosine, HnswParams::default());
     let spec = CollectionSpec {
         vectors: [(String::new(), vectors)].into(),
         sparse: [("words".to_owned(), Default::default())].into(),
@@ -119,6 +119,7 @@ impl Node {
             http,
             peer: address.clone(),
             search_threads: 1,
+            recall_sample: 0.0,
             index_dir: folder.path().join("index"),
             shard: ShardOptions::default(),
             replica,

@@ -457,6 +457,11 @@ impl CollectionSpec {
                 *params = VectorParams { hnsw, ..*params };
             }
         }
+        for (name, quantization) in change.quantization_by_vector {
+            if let Some(params) = self.vectors.get_mut(&name) {
+                params.quantization = quantization;
+            }
+        }
         self.passthrough.extend(change.passthrough);
     }
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod recall;
 mod routing;
 mod wire;
 
@@ -67,7 +68,7 @@ fn point(id: u64, tag: u64) -> Point {
 }
 
 fn spec(shard_number: u32, replication_factor: u32) -> CollectionSpec {
-    let params = VectorParams { dim: 2, distance: Distance::Euclid, hnsw: HnswParams::default() };
+    let params = VectorParams::new(2, Distance::Euclid, HnswParams::default());
     CollectionSpec {
         vectors: [(String::new(), params)].into(),
         shard_number,
@@ -138,6 +139,7 @@ impl Node {
             http,
             peer,
             search_threads: 1,
+            recall_sample: 1.0,
             index_dir: dir.path().join("index"),
             shard: ShardOptions::default(),
             replica: ReplicaOptions { incoming: dir.path().to_owned(), ..ReplicaOptions::new(ReplicaId(1)) },

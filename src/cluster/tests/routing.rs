@@ -14,7 +14,7 @@ fn everything() -> Projection {
     Projection { payload: PayloadSelector::All, vectors: VectorSelector::All }
 }
 
-fn search(target: Target) -> SearchRequest {
+pub(super) fn search(target: Target) -> SearchRequest {
     SearchRequest {
         target,
         using: String::new(),
@@ -77,9 +77,29 @@ async fn every_node_answers(nodes: &[Node], name: &str) {
         [201, 202, 203, 204, 205].map(PointId::Num)
     );
     assert_eq!(alike[2], hits);
+    let names: Vec<&String> = nodes.iter().map(|node| &node.name).collect();
     for node in nodes {
+        // What each shard did comes with the same answer, wherever it was read.
+        let explained = ReadOptions { explain: true, ..reading() };
+        let seen = node.cluster.search_batch(name, likes.to_vec(), &explained).await.unwrap();
+        assert_eq!(seen.value, alike);
+        let shards = seen.explained.unwrap();
+        let positions: Vec<_> = shards.iter().map(|told| (told.shard, told.position)).collect();
+        assert_eq!(positions, seen.token.shards.into_iter().collect::<Vec<_>>());
+        let mut compared = [0; 3];
+        for told in &shards {
+            assert!(names.contains(&told.node.as_ref().unwrap()), "{told:?}");
+            assert_eq!(told.searches.len(), 3);
+            for (sum, search) in compared.iter_mut().zip(&told.searches) {
+                assert_eq!((search.rounds, search.parts.len()), (1, 1));
+                *sum += search.cost.distances_f32;
+            }
+        }
+        // All shards together compared every point.
+        assert_eq!(compared, [58; 3]);
         let cluster = &node.cluster;
-        let Seen { value, token, age } = cluster.scroll(name, scroll(None, 30), &reading()).await.unwrap();
+        let Seen { value, token, age, .. } =
+            cluster.scroll(name, scroll(None, 30), &reading()).await.unwrap();
         assert_eq!((value, token.shards.len(), age), (page.clone(), 3, None));
         assert_eq!(cluster.count(name, None, &reading()).await.unwrap().value, 58);
         assert_eq!(cluster.search_batch(name, likes.to_vec(), &reading()).await.unwrap().value, alike);

@@ -8,8 +8,9 @@ use crate::{
     },
     machine::{Outcome, Rejection, Verdict},
     model::{
-        CollectionId, Condition, Effect, FieldTest, Filter, Invalid, PayloadSelector, PointId, Position,
-        Projection, Record, ReplicaId, ScoredPoint, ScrollPage, ScrollRequest, SearchParams, SearchRequest,
+        CollectionId, Condition, Effect, Explanation, FieldTest, Filter, FilterExplanation, Invalid,
+        PartExplanation, PartKind, PayloadSelector, PointId, Position, Projection, Record, ReplicaId,
+        ScoredPoint, ScrollPage, ScrollRequest, SearchCost, SearchParams, SearchPlan, SearchRequest,
         SparseVector, Target, Vector, VectorSelector, Vectors, filter::Range,
     },
     replica::{LogIndex, Proposed, ReadIndex, Wait},
@@ -55,6 +56,27 @@ fn projections() -> [Projection; 3] {
     ]
 }
 
+fn explanation() -> Explanation {
+    let filter =
+        FilterExplanation { estimated_min: 3, estimated_max: u64::MAX, actual: None, payloads_read: 9 };
+    let cost = SearchCost { distances_codes: 7, distances_f32: 8, bytes_read: u64::MAX };
+    let walked = PartExplanation {
+        part: PartKind::Segment,
+        rows: 100,
+        allowed_estimated: Some(50),
+        allowed_actual: None,
+        plan: SearchPlan::Walk,
+        ef: Some(64),
+        code_bits: Some(4),
+        cost,
+    };
+    let scanned = PartExplanation { part: PartKind::OpenDelta, ..PartExplanation::default() };
+    let mut told = Explanation { filter: Some(filter), rounds: 2, micros: 77, ..Explanation::default() };
+    told.note(0, walked);
+    told.note(1, scanned);
+    told
+}
+
 #[test]
 fn every_read_comes_back_as_it_was() {
     let target = Target::Nearest(vec![0.1, -0.0, f32::from_bits(1)]);
@@ -68,8 +90,11 @@ fn every_read_comes_back_as_it_was() {
         params: SearchParams { exact: true, ef: Some(77) },
         projection: Projection::default(),
     };
-    let search =
-        |target, exclude| ShardSearch { request: SearchRequest { target, ..request.clone() }, exclude };
+    let search = |target, exclude| ShardSearch {
+        request: SearchRequest { target, ..request.clone() },
+        exclude,
+        explain: exclude.is_some(),
+    };
     let mut reads = vec![
         ShardRead::Count(None),
         ShardRead::Count(Some(filter())),
@@ -108,6 +133,30 @@ fn every_read_comes_back_as_it_was() {
     }
 }
 
+/// A node of the version before searches were explained reads what this one asks for, and asks as it did.
+#[test]
+fn a_search_that_is_not_explained_is_asked_for_as_it_always_was() {
+    #[derive(Serialize)]
+    struct Before {
+        request: SearchRequest,
+        exclude: Option<PointId>,
+    }
+    let request = SearchRequest {
+        target: Target::All,
+        using: String::new(),
+        filter: None,
+        limit: 3,
+        offset: 0,
+        score_threshold: None,
+        params: SearchParams::default(),
+        projection: Projection::default(),
+    };
+    let before = pack(&Before { request: request.clone(), exclude: None });
+    let now = ShardSearch { request, exclude: None, explain: false };
+    assert_eq!(pack(&now), before);
+    assert_eq!(unpack::<ShardSearch>(&before).unwrap(), now);
+}
+
 #[test]
 fn every_answer_comes_back_as_it_was() {
     let payload = Some(Bytes::from_static("{\"ä\":[1.5e-7,null,\"\\u0000\"]}".as_bytes()));
@@ -132,6 +181,7 @@ fn every_answer_comes_back_as_it_was() {
         Found::Page(ScrollPage { points: vec![record, bare], next: Some(UUID) }),
         Found::Count(u64::MAX),
         Found::Hits(vec![vec![hit(0.1), hit(-0.0)], Vec::new()]),
+        Found::Explained(vec![(vec![hit(0.1)], explanation()), (Vec::new(), Explanation::default())]),
         Found::Vectors(vec![None, Some(vectors().remove("words").unwrap())]),
         Found::Stats(Box::new(stats)),
         Found::Hash(Some((Position(4_096), "0".repeat(32)))),

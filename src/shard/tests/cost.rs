@@ -43,8 +43,7 @@ fn of_single_point_upserts() {
                     ShardOptions { dedup_window: window, seal_bytes: 1 << 30, ..ShardOptions::default() };
                 let shard =
                     Shard::open(store, "s", &folder.path().join("index"), COLLECTION, options).unwrap();
-                let params =
-                    VectorParams { dim: dim as u32, distance: Distance::Dot, hnsw: HnswParams::default() };
+                let params = VectorParams::new(dim as u32, Distance::Dot, HnswParams::default());
                 let schema = Schema {
                     version: 1,
                     vectors: [(String::new(), params)].into(),

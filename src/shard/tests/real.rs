@@ -19,17 +19,16 @@ fn rows(name: &str) -> (Vec<f32>, usize) {
     (values, dim)
 }
 
-struct WordNet {
-    vectors: Vec<Vec<f32>>,
-    payloads: Vec<Bytes>,
-    queries: Vec<Vec<f32>>,
+pub(super) struct WordNet {
+    pub(super) vectors: Vec<Vec<f32>>,
+    pub(super) payloads: Vec<Bytes>,
+    pub(super) queries: Vec<Vec<f32>>,
 }
 
-fn wordnet() -> WordNet {
+pub(super) fn wordnet() -> WordNet {
     let split = |name| {
         let (values, dim) = rows(name);
-        let params =
-            VectorParams { dim: dim as u32, distance: Distance::Cosine, hnsw: HnswParams::default() };
+        let params = VectorParams::new(dim as u32, Distance::Cosine, HnswParams::default());
         let admit = |row: &[f32]| {
             let mut row = row.to_vec();
             params.admit(&mut row).unwrap();
@@ -42,14 +41,14 @@ fn wordnet() -> WordNet {
     WordNet { vectors: split("vectors.f16.npy"), payloads, queries: split("queries.f32.npy") }
 }
 
-fn open_wordnet(folder: &Path, seal_bytes: usize) -> Arc<Shard> {
+pub(super) fn open_wordnet(folder: &Path, seal_bytes: usize) -> Arc<Shard> {
     let store = Store::open(&folder.join("store"), StoreOptions::default()).unwrap();
     let options = ShardOptions { seal_bytes, ..options() };
     Shard::open(store, "w", &folder.join("index"), COLLECTION, options).unwrap()
 }
 
-fn fill(shard: &Shard, data: &WordNet, distance: Distance) {
-    let params = VectorParams { dim: 384, distance, hnsw: HnswParams::default() };
+pub(super) fn fill(shard: &Shard, data: &WordNet, distance: Distance) {
+    let params = VectorParams::new(384, distance, HnswParams::default());
     let schema = Schema {
         version: 1,
         vectors: [(String::new(), params)].into(),
@@ -69,7 +68,7 @@ fn fill(shard: &Shard, data: &WordNet, distance: Distance) {
 }
 
 /// Waits until nothing is worth building any more.
-fn settle(shard: &Shard) {
+pub(super) fn settle(shard: &Shard) {
     let deadline = Instant::now() + Duration::from_secs(240);
     loop {
         let view = shard.view();
@@ -96,7 +95,7 @@ fn search(view: &ReadView, query: &[f32], filter: Option<Filter>, ef: Option<u32
         params: SearchParams { exact: ef.is_none(), ef },
         projection: Projection::default(),
     };
-    view.search(&request, None).unwrap().into_iter().map(|p| (p.id, p.score)).collect()
+    view.search(&request, None, None).unwrap().into_iter().map(|p| (p.id, p.score)).collect()
 }
 
 /// Of the exact ten nearest of every query, the part that a walk over the graph finds.
@@ -112,7 +111,7 @@ fn recall(shard: &Shard, data: &WordNet, filter: Option<&Filter>, ef: u32) -> f6
     hits as f64 / (10 * data.queries.len()) as f64
 }
 
-fn is_noun() -> Filter {
+pub(super) fn is_noun() -> Filter {
     let test = FieldTest::Match(Scalar::Keyword("n".into()));
     Filter { must: vec![Condition::Field { path: "pos".parse().unwrap(), test }], ..Filter::default() }
 }
@@ -355,7 +354,7 @@ fn readers_never_see_half_of_a_write() {
                         projection: everything(),
                     };
                     let mut seen = BTreeSet::new();
-                    for point in view.search(&request, None).unwrap() {
+                    for point in view.search(&request, None, None).unwrap() {
                         let payload: Value = serde_json::from_slice(&point.payload.unwrap()).unwrap();
                         let Vector::Dense(vector) = &point.vectors.unwrap()[""] else { panic!() };
                         let held = payload["v"].as_u64().unwrap();
@@ -454,11 +453,7 @@ fn wordnet_100k() {
     let shard = open_wordnet(folder.path(), ShardOptions::default().seal_bytes);
     let schema = Schema {
         version: 1,
-        vectors: [(
-            String::new(),
-            VectorParams { dim: 384, distance: Distance::Cosine, hnsw: HnswParams::default() },
-        )]
-        .into(),
+        vectors: [(String::new(), VectorParams::new(384, Distance::Cosine, HnswParams::default()))].into(),
         fields: [("n".parse().unwrap(), FieldType::Integer)].into(),
         ..Schema::default()
     };
@@ -513,7 +508,7 @@ fn wordnet_100k() {
                 params: SearchParams { exact: false, ef },
                 projection: Projection::default(),
             };
-            let found = view.search(&request, None).unwrap();
+            let found = view.search(&request, None, None).unwrap();
             hits +=
                 found.iter().filter(|p| want[..10].iter().any(|n| p.id == PointId::Num(*n as u64))).count();
         }

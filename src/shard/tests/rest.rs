@@ -49,7 +49,7 @@ fn finds_itself(shard: &Shard, ids: impl Iterator<Item = u64>) {
             params: SearchParams { exact: false, ef: None },
             projection: Projection::default(),
         };
-        assert_eq!(view.search(&request, None).unwrap()[0].score, 0.0, "point {id}");
+        assert_eq!(view.search(&request, None, None).unwrap()[0].score, 0.0, "point {id}");
     }
 }
 
@@ -59,11 +59,7 @@ fn a_delta_at_rest_joins_the_graph_and_a_small_one_stays() {
     let store = Store::open(&folder.path().join("store"), StoreOptions::default()).unwrap();
     let options = ShardOptions { seal_bytes: 1 << 30, ..options() };
     let shard = Shard::open(store, "r", &folder.path().join("index"), COLLECTION, options).unwrap();
-    let params = VectorParams {
-        dim: DIM as u32,
-        distance: Distance::Euclid,
-        hnsw: HnswParams { m: 8, ef_construct: 32 },
-    };
+    let params = VectorParams::new(DIM as u32, Distance::Euclid, HnswParams { m: 8, ef_construct: 32 });
     let schema = Schema { version: 1, vectors: [(String::new(), params)].into(), ..Schema::default() };
     shard.apply(vec![command(Body::Configure(schema)).encode()], Bookmark(Bytes::new())).unwrap();
     upsert(&shard, 0..2200);

@@ -80,13 +80,7 @@ impl Grid {
         if rows == 0 {
             return None;
         }
-        let mut sums = vec![0f64; dim];
-        for row in vectors.chunks_exact(dim) {
-            for (sum, x) in sums.iter_mut().zip(row) {
-                *sum += f64::from(*x);
-            }
-        }
-        let centre: Vec<f32> = sums.into_iter().map(|sum| (sum / rows as f64) as f32).collect();
+        let centre = means(dim, vectors);
         let sample_rows = (SAMPLE_NUMBERS / dim).max(SAMPLE_ROWS_MIN);
         let sample = || vectors.chunks_exact(dim).step_by(rows.div_ceil(sample_rows));
         let apart = |row: &[f32]| row.iter().zip(&centre).map(|(x, c)| (x - c).abs()).collect::<Vec<_>>();
@@ -131,6 +125,11 @@ impl Grid {
             worst = worst.max(f64::from(off));
         }
         Error { mean: (shares / count).sqrt(), worst: (worst * count / lengths).sqrt() }
+    }
+
+    /// Bits of a number.
+    pub(crate) fn bits(&self) -> u32 {
+        if self.half { 4 } else { 8 }
     }
 
     /// Bytes of a row.
@@ -214,6 +213,18 @@ impl Grid {
     }
 }
 
+/// The mean of each dimension of `vectors [rows, dim]`.
+pub(crate) fn means(dim: usize, vectors: &[f32]) -> Vec<f32> {
+    let mut sums = vec![0f64; dim];
+    for row in vectors.chunks_exact(dim) {
+        for (sum, x) in sums.iter_mut().zip(row) {
+            *sum += f64::from(*x);
+        }
+    }
+    let rows = (vectors.len() / dim) as f64;
+    sums.into_iter().map(|sum| (sum / rows) as f32).collect()
+}
+
 /// Bytes of a row of codes: whole cache lines, or a power of two that shares one.
 pub(crate) fn stride(dim: usize, half: bool) -> usize {
     match dim {
@@ -243,6 +254,12 @@ impl CodedQuery {
         CodedQuery { bytes, base: 0, stride, scan, deviation: 0.0, grows: false }
     }
 
+    /// Compares by the number of bits that differ.
+    pub(crate) fn of_bits(bytes: Vec<u8>, scan: Scan) -> Self {
+        // In place of doubt stands the number of candidates.
+        CodedQuery { base: 0, stride: bytes.len(), bytes, scan, deviation: 0.0, grows: false }
+    }
+
     /// Takes a row of `codes [rows, stride]` for the query.
     pub(crate) fn set_row(&mut self, codes: &[u8], row: u32) {
         let codes = &codes[row as usize * self.stride..][..self.stride];
@@ -266,16 +283,17 @@ impl CodedQuery {
 }
 
 impl Coded<'_> {
-    /// The rows that may be among the nearest `count` of those given.
-    pub(crate) fn shortlist(&self, rows: impl Iterator<Item = u32>, count: usize) -> Vec<u32> {
+    /// The rows that may be among the nearest `count` of those given, and how many were given.
+    pub(crate) fn shortlist(&self, rows: impl Iterator<Item = u32>, count: usize) -> (Vec<u32>, u64) {
         const AT_ONCE: usize = 64;
         let mut rows = rows.peekable();
         let (mut batch, mut keys) = (Vec::with_capacity(AT_ONCE), [0; AT_ONCE]);
-        let (mut list, mut edge) = (Vec::new(), u32::MAX);
+        let (mut list, mut edge, mut scored) = (Vec::new(), u32::MAX, 0);
         while rows.peek().is_some() {
             batch.clear();
             batch.extend(rows.by_ref().take(AT_ONCE));
             self.score(&batch, &mut keys[..batch.len()]);
+            scored += batch.len() as u64;
             for (key, row) in keys.iter().zip(&batch) {
                 if *key <= edge {
                     list.push((*key, *row));
@@ -285,7 +303,7 @@ impl Coded<'_> {
                 edge = self.shorten(&mut list, count, edge);
             }
         }
-        list.into_iter().map(|(_, row)| row).collect()
+        (list.into_iter().map(|(_, row)| row).collect(), scored)
     }
 
     /// Drops what is surely not among the nearest `count`; the edge behind which that is.

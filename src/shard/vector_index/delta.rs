@@ -9,7 +9,10 @@
 //! Not here: filters (see `search`), persistence (the delta is rebuilt from the store).
 //! Source: FreshDiskANN (Singh et al., 2021), the in-memory temporary index; Bentley and Saxe (1980).
 
-use super::codes::{Coded, Grid};
+use super::{
+    codes::{Coded, Grid},
+    segment_search::Tally,
+};
 use crate::{model::Distance, shard::points::Slot};
 use std::sync::Arc;
 
@@ -66,28 +69,38 @@ impl Delta {
         self.rows
     }
 
+    /// Bits of a code, and bytes of a row of codes, where there are any.
+    pub(super) fn coding(&self) -> Option<(u32, usize)> {
+        let coded = self.blocks.iter().find_map(|block| block.coded.as_ref());
+        coded.map(|(grid, _)| (grid.bits(), grid.stride()))
+    }
+
     /// Every row with its slot.
     pub(super) fn iter(&self, dim: usize) -> impl Iterator<Item = (Slot, &[f32])> {
         self.blocks.iter().flat_map(move |b| b.slots.iter().copied().zip(b.values.chunks_exact(dim)))
     }
 
-    /// The accepted rows that may be among the nearest `count`, as their codes have it.
+    /// The accepted rows that may be among the nearest `count`, as their codes have it; `tally` grows by what is looked
+    /// at.
     pub(super) fn near(
         &self,
         distance: Distance,
         query: &[f32],
         count: usize,
         accept: impl Fn(Slot) -> bool,
+        tally: &mut Tally,
     ) -> impl Iterator<Item = (Slot, &[f32])> {
         let count = count.min(self.rows);
         self.blocks.iter().flat_map(move |block| {
             let accepted = (0u32..).zip(&block.slots).filter(|(_, slot)| accept(**slot)).map(|(row, _)| row);
-            let rows = match &block.coded {
+            let (rows, scored) = match &block.coded {
                 Some((grid, codes)) if let Some(query) = grid.query(distance, query) => {
                     Coded { codes, query: &query }.shortlist(accepted, count)
                 }
-                _ => accepted.collect(),
+                _ => (accepted.collect(), 0),
             };
+            tally.codes += scored;
+            tally.vectors += rows.len() as u64;
             let dim = query.len();
             rows.into_iter()
                 .map(move |row| (block.slots[row as usize], &block.values[row as usize * dim..][..dim]))
@@ -152,11 +165,16 @@ mod tests {
                         .map(|(slot, row)| (metric.distance(&query, row), slot))
                         .collect();
                     right.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-                    let near: Vec<Slot> =
-                        delta.near(distance, &query, 10, |slot| slot % 3 > 0).map(|(slot, _)| slot).collect();
+                    let mut tally = Tally::default();
+                    let near: Vec<Slot> = delta
+                        .near(distance, &query, 10, |slot| slot % 3 > 0, &mut tally)
+                        .map(|(slot, _)| slot)
+                        .collect();
                     assert!(near.iter().all(|slot| slot % 3 > 0), "only what is accepted");
                     found += right[..10].iter().filter(|(_, slot)| near.contains(slot)).count();
                     compared += near.len();
+                    assert_eq!(tally.vectors, near.len() as u64);
+                    assert!(tally.codes > 0 && tally.codes < u64::from(ROWS), "{tally:?}");
                 }
                 assert!(found >= 499, "{distance:?} {dim}: {found} of 500");
                 let most = plain + ROWS as usize / 10;

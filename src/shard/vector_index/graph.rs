@@ -70,6 +70,8 @@ pub(crate) struct Scratch {
     frontier: BinaryHeap<Reverse<Hit>>,
     fresh: Vec<u32>,
     keys: Vec<u32>,
+    scored: u64,
+    expanded: u64,
 }
 
 impl Hit {
@@ -105,6 +107,11 @@ impl Scratch {
         self.rows = rows as u32;
         self.fresh.resize(batch, 0);
         self.keys.resize(batch, 0);
+    }
+
+    /// Rows that were scored, and rows that were expanded, since this was last asked.
+    pub(crate) fn take_counts(&mut self) -> (u64, u64) {
+        (mem::take(&mut self.scored), mem::take(&mut self.expanded))
     }
 
     /// Whether the row was not scored yet; it counts as scored from now on.
@@ -239,6 +246,8 @@ impl Graph<'_> {
         if let Some(row) = soon {
             prefetch(self.links(row));
         }
+        scratch.expanded += 1;
+        scratch.scored += count as u64;
         let keys = &mut scratch.keys[..count];
         scorer.score(&fresh[..count], keys);
         let mut near = 0;
@@ -254,6 +263,7 @@ impl Graph<'_> {
         for row in self.entries {
             scorer.prefetch(*row);
         }
+        scratch.scored += self.entries.len() as u64;
         scorer.score(self.entries, &mut scratch.keys[..self.entries.len()]);
     }
 

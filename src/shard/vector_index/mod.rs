@@ -13,6 +13,8 @@
 //! Not here: the thread that builds (`indexer`), the list of files (`manifest`), filters (`plan`).
 //! Source: FreshDiskANN (Singh et al., 2021); the logarithmic method (Bentley and Saxe, 1980).
 
+mod bit_kernel;
+mod bits;
 pub(super) mod build;
 mod code_kernel;
 mod codes;
@@ -30,15 +32,18 @@ use super::{
     points::Slot,
     slots::{LiveSet, SlotTable},
 };
-use crate::model::{PointId, VectorParams};
+use crate::model::{
+    Explanation, PartExplanation, PartKind, PointId, Quantization, SearchCost, SearchPlan, VectorParams,
+};
+use bits::Signs;
 use codes::Grid;
 use delta::Delta;
 use graph::Scratch;
 use grow::Old;
 use kernel::Metric;
 use roaring::RoaringBitmap;
-use segment::{Content, Row, Segment};
-use segment_search::Near;
+use segment::{Coder, Content, Row, Segment};
+use segment_search::{Searched, Tally};
 use std::{
     cell::RefCell,
     cmp::Ordering,
@@ -158,54 +163,84 @@ impl VectorIndex {
         Metric::of(self.params.distance).score(distance)
     }
 
-    /// The nearest of what is wanted, nearest first, ties by id.
+    /// The nearest of what is wanted, nearest first, ties by id; `explanation` is told of each part.
     ///
     /// Cost: each graph about `ef · degree / 2` comparisons of codes, or fewer if few slots are allowed; each delta
     /// one a row.
-    pub(super) fn nearest(&self, wanted: &Wanted<'_>) -> Vec<Found> {
-        let metric = Metric::of(self.params.distance);
+    pub(super) fn nearest(
+        &self,
+        wanted: &Wanted<'_>,
+        mut explanation: Option<&mut Explanation>,
+    ) -> Vec<Found> {
         let mut nearest = Nearest { wanted, farthest_first: BinaryHeap::new() };
         // One more than wanted: a point may be excluded.
         let count = wanted.count.saturating_add(1);
-        for delta in self.sealed.iter().map(|delta| &**delta).chain([&self.open]) {
-            if wanted.exact {
-                for (slot, row) in delta.iter(wanted.query.len()).filter(|(slot, _)| wanted.accepts(*slot)) {
-                    nearest.offer(metric.distance(wanted.query, row), slot);
-                }
-                continue;
-            }
-            let accept = |slot| wanted.accepts(slot);
-            for (slot, row) in delta.near(self.params.distance, wanted.query, count, accept) {
-                nearest.offer(metric.distance(wanted.query, row), slot);
+        for (number, sealed) in self.segments.iter().enumerate() {
+            let part = self.search_segment(&sealed.segment, count, &mut nearest);
+            if let Some(explanation) = &mut explanation {
+                explanation.note(number, part.told(&self.params, PartKind::Segment, sealed.segment.coding()));
             }
         }
-        for sealed in &self.segments {
-            self.search_segment(&sealed.segment, count, &mut nearest);
+        for (number, delta) in self.sealed.iter().map(|delta| &**delta).chain([&self.open]).enumerate() {
+            let part = self.search_delta(delta, count, &mut nearest);
+            if let Some(explanation) = &mut explanation {
+                let sealed = number < self.sealed.len();
+                let kind = if sealed { PartKind::SealedDelta } else { PartKind::OpenDelta };
+                explanation.note(self.segments.len() + number, part.told(&self.params, kind, delta.coding()));
+            }
         }
         nearest.farthest_first.into_sorted_vec()
     }
 
-    fn search_segment(&self, segment: &Segment, count: usize, nearest: &mut Nearest<'_>) {
+    fn search_delta(&self, delta: &Delta, count: usize, nearest: &mut Nearest<'_>) -> PartSearch {
+        let (wanted, metric) = (nearest.wanted, Metric::of(self.params.distance));
+        let mut part = PartSearch { rows: delta.rows(), ..PartSearch::default() };
+        let accept = |slot| wanted.accepts(slot);
+        if wanted.exact {
+            part.plan = SearchPlan::Exact;
+            for (slot, row) in delta.iter(wanted.query.len()).filter(|(slot, _)| accept(*slot)) {
+                part.tally.vectors += 1;
+                nearest.offer(metric.distance(wanted.query, row), slot);
+            }
+            return part;
+        }
+        for (slot, row) in delta.near(self.params.distance, wanted.query, count, accept, &mut part.tally) {
+            nearest.offer(metric.distance(wanted.query, row), slot);
+        }
+        part
+    }
+
+    fn search_segment(&self, segment: &Segment, count: usize, nearest: &mut Nearest<'_>) -> PartSearch {
         let wanted = nearest.wanted;
         let rows = segment.rows();
-        let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return };
+        let mut part =
+            PartSearch { rows: rows.len(), degree: segment.graph().degree, ..PartSearch::default() };
+        let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return part };
         let count = count.min(rows.len());
         let allowed =
             wanted.allowed.map(|allowed| allowed.range_cardinality(first.slot..=last.slot) as usize);
+        part.allowed = allowed;
         let accept = |row: u32| wanted.accepts(rows[row as usize].slot);
-        let mut offer = |hits: Vec<Near>| {
-            for (distance, row) in hits {
+        let mut offer = |part: &mut PartSearch, searched: Searched| {
+            part.tally += searched.tally;
+            for (distance, row) in searched.near {
                 nearest.offer(distance, rows[row as usize].slot);
             }
         };
-        let walk = Walk::plan(self.params.hnsw, rows.len(), allowed, count, wanted.ef);
+        let least = segment.candidates_min(count);
+        let walk = Walk::plan(self.params.hnsw, rows.len(), allowed, least, wanted.ef)
+            .map(|walk| Walk { count, ..walk });
         if let Some(walk) = walk.filter(|_| !wanted.exact) {
-            let hits =
+            let searched =
                 SCRATCH.with_borrow_mut(|scratch| segment.nearest(wanted.query, walk, scratch, accept));
-            if hits.len() >= count {
-                return offer(hits);
+            part.ef = Some(walk.ef);
+            if searched.near.len() >= count {
+                part.plan = SearchPlan::Walk;
+                offer(&mut part, searched);
+                return part;
             }
             // Too few of the rows around the query are allowed, or live.
+            part.tally += searched.tally;
         }
         let candidates: Vec<u32> = match wanted.allowed {
             Some(allowed) => {
@@ -214,12 +249,17 @@ impl VectorIndex {
             }
             None => (0..rows.len() as u32).filter(|row| accept(*row)).collect(),
         };
+        part.accepted = Some(candidates.len());
         if !wanted.exact {
-            return offer(segment.scan(wanted.query, count, candidates.into_iter()));
+            offer(&mut part, segment.scan(wanted.query, count, candidates.into_iter()));
+            return part;
         }
+        part.plan = SearchPlan::Exact;
         let metric = Metric::of(self.params.distance);
         let distance = |row| (metric.distance(wanted.query, segment.vector(row)), row);
-        offer(candidates.into_iter().map(distance).collect());
+        let tally = Tally { vectors: candidates.len() as u64, ..Tally::default() };
+        offer(&mut part, Searched { near: candidates.into_iter().map(distance).collect(), tally });
+        part
     }
 
     /// What is worth building now, if anything: every waiting delta with the segments it is not small beside; else
@@ -337,13 +377,23 @@ impl Gathered {
             }
             _ => build::build(metric, dim, &self.vectors, params.hnsw, stop)?,
         };
+        // Links are chosen by the finest codes there are, whichever are kept for the searches.
+        let usual = grid.map(|grid| (Coder::Numbers(grid), codes));
+        let coded = match params.quantization {
+            Quantization::None => None,
+            Quantization::Scalar => usual,
+            Quantization::Binary => match Signs::of(params.distance, dim, &self.vectors) {
+                Some((signs, codes)) => Some((Coder::Signs(signs), codes)),
+                None => usual,
+            },
+        };
         let content = Content {
             distance: params.distance,
             dim,
             rows: &self.rows,
             vectors: &self.vectors,
             built: &built,
-            coded: grid.as_ref().map(|grid| (grid, &codes[..])),
+            coded: coded.as_ref().map(|(coder, codes)| (coder, &codes[..])),
         };
         Segment::write(path, &content)?;
         Ok(Segment::open(path)?)
@@ -388,6 +438,39 @@ thread_local! {
 impl Wanted<'_> {
     fn accepts(&self, slot: Slot) -> bool {
         self.live.contains(slot) && self.allowed.is_none_or(|allowed| allowed.contains(slot))
+    }
+}
+
+/// How a part was searched.
+#[derive(Default)]
+struct PartSearch {
+    rows: usize,
+    /// Links a row of a graph has room for.
+    degree: usize,
+    allowed: Option<usize>,
+    accepted: Option<usize>,
+    plan: SearchPlan,
+    ef: Option<usize>,
+    tally: Tally,
+}
+
+impl PartSearch {
+    /// In the words of an explanation; `coding`: bits of a code, bytes of a row of codes.
+    fn told(self, params: &VectorParams, part: PartKind, coding: Option<(u32, usize)>) -> PartExplanation {
+        let Tally { codes, vectors, links } = self.tally;
+        let (bits, stride) = coding.unzip();
+        let bytes_of_row = [stride.unwrap_or_default(), params.dim as usize * 4, self.degree * 4];
+        let bytes_read = [codes, vectors, links].iter().zip(bytes_of_row).map(|(n, of)| n * of as u64).sum();
+        PartExplanation {
+            part,
+            rows: self.rows as u64,
+            allowed_estimated: self.allowed.map(|rows| rows as u64),
+            allowed_actual: self.accepted.map(|rows| rows as u64),
+            plan: self.plan,
+            ef: self.ef.map(|ef| ef as u64),
+            code_bits: bits.filter(|_| codes > 0),
+            cost: SearchCost { distances_codes: codes, distances_f32: vectors, bytes_read },
+        }
     }
 }
 

@@ -10,6 +10,7 @@
 //! Layout: `docs/FORMATS.md`, pinned by `tests/golden/segment.bin`.
 
 use super::{
+    bits::{self, Signs},
     build::Built,
     codes::{self, CodedQuery, Grid},
     graph::{Exact, Graph, NONE, ROWS_MAX},
@@ -40,7 +41,16 @@ pub(crate) struct Content<'a> {
     pub(crate) vectors: &'a [f32],
     pub(crate) built: &'a Built,
     /// How the vectors are coded, and their codes `[rows, stride]`; `None`: not at all.
-    pub(crate) coded: Option<(&'a Grid, &'a [u8])>,
+    pub(crate) coded: Option<(&'a Coder, &'a [u8])>,
+}
+
+/// How vectors are coded.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Coder {
+    /// 8 or 4 bits a number.
+    Numbers(Grid),
+    /// One bit a number.
+    Signs(Signs),
 }
 
 /// A segment that was checked whole.
@@ -50,7 +60,7 @@ pub(crate) struct Segment {
     metric: Metric,
     rows: Vec<Row>,
     adjacency: Resident,
-    grid: Option<Grid>,
+    coder: Option<Coder>,
     codes: Resident,
 }
 
@@ -83,11 +93,11 @@ struct Head {
     checksums: [u32; SECTIONS],
 }
 
-/// What a [`Grid`] has beside its centre.
+/// What a [`Coder`] has beside its centre.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Coding {
-    step: f32,
-    half: bool,
+enum Coding {
+    Numbers { step: f32, half: bool },
+    Signs,
 }
 
 /// In the order of the file: vectors, adjacency, rows, entries, centre, codes.
@@ -116,7 +126,8 @@ impl Head {
         out.extend((self.rows as u64).to_le_bytes());
         let (bits, step) = match self.coding {
             None => (0u32, 0f32),
-            Some(Coding { step, half }) => (if half { 4 } else { 8 }, step),
+            Some(Coding::Numbers { step, half }) => (if half { 4 } else { 8 }, step),
+            Some(Coding::Signs) => (1, 0.0),
         };
         out.extend(bits.to_le_bytes());
         out.extend(step.to_le_bytes());
@@ -147,7 +158,10 @@ impl Head {
         let step = f32::from_bits(word(40));
         let coding = match word(36) {
             0 => None,
-            bits @ (4 | 8) if step.is_finite() && step > 0.0 => Some(Coding { step, half: bits == 4 }),
+            1 if step == 0.0 => Some(Coding::Signs),
+            bits @ (4 | 8) if step.is_finite() && step > 0.0 => {
+                Some(Coding::Numbers { step, half: bits == 4 })
+            }
             _ => return Err(SegmentError::Damaged("unknown codes")),
         };
         Ok(Head {
@@ -176,7 +190,8 @@ impl Head {
     fn sections(&self) -> Option<([std::ops::Range<usize>; SECTIONS], usize)> {
         let (coded, stride) = match self.coding {
             None => (0, 0),
-            Some(coding) => (self.dim, codes::stride(self.dim, coding.half)),
+            Some(Coding::Numbers { half, .. }) => (self.dim, codes::stride(self.dim, half)),
+            Some(Coding::Signs) => (self.dim, bits::stride(self.dim)),
         };
         let sizes = [
             self.rows.checked_mul(self.dim)?.checked_mul(4)?,
@@ -197,6 +212,22 @@ impl Head {
     }
 }
 
+impl Coder {
+    fn centre(&self) -> &[f32] {
+        match self {
+            Coder::Numbers(grid) => &grid.centre,
+            Coder::Signs(signs) => &signs.centre,
+        }
+    }
+
+    fn coding(&self) -> Coding {
+        match self {
+            Coder::Numbers(grid) => Coding::Numbers { step: grid.step, half: grid.half },
+            Coder::Signs(_) => Coding::Signs,
+        }
+    }
+}
+
 impl Segment {
     /// Writes a segment; it is there whole and durable when this returns, or not at all.
     pub(crate) fn write(path: &Path, content: &Content<'_>) -> Result<(), SegmentError> {
@@ -210,7 +241,7 @@ impl Segment {
             bytemuck::cast_slice(&content.built.adjacency),
             &rows,
             bytemuck::cast_slice(&content.built.entries),
-            content.coded.map_or(&[], |(grid, _)| bytemuck::cast_slice(&grid.centre)),
+            content.coded.map_or(&[], |(coder, _)| bytemuck::cast_slice(coder.centre())),
             content.coded.map_or(&[], |(_, codes)| codes),
         ];
         let head = Head {
@@ -219,7 +250,7 @@ impl Segment {
             degree: content.built.degree as usize,
             entries: content.built.entries.len(),
             rows: content.rows.len(),
-            coding: content.coded.map(|(grid, _)| Coding { step: grid.step, half: grid.half }),
+            coding: content.coded.map(|(coder, _)| coder.coding()),
             checksums: bodies.map(crc32fast::hash),
         };
         let (sections, _) = head.sections().ok_or(SegmentError::Damaged("larger than any file"))?;
@@ -269,13 +300,15 @@ impl Segment {
             })
             .collect();
         let section = |number: usize| &map[sections[number].clone()];
-        let grid = head.coding.map(|Coding { step, half }| Grid {
-            centre: bytemuck::cast_slice(section(CENTRE)).to_vec(),
-            step,
-            half,
+        let coder = head.coding.map(|coding| {
+            let centre = bytemuck::cast_slice(section(CENTRE)).to_vec();
+            match coding {
+                Coding::Numbers { step, half } => Coder::Numbers(Grid { centre, step, half }),
+                Coding::Signs => Coder::Signs(Signs { centre }),
+            }
         });
         let (adjacency, codes) = (Resident::copy(section(ADJACENCY))?, Resident::copy(section(CODES))?);
-        let segment = Segment { metric: Metric::of(head.distance), rows, adjacency, grid, codes, head, map };
+        let segment = Segment { metric: Metric::of(head.distance), rows, adjacency, coder, codes, head, map };
         let graph = segment.graph();
         let names_a_row = |row: &u32| (*row as usize) < head.rows;
         if !graph.entries.iter().all(names_a_row)
@@ -316,7 +349,27 @@ impl Segment {
 
     /// The query in codes, if they say enough about it.
     pub(super) fn code(&self, query: &[f32]) -> Option<CodedQuery> {
-        self.grid.as_ref()?.query(self.head.distance, query)
+        match self.coder.as_ref()? {
+            Coder::Numbers(grid) => grid.query(self.head.distance, query),
+            Coder::Signs(signs) => Some(signs.query(query)),
+        }
+    }
+
+    /// Candidates to keep, and to compare by their vectors, for `count` rows: many more where codes say little about each.
+    pub(super) fn candidates_min(&self, count: usize) -> usize {
+        match &self.coder {
+            Some(Coder::Signs(_)) => count.saturating_mul(bits::OVERSAMPLED),
+            _ => count,
+        }
+    }
+
+    /// Bits of a code, and bytes of a row of codes, if there are any.
+    pub(super) fn coding(&self) -> Option<(u32, usize)> {
+        let coding = |coder: &Coder| match coder {
+            Coder::Numbers(grid) => (grid.bits(), grid.stride()),
+            Coder::Signs(signs) => (1, signs.stride()),
+        };
+        self.coder.as_ref().map(coding)
     }
 
     /// The rows' codes `[rows, stride]`.
@@ -367,7 +420,7 @@ impl Segment {
 mod tests {
     use super::*;
 
-    fn written(path: &Path) -> Vec<u8> {
+    fn written(path: &Path, coder: &Coder) -> Vec<u8> {
         let vectors: Vec<f32> = (0..30).map(|n| n as f32 / 8.0).collect();
         let rows: Vec<Row> =
             (0..10).map(|n| Row { slot: 100 + n, version: Position(7 + u64::from(n)) }).collect();
@@ -379,61 +432,87 @@ mod tests {
                 .collect(),
             entries: vec![4, 9],
         };
-        let grid = Grid { centre: vec![1.5, 1.625, 1.75], step: 1.0 / 64.0, half: false };
+        let codes = match coder {
+            Coder::Numbers(grid) => grid.encode(&vectors),
+            Coder::Signs(signs) => signs.encode(&vectors),
+        };
         let content = Content {
             distance: Distance::Euclid,
             dim: 3,
             rows: &rows,
             vectors: &vectors,
             built: &built,
-            coded: Some((&grid, &grid.encode(&vectors))),
+            coded: Some((coder, &codes)),
         };
         Segment::write(path, &content).expect("written");
         fs::read(path).expect("read")
     }
 
+    /// Of each kind one.
+    fn coders() -> [(&'static str, Coder); 2] {
+        let centre = vec![1.5, 1.625, 1.75];
+        let grid = Grid { centre: centre.clone(), step: 1.0 / 64.0, half: false };
+        [("segment.bin", Coder::Numbers(grid)), ("segment-bits.bin", Coder::Signs(Signs { centre }))]
+    }
+
     #[test]
     fn the_bytes_are_golden() {
         let folder = tempfile::tempdir().expect("a folder");
-        let bytes = written(&folder.path().join("a.seg"));
-        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/segment.bin");
-        if std::env::var_os("REWRITE").is_some() {
-            fs::write(&golden, &bytes).expect("rewritten");
+        for (name, coder) in coders() {
+            let bytes = written(&folder.path().join("a.seg"), &coder);
+            let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+            if std::env::var_os("REWRITE").is_some() {
+                fs::write(&golden, &bytes).expect("rewritten");
+            }
+            assert_eq!(fs::read(&golden).expect("the golden file"), bytes, "{name}");
         }
-        assert_eq!(fs::read(&golden).expect("the golden file"), bytes);
     }
 
     #[test]
     fn a_segment_is_read_as_it_was_written() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a.seg");
-        written(&path);
-        let segment = Segment::open(&path).expect("whole");
-        assert_eq!(segment.rows()[3], Row { slot: 103, version: Position(10) });
-        assert_eq!(segment.vector(1), [3.0 / 8.0, 4.0 / 8.0, 5.0 / 8.0]);
-        assert!(segment.fits(Distance::Euclid, 3) && !segment.fits(Distance::Dot, 3));
-        let exact = segment.exact(&[1.0, 1.0, 1.0]);
-        assert_eq!((exact.distance(2), segment.graph().entries), (0.078125, &[4, 9][..]));
-        assert_eq!(segment.codes()[2 * 16..][..4], [80, 80, 80, 0]);
+        for (name, coder) in coders() {
+            written(&path, &coder);
+            let segment = Segment::open(&path).expect("whole");
+            assert_eq!(segment.rows()[3], Row { slot: 103, version: Position(10) });
+            assert_eq!(segment.vector(1), [3.0 / 8.0, 4.0 / 8.0, 5.0 / 8.0]);
+            assert!(segment.fits(Distance::Euclid, 3) && !segment.fits(Distance::Dot, 3));
+            let exact = segment.exact(&[1.0, 1.0, 1.0]);
+            assert_eq!((exact.distance(2), segment.graph().entries), (0.078125, &[4, 9][..]));
+            let of_third = match coder {
+                Coder::Numbers(_) => [80, 80, 80, 0],
+                // 0.75, 0.875 and 1 lie below the centre.
+                Coder::Signs(_) => [0; 4],
+            };
+            assert_eq!(segment.codes()[2 * 16..][..4], of_third, "{name}");
+            assert_eq!(segment.coder, Some(coder));
+        }
     }
 
     #[test]
     fn every_flipped_byte_and_every_cut_is_found() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a.seg");
-        let bytes = written(&path);
+        for (_, coder) in coders() {
+            every_damage_is_found(&path, &coder);
+        }
+    }
+
+    fn every_damage_is_found(path: &Path, coder: &Coder) {
+        let bytes = written(path, coder);
         let (sections, _) = Head::decode(&bytes).expect("whole").sections().expect("small");
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 0x10;
-            fs::write(&path, &damaged).expect("written");
+            fs::write(path, &damaged).expect("written");
             // Bytes between two sections say nothing.
             let counts = at < HEAD_BYTES || sections.iter().any(|s| s.contains(&at));
-            assert_eq!(Segment::open(&path).is_err(), counts, "byte {at}");
+            assert_eq!(Segment::open(path).is_err(), counts, "byte {at}");
         }
         for length in 0..bytes.len() {
-            fs::write(&path, &bytes[..length]).expect("written");
-            assert!(Segment::open(&path).is_err(), "{length} bytes");
+            fs::write(path, &bytes[..length]).expect("written");
+            assert!(Segment::open(path).is_err(), "{length} bytes");
         }
     }
 
@@ -441,7 +520,7 @@ mod tests {
     fn a_file_of_another_version_is_an_error() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a.seg");
-        let mut bytes = written(&path);
+        let mut bytes = written(&path, &coders()[0].1);
         bytes[8] = 1;
         let crc = crc32fast::hash(&bytes[..HEAD_BYTES - 4]);
         bytes[HEAD_BYTES - 4..HEAD_BYTES].copy_from_slice(&crc.to_le_bytes());

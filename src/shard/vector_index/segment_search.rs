@@ -12,9 +12,36 @@ use super::{
     walk_or_scan::Walk,
 };
 use crate::model::HnswParams;
+use std::ops::AddAssign;
 
 /// A row and how far it is.
 pub(crate) type Near = (f32, u32);
+
+/// What a search of a segment found, and what that took.
+#[derive(Default)]
+pub(crate) struct Searched {
+    pub(crate) near: Vec<Near>,
+    pub(crate) tally: Tally,
+}
+
+/// Rows that were looked at, by what of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// Their codes.
+    pub(crate) codes: u64,
+    /// Their vectors.
+    pub(crate) vectors: u64,
+    /// Their links.
+    pub(crate) links: u64,
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, more: Self) {
+        self.codes += more.codes;
+        self.vectors += more.vectors;
+        self.links += more.links;
+    }
+}
 
 impl Segment {
     /// The accepted rows nearest to the query, as a walk that keeps `ef` of them finds them: at least `count` of
@@ -28,9 +55,10 @@ impl Segment {
         walk: Walk,
         scratch: &mut Scratch,
         accept: impl Fn(u32) -> bool,
-    ) -> Vec<Near> {
+    ) -> Searched {
         let exact = self.exact(query);
         let coded = self.code(query);
+        let walk = Walk { count: self.candidates_min(walk.count), ..walk };
         let rows = match &coded {
             Some(query) => {
                 let coded = Coded { codes: self.codes(), query };
@@ -38,7 +66,9 @@ impl Segment {
             }
             None => self.walk(&exact, walk, scratch, accept, |_| 0),
         };
-        distances(&exact, rows)
+        let (scored, links) = scratch.take_counts();
+        let (codes, vectors) = if coded.is_some() { (scored, 0) } else { (0, scored) };
+        distances(&exact, rows, Tally { codes, vectors, links })
     }
 
     /// The rows that [`Segment::nearest`] compares by their vectors.
@@ -78,14 +108,14 @@ impl Segment {
     }
 
     /// The nearest `count` of some rows, as a scan of their codes finds them, and as many more as it leaves in doubt.
-    pub(crate) fn scan(&self, query: &[f32], count: usize, rows: impl Iterator<Item = u32>) -> Vec<Near> {
+    pub(crate) fn scan(&self, query: &[f32], count: usize, rows: impl Iterator<Item = u32>) -> Searched {
         let exact = self.exact(query);
         let coded = self.code(query);
-        let rows = match &coded {
-            Some(query) => Coded { codes: self.codes(), query }.shortlist(rows, count),
-            None => rows.collect(),
+        let (rows, codes) = match &coded {
+            Some(query) => Coded { codes: self.codes(), query }.shortlist(rows, self.candidates_min(count)),
+            None => (rows.collect(), 0),
         };
-        distances(&exact, rows)
+        distances(&exact, rows, Tally { codes, ..Tally::default() })
     }
 
     /// What the graph of other rows takes over of this one's links: those of rows that both have, ascending by slot
@@ -130,17 +160,23 @@ impl Segment {
 /// Of what a walk found, at most one row in so many may be refused before it is walked again for accepted rows alone.
 const REFUSED_SHARE: usize = 10;
 
-fn distances(exact: &Exact<'_>, rows: Vec<u32>) -> Vec<Near> {
+fn distances(exact: &Exact<'_>, rows: Vec<u32>, mut tally: Tally) -> Searched {
     for row in &rows {
         exact.prefetch(*row);
     }
-    rows.into_iter().map(|row| (exact.distance(row), row)).collect()
+    tally.vectors += rows.len() as u64;
+    Searched { near: rows.into_iter().map(|row| (exact.distance(row), row)).collect(), tally }
 }
 
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{codes::Grid, kernel::Metric, segment::Content},
+        super::{
+            bits::Signs,
+            codes::Grid,
+            kernel::Metric,
+            segment::{Coder, Content},
+        },
         *,
     };
     use crate::model::{Distance, HnswParams, Position};
@@ -185,7 +221,8 @@ mod tests {
             let grid = Grid::of(dim, &vectors).expect("codes serve");
             assert_eq!(grid.half, dim >= 128, "{distance:?}");
             let codes = grid.encode(&vectors);
-            for coded in [Some((&grid, &codes[..])), None] {
+            let coder = Coder::Numbers(grid);
+            for coded in [Some((&coder, &codes[..])), None] {
                 let content = Content { distance, dim, rows: &rows, vectors: &vectors, built: &built, coded };
                 Segment::write(&path, &content).expect("written");
                 let segment = Segment::open(&path).expect("whole");
@@ -198,9 +235,13 @@ mod tests {
                         .collect();
                     right.sort_by(|a, b| a.0.total_cmp(&b.0));
                     right.truncate(10);
-                    let near = segment.nearest(query, walk(10, 256, false), &mut Default::default(), odd);
+                    let found = segment.nearest(query, walk(10, 256, false), &mut Default::default(), odd);
+                    let near = found.near;
                     walked += right.iter().filter(|hit| near.contains(hit)).count();
-                    let scan = segment.scan(query, 10, (0..ROWS as u32).filter(|row| odd(*row)));
+                    let scanned_rows = segment.scan(query, 10, (0..ROWS as u32).filter(|row| odd(*row)));
+                    let (scan, tally) = (scanned_rows.near, scanned_rows.tally);
+                    let codes = if coded.is_some() { ROWS as u64 / 2 } else { 0 };
+                    assert_eq!((tally.codes, tally.vectors, tally.links), (codes, scan.len() as u64, 0));
                     scanned += right.iter().filter(|near| scan.contains(near)).count();
                     assert!(coded.is_none() || scan.len() < ROWS / 3, "{distance:?} {dim}: {}", scan.len());
                 }
@@ -208,5 +249,61 @@ mod tests {
                 assert!(scanned >= 199, "{distance:?} {dim}: {scanned} of 200 by scanning");
             }
         }
+    }
+
+    /// The exact neighbours of real vectors, found among bits by walking and by scanning.
+    #[test]
+    fn bits_find_the_neighbours_of_real_vectors() {
+        let floats = |name: &str| -> Vec<f32> {
+            let path = format!("{}/tests/data/wordnet-2k/{name}", env!("CARGO_MANIFEST_DIR"));
+            let file = npyz::NpyFile::new(std::fs::File::open(path).expect("the data")).expect("npy");
+            match name.contains("f16") {
+                true => file.into_vec::<half::f16>().expect("f16").into_iter().map(f32::from).collect(),
+                false => file.into_vec::<f32>().expect("f32"),
+            }
+        };
+        const DIM: usize = 384;
+        let (mut vectors, queries) = (floats("vectors.f16.npy"), floats("queries.f32.npy"));
+        vectors.chunks_exact_mut(DIM).for_each(crate::model::schema::normalise);
+        let rows = vectors.len() / DIM;
+        let stop = AtomicBool::new(false);
+        let (grid, params) = (Grid::of(DIM, &vectors).expect("codes serve"), HnswParams::default());
+        let codes = grid.encode(&vectors);
+        let built = super::super::grow::grow(Distance::Cosine, (&grid, &codes), Vec::new(), params, &stop)
+            .expect("grown");
+        let (signs, codes) = Signs::of(Distance::Cosine, DIM, &vectors).expect("bits serve");
+        assert_eq!(codes.len(), rows * DIM / 8);
+        let numbers: Vec<Row> = (0..rows as u32).map(|slot| Row { slot, version: Position(1) }).collect();
+        let coder = Coder::Signs(signs);
+        let content = Content {
+            distance: Distance::Cosine,
+            dim: DIM,
+            rows: &numbers,
+            vectors: &vectors,
+            built: &built,
+            coded: Some((&coder, &codes)),
+        };
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a.seg");
+        Segment::write(&path, &content).expect("written");
+        let segment = Segment::open(&path).expect("whole");
+        let (metric, ef) = (Metric::of(Distance::Cosine), segment.candidates_min(10));
+        let (mut walked, mut scanned, mut of, mut compared) = (0, 0, 0, 0);
+        for query in queries.chunks_exact(DIM) {
+            let mut right: Vec<f32> =
+                (0..rows as u32).map(|row| metric.distance(query, segment.vector(row))).collect();
+            right.sort_by(f32::total_cmp);
+            let right = |near: &[Near]| near.iter().filter(|near| near.0 <= right[9]).count().min(10);
+            let walk = segment.nearest(query, walk(10, ef, true), &mut Default::default(), |_| true);
+            let scan = segment.scan(query, 10, 0..rows as u32);
+            assert_eq!(scan.tally.codes, rows as u64);
+            walked += right(&walk.near);
+            scanned += right(&scan.near);
+            compared += scan.near.len();
+            of += 10;
+        }
+        assert!(walked * 100 >= of * 97, "{walked} of {of} by walking");
+        assert!(scanned * 100 >= of * 98, "{scanned} of {of} by scanning");
+        assert!(compared * 5 < rows * of / 10, "a scan compares {compared} by their vectors");
     }
 }
