@@ -48,9 +48,11 @@ const LOOKS_PER_FOUNDER: u32 = 10;
 /// Where logs end, by replica.
 type Ends = BTreeMap<ReplicaId, Option<LogIndex>>;
 
-/// The last entry that a replica has which lacks the last `lag` up to `end`.
-fn had(end: Option<LogIndex>, lag: u64) -> Option<LogIndex> {
-    end.and_then(|end| end.0.checked_sub(lag)).map(LogIndex)
+/// How much a replica counts as lacking of a log with this end, if it lacks the last `lag` entries: it must have had all
+/// that was there at the last look.
+fn lacking(lag: u64, end: Option<LogIndex>, at_last_look: Option<Option<LogIndex>>) -> u64 {
+    let had = end.and_then(|end| end.0.checked_sub(lag)).map(LogIndex);
+    if at_last_look.is_some_and(|end| had >= end) { lag } else { u64::MAX }
 }
 
 /// What a leader does next.
@@ -225,10 +227,7 @@ impl Cluster {
             }
             let deadline = Instant::now() + STEP_WITHIN;
             let before = looked.get(&status.replica).copied();
-            let lag = |id| match (replica.lag_of(id)?, before) {
-                (lag, Some(before)) if had(status.ladder.flushed, lag) >= before => Some(lag),
-                _ => Some(u64::MAX),
-            };
+            let lag = |id| Some(lacking(replica.lag_of(id)?, status.ladder.flushed, before));
             let step = next_step(group, &status.members, status.replica, lag);
             if let Some(step) = &step {
                 tracing::info!(group = group.group, ?step, "membership follows the catalog");
@@ -310,13 +309,16 @@ mod tests {
     }
 
     #[test]
-    fn what_a_replica_has_follows_from_what_it_lacks() {
+    fn few_entries_may_be_all_there_are() {
         let end = Some(LogIndex(9));
-        assert_eq!(
-            [0, 4, 9, 10, 11, u64::MAX].map(|lag| had(end, lag).map(|index| index.0)),
-            [Some(9), Some(5), Some(0), None, None, None]
-        );
-        assert_eq!(had(None, 0), None);
+        // Nothing of ten entries that were there before.
+        assert_eq!(lacking(10, end, Some(end)), u64::MAX);
+        // All but two that came since.
+        assert_eq!(lacking(2, end, Some(Some(LogIndex(7)))), 2);
+        assert_eq!(lacking(3, end, Some(Some(LogIndex(7)))), u64::MAX);
+        // At the first look nothing is known.
+        assert_eq!(lacking(0, end, None), u64::MAX);
+        assert_eq!([lacking(0, None, Some(None)), lacking(10, end, Some(None))], [0, 10]);
     }
 
     #[test]
