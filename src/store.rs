@@ -21,7 +21,7 @@ pub use memory::MemoryStore;
 
 use bytes::Bytes;
 use fjall::{Database, KeyspaceCreateOptions, KvSeparationOptions, PersistMode, Readable};
-use std::{ops::Bound, path::Path};
+use std::{fs, io, ops::Bound, path::Path};
 
 /// The store failed: an I/O error or damage below it.
 #[derive(Debug, thiserror::Error)]
@@ -125,11 +125,35 @@ enum ViewOf {
 /// What only a program that mixes two stores can do.
 const MIXED: &str = "a keyspace belongs to the store it was opened in";
 
+/// Clears away what a creation left that was cut off, which fjall takes for somebody else's: its journal is made first,
+/// then its marker, and only then the folder of its first keyspace.
+///
+/// Errors: I/O; damage: a keyspace, and no marker.
+fn clear_unborn(path: &Path) -> Result<()> {
+    let io = |error: io::Error| StoreError::from(fjall::Error::Io(error));
+    if path.join("version").try_exists().map_err(io)? {
+        return Ok(());
+    }
+    let in_use = match fs::read_dir(path.join("keyspaces")) {
+        Ok(mut keyspaces) => keyspaces.next().is_some(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => return Err(io(error)),
+    };
+    if in_use {
+        return Err(StoreError { what: "the store has lost its version marker".to_owned(), damaged: true });
+    }
+    match fs::remove_file(path.join("0.jnl")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io(error)),
+        _ => Ok(()),
+    }
+}
+
 impl Store {
     /// Opens the store in a folder, or makes one.
     ///
     /// Errors: I/O, damage, or a folder that another process has open.
     pub fn open(path: &Path, options: StoreOptions) -> Result<Store> {
+        clear_unborn(path)?;
         let database = Database::builder(path)
             .cache_size(options.cache_bytes)
             .max_journaling_size(JOURNAL_BYTES_MAX)

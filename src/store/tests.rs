@@ -51,6 +51,36 @@ enum Step {
     Reopen,
 }
 
+/// A process killed while it made the store: each step of that, and then a store that can be used.
+#[test]
+fn a_creation_that_was_cut_off_is_begun_anew() {
+    let whole = tempfile::tempdir().unwrap();
+    drop(Store::open(whole.path(), StoreOptions::default()).unwrap());
+    let made = ["lock", "keyspaces", "0.jnl", "version"];
+    for steps in 0..=made.len() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in &made[..steps] {
+            let (from, to) = (whole.path().join(name), folder.path().join(name));
+            match from.is_dir() {
+                true => fs::create_dir(to).unwrap(),
+                false => _ = fs::copy(from, to).unwrap(),
+            }
+        }
+        for _ in 0..2 {
+            let store = Store::open(folder.path(), StoreOptions::default())
+                .unwrap_or_else(|error| panic!("after {:?}: {error}", &made[..steps]));
+            let keyspace = store.keyspace("a", KeyspaceKind::Plain).unwrap();
+            let mut batch = store.batch();
+            batch.put(&keyspace, b"k", b"v");
+            batch.commit().unwrap();
+        }
+    }
+    // A store that was in use is not taken for one of those.
+    fs::remove_file(whole.path().join("version")).unwrap();
+    let error = Store::open(whole.path(), StoreOptions::default()).err().unwrap();
+    assert!(error.is_damage(), "{error}");
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let change = (0u8..3, any::<u8>(), proptest::option::of(any::<u8>()));
     prop_oneof![
