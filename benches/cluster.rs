@@ -20,7 +20,7 @@ mod process;
 mod workload;
 
 use cluster::{Options, TestCluster, nodes_wanted, scaled};
-use connection::Connection;
+use connection::{Connection, Reply};
 use history::{History, Nanos, Order};
 use npyz::NpyFile;
 use serde_json::json;
@@ -286,6 +286,14 @@ fn read_on(
 ) -> Vec<Duration> {
     let mut connection = Connection::new(url);
     let headers = [("annal-consistency", consistency)];
+    paced(pace, stop, || {
+        let path = format!("/collections/c/points/{}", next.fetch_add(1, Ordering::Relaxed) % points);
+        connection.get(&path, &headers).expect("the node answers")
+    })
+}
+
+/// Asks again and again until it is told to stop, at a pace if there is one; how long each took.
+fn paced(pace: Option<Duration>, stop: &AtomicBool, mut ask: impl FnMut() -> Reply) -> Vec<Duration> {
     let mut times = Vec::new();
     let mut due = Instant::now();
     while !stop.load(Ordering::Relaxed) {
@@ -294,9 +302,8 @@ fn read_on(
             // Clients that fell behind do not catch up in a burst.
             due = (due + pace).max(Instant::now());
         }
-        let path = format!("/collections/c/points/{}", next.fetch_add(1, Ordering::Relaxed) % points);
         let started = Instant::now();
-        let reply = connection.get(&path, &headers).unwrap();
+        let reply = ask();
         assert_eq!(reply.status, 200, "{}", reply.body);
         times.push(started.elapsed());
     }
@@ -310,9 +317,10 @@ fn moves() {
     let Ok(data) = std::env::var("ANNAL_BENCH_DATA").map(PathBuf::from) else {
         return println!("left out: ANNAL_BENCH_DATA is not set");
     };
-    let queries = NpyFile::new(File::open(data.join("queries.f32.npy")).unwrap()).unwrap();
+    let queries = NpyFile::new(File::open(data.join("queries.f32.npy")).expect("queries beside the vectors"))
+        .expect("a file of NumPy");
     let dim = queries.shape()[1] as usize;
-    let queries = queries.into_vec::<f32>().unwrap();
+    let queries = queries.into_vec::<f32>().expect("f32 queries");
     let bodies: Vec<String> =
         queries.chunks(dim).map(|query| json!({"query": query, "limit": 10}).to_string()).collect();
 
@@ -325,7 +333,7 @@ fn moves() {
     let mut import = Command::new(env!("CARGO_BIN_EXE_annal"));
     import.arg("import").arg(data.join("vectors.f16.npy"));
     import.args(["--collection", "v", "--url", &cluster.url(0)]);
-    assert!(import.status().unwrap().success());
+    assert!(import.status().expect("the program is there").success());
     at_rest(&cluster);
     let points = cluster.client(0).post("/collections/v/points/count", &json!({})).ok()["count"].clone();
     println!(
@@ -345,7 +353,7 @@ fn moves() {
                     scope.spawn(move || search_on(url, pace, stop, next, bodies))
                 })
                 .collect();
-            clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
+            clients.into_iter().flat_map(|client| client.join().expect("no search failed")).collect()
         })
     };
     let for_a = |time: Duration, pace: Option<Duration>| {
@@ -360,7 +368,7 @@ fn moves() {
     };
     let load = Load::start(
         urls.clone(),
-        Plan { writers: 2, readers: 2, rest: Duration::from_millis(10), ..Plan::default() },
+        Plan { writers: 2, readers: 2, rest: Duration::from_millis(50), ..Plan::default() },
     );
     let full = for_a(turn(), None).len() as f64 / turn().as_secs_f64();
     let pace = Duration::from_secs_f64(CLIENTS as f64 * 2.0 / full);
@@ -381,7 +389,7 @@ fn moves() {
             let searching = scope.spawn(|| search(Some(pace), &stop));
             cluster.move_on("v", turn_number as u32 % SHARDS);
             stop.store(true, Ordering::Relaxed);
-            searching.join().unwrap()
+            searching.join().expect("no search failed")
         });
         let moving = report("a replica moves", started.elapsed(), times);
         ratios.push(moving / quiet);
@@ -415,18 +423,8 @@ fn search_on(
     bodies: &[String],
 ) -> Vec<Duration> {
     let mut connection = Connection::new(url);
-    let mut times = Vec::new();
-    let mut due = Instant::now();
-    while !stop.load(Ordering::Relaxed) {
-        if let Some(pace) = pace {
-            thread::sleep(due.saturating_duration_since(Instant::now()));
-            due = (due + pace).max(Instant::now());
-        }
+    paced(pace, stop, || {
         let body = &bodies[next.fetch_add(1, Ordering::Relaxed) as usize % bodies.len()];
-        let started = Instant::now();
-        let reply = connection.send("POST", "/collections/v/points/query", &[], body).unwrap();
-        assert_eq!(reply.status, 200, "{}", reply.body);
-        times.push(started.elapsed());
-    }
-    times
+        connection.send("POST", "/collections/v/points/query", &[], body).expect("the node answers")
+    })
 }

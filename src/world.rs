@@ -119,8 +119,18 @@ pub fn rest(time: Duration) {
     }
 }
 
+/// Has this thread give way to those of a lower number, 19 being the most polite. On Linux this is of the thread alone, and
+/// elsewhere nothing; a refusal costs nothing but that.
+pub fn give_way(nice: i32) {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::nice(nice) {
+        tracing::debug!(%error, "a thread keeps its priority");
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = nice;
+}
+
 /// How much work that is done aside gives way.
-#[cfg(target_os = "linux")]
 const ASIDE_NICE: i32 = 19;
 
 /// Runs work that nobody waits for on a thread of its own, to which all others come first; in a simulation, as
@@ -131,11 +141,7 @@ pub fn aside(work: impl FnOnce() + Send + 'static) {
         return;
     }
     let run = move || {
-        // On Linux this is of the thread alone; a refusal costs nothing but that.
-        #[cfg(target_os = "linux")]
-        if let Err(error) = rustix::process::nice(ASIDE_NICE) {
-            tracing::debug!(%error, "a thread aside keeps its priority");
-        }
+        give_way(ASIDE_NICE);
         work();
     };
     if let Err(error) = std::thread::Builder::new().name("aside".to_owned()).spawn(run) {

@@ -58,8 +58,8 @@ impl Pace {
 
 /// Reads at a pace.
 pub(super) struct Paced<R> {
-    pub(super) input: R,
-    pub(super) pace: Pace,
+    input: R,
+    pace: Pace,
 }
 
 /// Read between two turns: many small reads are one.

@@ -49,7 +49,6 @@ const INCOMING: &str = "incoming";
 /// How long nothing must be written before an open delta is thought of.
 const REST: Duration = Duration::from_secs(2);
 /// How much the thread that builds gives way.
-#[cfg(target_os = "linux")]
 const BUILD_NICE: i32 = 10;
 
 /// Whose turn it is to build; shared by all shards of a node, so that one graph is built at a time.
@@ -196,11 +195,8 @@ impl Indexer {
     }
 
     fn run(&self, shard: &Weak<Shard>) {
-        // Searches and writes come first. On Linux this is of the thread alone; a refusal costs nothing but that.
-        #[cfg(target_os = "linux")]
-        if let Err(error) = rustix::process::nice(BUILD_NICE) {
-            tracing::debug!(%error, "the index thread keeps its priority");
-        }
+        // Searches and writes come first.
+        world::give_way(BUILD_NICE);
         // Where the shard stood at the last look, and where its open deltas were last thought of: once is enough.
         let (mut seen, mut thought_of) = (None, None);
         loop {

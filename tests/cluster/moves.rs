@@ -132,8 +132,9 @@ fn a_shard_moves_under_load() {
 #[test]
 fn a_new_replica_votes_only_once_it_has_everything() {
     let mut cluster = cluster_with_c();
-    let points: Vec<_> =
-        (0..8_000).map(|n| json!({"id": n, "vector": [n % 97, n % 89, n % 83, n]})).collect();
+    let padding = "x".repeat(2_000);
+    let point = |n| json!({"id": n, "vector": [n % 97, n % 89, n % 83, n], "payload": {"padding": padding}});
+    let points: Vec<_> = (0..8_000).map(point).collect();
     for points in points.chunks(1_000) {
         cluster.client(0).put("/collections/c/points?wait=true", &json!({ "points": points })).ok();
     }

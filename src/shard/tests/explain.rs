@@ -1,7 +1,7 @@
 //! What a search says that it did is what it did.
 
 use super::{
-    real::{fill, is_noun, open_wordnet, settle, wordnet},
+    real::{fill, is_noun, open_wordnet, settle, ten_nearest, wordnet},
     *,
 };
 use crate::model::{Explanation, PartKind, ScoredPoint, SearchPlan};
@@ -12,16 +12,7 @@ fn explained(
     filter: Option<Filter>,
     params: SearchParams,
 ) -> (Vec<ScoredPoint>, Explanation) {
-    let request = SearchRequest {
-        target: Target::Nearest(query.to_vec()),
-        using: String::new(),
-        filter,
-        limit: 10,
-        offset: 0,
-        score_threshold: None,
-        params,
-        projection: Projection::default(),
-    };
+    let request = ten_nearest(query, filter, params);
     let mut explanation = Explanation::default();
     let hits = view.search(&request, None, Some(&mut explanation)).unwrap();
     assert_eq!(hits, view.search(&request, None, None).unwrap(), "telling changes nothing");

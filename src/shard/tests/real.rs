@@ -84,17 +84,22 @@ pub(super) fn settle(shard: &Shard) {
     }
 }
 
-fn search(view: &ReadView, query: &[f32], filter: Option<Filter>, ef: Option<u32>) -> Vec<(PointId, f32)> {
-    let request = SearchRequest {
+/// Asks for the ten nearest.
+pub(super) fn ten_nearest(query: &[f32], filter: Option<Filter>, params: SearchParams) -> SearchRequest {
+    SearchRequest {
         target: Target::Nearest(query.to_vec()),
         using: String::new(),
         filter,
         limit: 10,
         offset: 0,
         score_threshold: None,
-        params: SearchParams { exact: ef.is_none(), ef },
+        params,
         projection: Projection::default(),
-    };
+    }
+}
+
+fn search(view: &ReadView, query: &[f32], filter: Option<Filter>, ef: Option<u32>) -> Vec<(PointId, f32)> {
+    let request = ten_nearest(query, filter, SearchParams { exact: ef.is_none(), ef });
     view.search(&request, None, None).unwrap().into_iter().map(|p| (p.id, p.score)).collect()
 }
 
