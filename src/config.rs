@@ -26,6 +26,8 @@ pub struct Config {
     pub auth: Auth,
     /// How it finds its peers and lives with them.
     pub cluster: Cluster,
+    /// How its cluster lives with other regions.
+    pub regions: Regions,
     /// The log.
     pub log: Log,
     /// The store.
@@ -73,6 +75,24 @@ pub struct Cluster {
     /// How fast this node sends snapshots, all of them together, and installs each: so that searches and writes hardly
     /// notice that a replica moves. 0: as fast as it goes.
     pub snapshot_bytes_per_second: u64,
+}
+
+/// How a cluster lives with other regions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Regions {
+    /// Where other regions reach this cluster (`http://host:port`), if that is not where this node listens.
+    pub url: Option<String>,
+    /// The key that other regions want.
+    pub api_key: Option<String>,
+    /// How often a home is asked where it stands.
+    pub pulse_ms: u64,
+    /// How long a home that starts asks the regions that follow it whether one has taken over, before it takes writes.
+    pub ask_ms: u64,
+    /// Whether it takes writes then although one could not be asked.
+    pub accept_unheard: bool,
+    /// Whether what only a home elsewhere can answer is sent there; else it is refused.
+    pub forward: bool,
 }
 
 /// Who may ask.
@@ -146,6 +166,7 @@ impl Default for Config {
             node: Node::default(),
             auth: Auth::default(),
             cluster: Cluster::default(),
+            regions: Regions::default(),
             log: Log::default(),
             store: Store::default(),
             index: Index::default(),
@@ -178,6 +199,19 @@ impl Default for Cluster {
             election_ms_min: 900,
             election_ms_max: 1_300,
             snapshot_bytes_per_second: 32 << 20,
+        }
+    }
+}
+
+impl Default for Regions {
+    fn default() -> Self {
+        Regions {
+            url: None,
+            api_key: None,
+            pulse_ms: 20,
+            ask_ms: 10_000,
+            accept_unheard: true,
+            forward: true,
         }
     }
 }
@@ -253,6 +287,13 @@ impl Config {
         }
         if let Some(strange) = self.cluster.join.iter().find(|to| !is_address(to)) {
             return wrong("cluster.join", &format!("`{strange}` is not host:port"));
+        }
+        let reached = |url: &str| url.strip_prefix("http://").is_some_and(is_address);
+        if let Some(strange) = self.regions.url.as_deref().filter(|url| !reached(url)) {
+            return wrong("regions.url", &format!("`{strange}` is not http://host:port"));
+        }
+        if !(1..=60_000).contains(&self.regions.pulse_ms) {
+            return wrong("regions.pulse_ms", "1 to 60000 milliseconds");
         }
         let advertised = [
             ("node.peer_advertise", &self.node.peer_advertise),

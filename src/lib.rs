@@ -5,14 +5,12 @@
 //! ```text
 //!  roof  main.rs  node.rs  cli/    opens every floor in order, closes in reverse
 //!   6    api/                      tower stack on hyper; the only floor that knows public HTTP and JSON
-//!   5    changefeed/               who follows the log from outside
+//!   5    region/  changefeed/      who follows the log from outside
 //!   4    cluster/                  who holds what, and how a request gets there
 //!   3    replica/                  log + state under Raft; the only floor that names openraft
 //!   2    annal-wal (crate) | shard/    okaywal in one file | usearch in one file
 //!   1    model/ machine.rs store.rs net/ batch.rs world.rs mutant.rs identity.rs config.rs    words and contracts; fjall in one file
 //! ```
-//!
-//! The rest of floor 5 (`region/`) is not built yet.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -28,6 +26,7 @@ pub mod model;
 pub mod mutant;
 pub mod net;
 pub mod node;
+pub mod region;
 pub mod replica;
 pub mod shard;
 pub mod store;

@@ -9,7 +9,7 @@
 
 use crate::model::{Kind, Position};
 use bytes::Bytes;
-use std::io;
+use std::{collections::VecDeque, io};
 
 /// What the replica wants to find again: opaque to the state machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +71,8 @@ pub trait StateMachine: Send + Sync + 'static {
     /// Applies commands in order, in one atomic batch together with the bookmark, and publishes the result to
     /// readers. `commands` may be empty (only the bookmark moves).
     ///
-    /// Returns one outcome a command. Errors: the state is as before the call, or the machine is poisoned and
+    /// Returns one outcome a command: most take the next position, some (a mirror's) several or none; an outcome has
+    /// the last position after its command. Errors: the state is as before the call, or the machine is poisoned and
     /// every later call fails.
     fn apply(&self, commands: Vec<Bytes>, bookmark: Bookmark) -> Result<Vec<Outcome>, MachineError>;
 
@@ -81,6 +82,12 @@ pub trait StateMachine: Send + Sync + 'static {
     /// The newest recorded bookmark whose position is at or below `position`, with that position: where a
     /// reader of commands starts to count. Recorded at least every 4,096 positions.
     fn bookmark_at(&self, position: Position) -> Result<Option<(Position, Bookmark)>, MachineError>;
+
+    /// [`StateMachine::bookmark_at`], with how commands are counted from there on.
+    fn waymark(&self, position: Position) -> Result<Waymark, MachineError> {
+        let (position, bookmark) = self.bookmark_at(position)?.unzip();
+        Ok(Waymark { bookmark, counter: Box::new(OneByOne(position.unwrap_or_default())) })
+    }
 
     /// Writes the whole state at one position, with its bookmark, as a checksummed stream.
     fn write_snapshot(&self, out: &mut dyn io::Write) -> Result<(), MachineError>;
@@ -93,6 +100,40 @@ pub trait StateMachine: Send + Sync + 'static {
     /// beside such commands may go. Never goes back; cheap, the work is done while applying.
     fn history_starts_at(&self, position: Position) {
         let _ = position;
+    }
+}
+
+/// Where a reader of commands starts to count.
+pub struct Waymark {
+    /// Up to where in the log all is counted; none: nothing is.
+    pub bookmark: Option<Bookmark>,
+    /// Counts from there on.
+    pub counter: Box<dyn Counter>,
+}
+
+/// Counts the commands of a log as the state machine does that applies them.
+pub trait Counter: Send + Sync {
+    /// The last position.
+    fn position(&self) -> Position;
+
+    /// Takes the log's next command, and adds what has positions, with them.
+    ///
+    /// A position that moves without anything added is passed over: the log has no command there.
+    fn take(&mut self, command: Bytes, out: &mut VecDeque<(Position, Bytes)>) -> Result<(), MachineError>;
+}
+
+/// Every command has the next position.
+pub struct OneByOne(pub Position);
+
+impl Counter for OneByOne {
+    fn position(&self) -> Position {
+        self.0
+    }
+
+    fn take(&mut self, command: Bytes, out: &mut VecDeque<(Position, Bytes)>) -> Result<(), MachineError> {
+        self.0 = self.0.next();
+        out.push_back((self.0, command));
+        Ok(())
     }
 }
 

@@ -19,7 +19,8 @@ use crate::{
     config::{Config, ConfigError},
     identity::Incarnation,
     model::ReplicaId,
-    net::{self, Credentials, Peers},
+    net::{self, Credentials, Peers, http::Http},
+    region::{self, RegionOptions, Regions},
     replica::{CheckpointLimits, Pace, ReplicaOptions},
     shard::ShardOptions,
     store::{Store, StoreError},
@@ -135,13 +136,17 @@ impl Node {
             http: advertised(&self.config.node.http_advertise, self.http()),
             peer: advertised(&self.config.node.peer_advertise, self.peer()),
         };
+        let at_http = me.http.clone();
         let Node { http, peer, config } = self;
         let mut serving = world::spawn(api::serve(http, front.clone(), http_stop.clone().cancelled_owned()));
         let peer_stop = CancellationToken::new();
         let ran = async {
             let ground = Ground::Real { listener: peer, peer_stop: peer_stop.clone() };
             let Some(up) = start(&config, me, ground, &stopping).await? else { return Ok(()) };
-            front.open(up.cluster.clone()).map_err(NodeError::Http)?;
+            let link = region::HttpLink::new(Http::default(), config.regions.api_key.clone());
+            let regions =
+                Regions::start(up.cluster.clone(), Arc::new(link), region_options(&config, &at_http));
+            front.open(up.cluster.clone(), regions).map_err(NodeError::Http)?;
             up.serve(&stopping, &mut serving).await?;
             // What is asked from now on finds other leaders; then nothing new is accepted.
             if timeout(DRAIN_WITHIN, up.cluster.drain()).await.is_err() {
@@ -340,6 +345,18 @@ fn cluster_options(config: &Config, standing: &Standing, machine: Option<&Machin
     }
 }
 
+/// `http`: where others dial this node.
+fn region_options(config: &Config, http: &str) -> RegionOptions {
+    let own = || format!("http://{http}");
+    RegionOptions {
+        url: config.regions.url.clone().unwrap_or_else(own),
+        pulse: Duration::from_millis(config.regions.pulse_ms),
+        ask_within: Duration::from_millis(config.regions.ask_ms),
+        accept_unheard: config.regions.accept_unheard,
+        lost_dir: config.data_dir.join("lost"),
+    }
+}
+
 fn api_options(config: &Config) -> api::ApiOptions {
     api::ApiOptions {
         keys: api::Keys {
@@ -349,6 +366,7 @@ fn api_options(config: &Config) -> api::ApiOptions {
         body_bytes_max: config.limits.request_bytes_max,
         timeout_default: Duration::from_millis(config.limits.timeout_ms),
         in_flight_max: config.limits.requests_max,
+        forward: config.regions.forward.then(|| config.regions.api_key.clone()),
         ..api::ApiOptions::default()
     }
 }

@@ -13,6 +13,7 @@ mod auth;
 mod body;
 mod envelope;
 mod error;
+mod forward;
 mod metrics;
 mod native;
 mod qdrant;
@@ -29,6 +30,7 @@ pub use server::{Front, serve};
 use crate::{
     cluster::Cluster,
     model::{Effect, Kind},
+    region::Regions,
 };
 use axum::{
     Router,
@@ -39,6 +41,7 @@ use axum::{
 };
 use body::BodyLimit;
 use error::ApiError;
+use forward::Forwarder;
 use metrics_exporter_prometheus::PrometheusHandle;
 use std::{any::Any, io, sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
@@ -69,6 +72,8 @@ pub struct ApiOptions {
     pub linger: Duration,
     /// How long requests in flight may take to finish after that.
     pub drain: Duration,
+    /// Whether what only a home in another region can answer is sent there, and with which key.
+    pub forward: Option<Option<String>>,
 }
 
 impl Default for ApiOptions {
@@ -80,6 +85,7 @@ impl Default for ApiOptions {
             in_flight_max: 1_024,
             linger: Duration::from_millis(300),
             drain: Duration::from_secs(10),
+            forward: Some(None),
         }
     }
 }
@@ -88,6 +94,7 @@ impl Default for ApiOptions {
 #[derive(Clone)]
 struct Api {
     cluster: Cluster,
+    regions: Regions,
     body_limit: BodyLimit,
     exporter: PrometheusHandle,
     /// Cancelled once the node leaves: answers without an end end then.
@@ -100,6 +107,12 @@ impl FromRef<Api> for Cluster {
     }
 }
 
+impl FromRef<Api> for Regions {
+    fn from_ref(api: &Api) -> Self {
+        api.regions.clone()
+    }
+}
+
 impl FromRef<Api> for BodyLimit {
     fn from_ref(api: &Api) -> Self {
         api.body_limit
@@ -109,10 +122,17 @@ impl FromRef<Api> for BodyLimit {
 /// The whole door as one service.
 ///
 /// Errors: another metrics recorder is installed in this process.
-fn router(cluster: Cluster, options: &ApiOptions, leaving: CancellationToken) -> io::Result<Router> {
+fn router(
+    cluster: Cluster,
+    regions: Regions,
+    options: &ApiOptions,
+    leaving: CancellationToken,
+) -> io::Result<Router> {
     let body_limit = BodyLimit(options.body_bytes_max);
-    let api = Api { cluster, body_limit, exporter: exporter()?, leaving };
-    Ok(layered(built(), open(), options).with_state(api))
+    let forwarder = Forwarder::new(cluster.clone(), options.forward.clone());
+    let built = built().route_layer(from_fn_with_state(forwarder, forward::forward));
+    let api = Api { cluster, regions, body_limit, exporter: exporter()?, leaving };
+    Ok(layered(built, open(), options).with_state(api))
 }
 
 /// Routes that are turned away by load, read the wishes, and keep a deadline.
@@ -123,7 +143,8 @@ fn built() -> Router<Api> {
 /// Routes that do none of this.
 fn open() -> Router<Api> {
     let unbuilt = qdrant::unbuilt().merge(native::unbuilt());
-    qdrant::probes().merge(native::audits()).merge(native::feeds()).merge(unbuilt)
+    let streams = native::feeds().merge(native::regions_with_parameters());
+    qdrant::probes().merge(native::audits()).merge(streams).merge(unbuilt)
 }
 
 /// The door of a node that has no cluster to ask yet.

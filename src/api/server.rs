@@ -7,7 +7,7 @@
 //! closed. What is closed in the end is idle.
 
 use super::{ApiOptions, metrics, router, unready};
-use crate::cluster::Cluster;
+use crate::{cluster::Cluster, region::Regions};
 use arc_swap::ArcSwap;
 use axum::{
     BoxError, Router,
@@ -49,8 +49,8 @@ impl Front {
     /// From now on `cluster` answers.
     ///
     /// Errors: another metrics recorder is installed in this process.
-    pub fn open(&self, cluster: Cluster) -> io::Result<()> {
-        self.router.store(Arc::new(router(cluster, &self.options, self.leaving.clone())?));
+    pub fn open(&self, cluster: Cluster, regions: Regions) -> io::Result<()> {
+        self.router.store(Arc::new(router(cluster, regions, &self.options, self.leaving.clone())?));
         Ok(())
     }
 

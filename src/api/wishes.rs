@@ -53,6 +53,11 @@ enum Ordering {
 }
 
 impl Wishes {
+    /// Whether a read is to see all that was acknowledged before.
+    pub(super) fn is_linearizable(&self) -> bool {
+        self.consistency == Consistency::Linearizable
+    }
+
     /// For a write.
     pub(super) fn write(self) -> WriteOptions {
         WriteOptions { wait: self.wait, deadline: self.deadline, request: self.request, token: self.at_least }

@@ -105,7 +105,7 @@ pub async fn open(
             From::Token(token) => places_of(token, &followed, &shards)?,
         },
     };
-    let parts = Parts { payload: options.with_payload, vectors: options.with_vector };
+    let parts = Parts { payload: options.with_payload, vectors: options.with_vector, commands: false };
     let opening = token.shards.iter().map(async |(shard, place)| {
         let opened = cluster.follow_shard(&followed, *shard, place.position, parts, options.deadline).await;
         (*shard, opened)

@@ -9,7 +9,7 @@ use super::{
     placement,
     shards::LiveCollection,
 };
-use crate::model::{Body, FieldPath, FieldType};
+use crate::model::{Body, CollectionId, FieldPath, FieldType};
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::time::Instant;
 
@@ -53,8 +53,8 @@ impl Cluster {
         }
         self.catch_up_with_catalog(deadline).await?;
         let dropping = self.inner.catalog.state().dropping.clone();
-        for record in dropping.into_values().filter(|c| c.name == name) {
-            self.retire(record, deadline).await?;
+        for (number, record) in dropping.into_iter().filter(|(_, c)| c.name == name) {
+            self.retire(number, record, deadline).await?;
         }
         Ok(true)
     }
@@ -158,8 +158,14 @@ impl Cluster {
     }
 
     /// Tells every shard of a dropped collection that it is, then the catalog that all know it.
-    pub(super) async fn retire(&self, record: Arc<CollectionRecord>, deadline: Instant) -> Result<()> {
-        let id = record.id;
+    ///
+    /// `number`: the one it is dropped under.
+    pub(super) async fn retire(
+        &self,
+        number: CollectionId,
+        record: Arc<CollectionRecord>,
+        deadline: Instant,
+    ) -> Result<()> {
         let collection = LiveCollection::of(record);
         let bodies = collection.shards.iter().map(|s| (s.number, Body::Retire)).collect();
         let options = WriteOptions { wait: true, deadline, request: None, token: None };
@@ -168,6 +174,6 @@ impl Cluster {
             Ok(_) | Err(ClusterError::Gone(_)) => {}
             Err(e) => return Err(e),
         }
-        self.propose_catalog(CatalogCommand::Dropped { id }, deadline).await
+        self.propose_catalog(CatalogCommand::Dropped { id: number }, deadline).await
     }
 }

@@ -3,7 +3,7 @@
 use super::catalog;
 use crate::{
     machine::{MachineError, Rejection},
-    model::{CollectionId, Effect, Invalid, Kind, PointId, Position},
+    model::{CollectionId, Effect, Invalid, Kind, PointId, Position, region::NOT_HOME},
     mutant::{self, Mutant},
     replica::ReplicaError,
     store::StoreError,
@@ -65,6 +65,9 @@ pub enum ClusterError {
     /// Nothing was proposed.
     #[error("{0}")]
     Unavailable(String),
+    /// The collection has its home in another region, or is on its way there; nothing was proposed.
+    #[error("{0}")]
+    NotHome(String),
     /// Too much is under way; nothing was proposed.
     #[error("{0}")]
     Limited(String),
@@ -110,7 +113,7 @@ impl ClusterError {
             | ClusterError::Stale(_) => Kind::Conflict,
             ClusterError::Precondition { .. } => Kind::Precondition,
             ClusterError::Expired(_) | ClusterError::TooOld { .. } => Kind::Expired,
-            ClusterError::Unavailable(_) => Kind::Unavailable,
+            ClusterError::Unavailable(_) | ClusterError::NotHome(_) => Kind::Unavailable,
             ClusterError::Limited(_) => Kind::Limited,
             ClusterError::Timeout { .. } => Kind::Timeout,
             ClusterError::Full(_) => Kind::Full,
@@ -170,6 +173,7 @@ impl From<Rejection> for ClusterError {
         let Rejection { code, message, version } = rejection;
         match code.as_str() {
             "expired" => ClusterError::Expired(message),
+            NOT_HOME => ClusterError::NotHome(message),
             "version_mismatch" => ClusterError::Precondition { message, version },
             catalog::EXISTS => ClusterError::Exists(message),
             catalog::MISSING => ClusterError::Missing(message),
@@ -212,6 +216,6 @@ impl ClusterError {
     /// Whether the same may succeed at another replica, or later.
     pub(super) fn may_pass(&self) -> bool {
         let kinds = [Kind::Unavailable, Kind::Timeout, Kind::Limited, Kind::Internal, Kind::Corrupt];
-        kinds.contains(&self.kind())
+        kinds.contains(&self.kind()) && !matches!(self, ClusterError::NotHome(_))
     }
 }

@@ -29,6 +29,7 @@ use crate::{
     model::{CollectionId, Generation, Position, ReplicaId, ShardNumber},
     shard::Change,
 };
+use bytes::Bytes;
 use futures::{
     FutureExt, StreamExt,
     future::BoxFuture,
@@ -66,6 +67,9 @@ pub struct Parts {
     pub payload: bool,
     /// Its vectors.
     pub vectors: bool,
+    /// Instead of what a command did, the command itself.
+    #[serde(default)]
+    pub commands: bool,
 }
 
 /// What one command did.
@@ -77,6 +81,8 @@ pub struct ShardEvents {
     pub changes: Vec<Change>,
     /// It retired the shard: nothing changes any more.
     pub retired: bool,
+    /// The command itself and the home that gave it its position, if that was asked for in the place of changes.
+    pub command: Option<(Generation, Bytes)>,
 }
 
 /// One shard's commands from a position on; an error is the last item.
@@ -225,7 +231,7 @@ impl Cluster {
     }
 
     fn group(&self, of: &Followed, shard: ShardNumber) -> ShardGroup {
-        let parts = Parts { payload: false, vectors: false };
+        let parts = Parts { payload: false, vectors: false, commands: false };
         ShardGroup { cluster: self.clone(), of: of.clone(), shard, parts, asked: AtomicUsize::new(0) }
     }
 }

@@ -22,6 +22,7 @@ mod placement;
 mod presence;
 mod read;
 mod recall;
+mod regions;
 mod report;
 mod router;
 mod scatter;
@@ -47,6 +48,7 @@ use annal_wal::GroupId;
 use catalog::{Catalog, CatalogCommand, NodeState};
 use read::Reads;
 use recall::RecallMeter;
+use regions::{Asking, Heard};
 use router::{Router, Way};
 use shards::{LiveCollection, Shards};
 use std::{
@@ -58,11 +60,14 @@ use std::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub use catalog::{HomeRecord, Loss, Part, RegionChange, RegionRecord, ShardLoss};
 pub use error::ClusterError;
 pub use figures::{Figures, ReplicaFigures};
 pub use follow::{FollowError, Followed, Parts, ShardEvents, ShardStream};
 pub use presence::check_catalog;
+pub use read::ShardStanding;
 pub use recall::RecallFigures;
+pub use regions::{Description, Elsewhere, FollowedShard, ShardCopy};
 pub use token::Token;
 
 /// The live view of the cluster; cheap to clone.
@@ -79,6 +84,8 @@ struct Inner {
     shards: Shards,
     router: Router,
     reads: Arc<Reads>,
+    heard: Heard,
+    asking: Asking,
     recall: Arc<RecallMeter>,
     pool: rayon::ThreadPool,
     /// Set once all that was committed when the node started is applied here.

@@ -12,6 +12,7 @@ use super::{
     internal, log_error, log_group,
     peers::{Ask, PeerCalls},
     recall::RecallMeter,
+    regions::{Asking, Heard},
     router::Router,
     shards::{LocalShard, Shards},
 };
@@ -112,6 +113,8 @@ impl Cluster {
                 shards,
                 router,
                 reads: Arc::default(),
+                heard: Heard::default(),
+                asking: Asking::default(),
                 recall,
                 pool,
                 ready: AtomicBool::new(false),

@@ -25,12 +25,13 @@ use super::{
 use crate::{
     machine::MachineError,
     model::{
-        CollectionId, Explanation, Filter, PointId, Position, Projection, Record, ReplicaId, ScoredPoint,
-        ScrollPage, ScrollRequest, SearchRequest, Vector,
+        Body, CollectionId, Command, Counting, Duty, Epoch, Explanation, Filter, Generation, Homes, PointId,
+        Position, Projection, Record, ReplicaId, ScoredPoint, ScrollPage, ScrollRequest, SearchRequest,
+        Vector, region::Seed,
     },
     mutant::{self, Mutant},
     replica::ReadIndex,
-    shard::{ReadView, Shard, ShardStats},
+    shard::{ReadView, SeedCursor, Shard, ShardStats},
     world,
 };
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -65,6 +66,18 @@ pub(super) enum ShardRead {
     Hash { scrub: bool },
     /// The hash that was recorded at the last mark at or below a position.
     HashAt(Position),
+    /// How the shard counts.
+    Standing,
+    /// A step of a copy, of about so many bytes.
+    Seed { cursor: SeedCursor, bytes_max: usize },
+}
+
+impl ShardRead {
+    /// Whether it tells of points, so that only a home can say what they are now.
+    fn is_of_points(&self) -> bool {
+        use ShardRead::{Count, Get, Scroll, Search, Vectors};
+        matches!(self, Get { .. } | Scroll(_) | Count(_) | Search(_) | Vectors(_))
+    }
 }
 
 /// A search on one shard.
@@ -102,6 +115,25 @@ pub(super) enum Found {
     /// To [`ShardRead::Hash`] and [`ShardRead::HashAt`]: the position it belongs to, and 32 hexadecimal digits;
     /// none if no mark was recorded.
     Hash(Option<(Position, String)>),
+    /// To [`ShardRead::Standing`].
+    Standing(ShardStanding),
+    /// To [`ShardRead::Seed`]: the step, as a command, and where the next one begins.
+    Seed(Vec<u8>, Option<SeedCursor>),
+}
+
+/// How a shard counts commands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ShardStanding {
+    /// Its last position.
+    pub position: Position,
+    /// The homes it counts in, after the first.
+    pub homes: Homes,
+    /// What it does with commands.
+    pub duty: Duty,
+    /// Whether a copy of its home is being made.
+    pub seeding: bool,
+    /// Whether its collection is dropped at the home.
+    pub retired: bool,
 }
 
 /// Runs a read on a view. This is the only place that does; it computes and reads files.
@@ -134,7 +166,23 @@ pub(super) fn execute(
             let mark = Position(position.0.min(view.position().0) / HASH_EVERY * HASH_EVERY);
             Found::Hash(shard.state_hash_at(mark)?.and_then(|hash| hex((mark, hash))))
         }
+        ShardRead::Standing => {
+            let Counting { position, homes, duty, seeding } = view.counting()?;
+            let retired = view.retired();
+            Found::Standing(ShardStanding { position, homes, duty, seeding: seeding != 0, retired })
+        }
+        ShardRead::Seed { cursor, bytes_max } => {
+            let (step, next) = view.seed(cursor, *bytes_max)?;
+            Found::Seed(seed_command(step).encode().to_vec(), next)
+        }
     })
+}
+
+/// A step as it travels: who takes it in gives it its place.
+fn seed_command(step: Seed) -> Command {
+    let (collection, epoch, born) = (CollectionId(0), Epoch(0), Position(0));
+    let body = Body::Seed { attempt: 0, step };
+    Command { collection, schema_version: 0, epoch, request: None, born, body }
 }
 
 fn explained(
@@ -156,6 +204,9 @@ pub(super) struct Freshness {
     pub(super) consistency: Consistency,
     /// And at least at this position.
     pub(super) at_least: Option<Position>,
+    /// The home that the position counts in.
+    #[serde(default)]
+    pub(super) of: Option<Generation>,
 }
 
 /// A read of one replica, as it travels.
@@ -414,7 +465,9 @@ impl Cluster {
         match held {
             Held::Here(local, view) => {
                 let found = self.execute_on_pool(&local, view.clone(), wish.read.clone()).await?;
-                Ok(Part { replica: local.id, position: view.position(), age: None, found, held: None })
+                let (replica, position) = (local.id, view.position());
+                let held = wish.keep.then(|| Held::Here(local, view));
+                Ok(Part { replica, position, age: None, found, held })
             }
             Held::There(replica, name) => self.read_there(replica, Some(name), wish).await,
         }
@@ -470,7 +523,7 @@ impl Cluster {
     }
 
     async fn read_here(&self, local: Arc<LocalShard>, wish: &Wish, viewed: &AtomicBool) -> Result<Part> {
-        let (view, age) = self.view(&local, wish.collection, &wish.fresh, wish.deadline).await?;
+        let (view, age) = self.view(&local, wish).await?;
         viewed.store(true, Ordering::Relaxed);
         let found = self.execute_on_pool(&local, view.clone(), wish.read.clone()).await?;
         let (replica, position) = (local.id, view.position());
@@ -496,11 +549,12 @@ impl Cluster {
                 self.inner.router.calls.me()
             ))
         })?;
+        let wish = Wish { collection, read, fresh, keep, deadline };
         let (view, age) = match view {
             Some(name) => (self.inner.reads.take(name)?, None),
-            None => self.view(&local, collection, &fresh, deadline).await?,
+            None => self.view(&local, &wish).await?,
         };
-        let found = self.execute_on_pool(&local, view.clone(), read).await?;
+        let found = self.execute_on_pool(&local, view.clone(), wish.read).await?;
         let position = view.position();
         let kept = keep.then(|| self.inner.reads.keep(view, deadline));
         Ok(Seen { position, age, kept, found })
@@ -536,47 +590,62 @@ impl Cluster {
 
     /// A view of a replica here that is as new as is asked for, and its age if it is a weaker one.
     ///
-    /// Errors (no effect): `Expired` if the position asked for lies beyond a linearizable view; `Gone`;
-    /// `Unavailable` with the age, if the view is too old.
-    async fn view(
-        &self,
-        local: &LocalShard,
-        collection: CollectionId,
-        fresh: &Freshness,
-        deadline: Instant,
-    ) -> Result<(Arc<ReadView>, Option<Duration>)> {
-        let at_least = fresh.at_least.unwrap_or(Position(0));
+    /// Errors (no effect): `Expired` if the position asked for lies beyond a linearizable view, or was lost with its
+    /// home; `NotHome`; `Gone`; `Unavailable` with the age, if the view is too old.
+    async fn view(&self, local: &LocalShard, wish: &Wish) -> Result<(Arc<ReadView>, Option<Duration>)> {
+        let Wish { collection, read, fresh, deadline, .. } = wish;
+        let (at_least, deadline) = (fresh.at_least.unwrap_or(Position(0)), *deadline);
         let mut age = None;
         match fresh.consistency {
             Consistency::Linearizable if mutant::is(Mutant::StaleRead) => {}
             Consistency::Linearizable => self.ask_and_apply(local, deadline).await?,
+            Consistency::Bounded(limit) if local.shard.view().follows() => {
+                age = Some(self.catch_up_with_home(local, limit, deadline).await?);
+            }
             Consistency::Bounded(limit) => age = Some(self.catch_up_within(local, limit, deadline).await?),
             Consistency::AtLeast | Consistency::Local => {}
         }
         if fresh.consistency != Consistency::Linearizable && local.position() < at_least {
-            let soon = deadline.min(Instant::now() + CAUGHT_UP_WITHIN);
+            let follows = local.shard.view().follows();
+            // What a home has given may be long on its way; a replica of the home is late, or the position is lost.
+            let soon = if follows { deadline } else { deadline.min(Instant::now() + CAUGHT_UP_WITHIN) };
             if local.replica.wait_position(at_least, soon).await.is_err() {
-                // Late, or lost: after this it is certain.
+                if follows {
+                    return Err(ClusterError::Unavailable(format!(
+                        "position {at_least} has not come from the home yet, the shard is at {}",
+                        local.position()
+                    )));
+                }
+                // After this it is certain.
                 self.ask_and_apply(local, deadline).await?;
             }
         }
         let view = local.shard.view();
-        if at_least > view.position() {
-            return Err(ClusterError::Expired(format!(
-                "the token names position {at_least} of a shard that ends at {}",
-                view.position()
-            )));
+        known_here(&view, fresh)?;
+        if matches!(**read, ShardRead::Standing) {
+            return Ok((view, age));
         }
         if view.retired() {
-            return Err(ClusterError::Gone(collection));
+            return Err(ClusterError::Gone(*collection));
         }
-        if view.schema().version == 0 {
-            // Its creator has not told it yet what its points look like.
+        if !read.is_of_points() {
+            return Ok((view, age));
+        }
+        if view.schema().version == 0 || view.is_being_seeded() {
+            // Its creator has not told it yet what its points look like, or the copy of its home is not whole.
             return Err(ClusterError::Unavailable("the shard is still being created".to_owned()));
         }
+        if fresh.consistency == Consistency::Linearizable && !view.is_home() {
+            let why = "a linearizable answer can only be given where the collection has its home";
+            return Err(ClusterError::NotHome(why.to_owned()));
+        }
         if matches!(fresh.consistency, Consistency::AtLeast | Consistency::Local) {
-            age = self.inner.reads.newest_applied(local).await.map(|at| at.elapsed());
-            self.learn_age(local, age);
+            if view.follows() {
+                age = self.age_of(local.group, view.position());
+            } else {
+                age = self.inner.reads.newest_applied(local).await.map(|at| at.elapsed());
+                self.learn_age(local, age);
+            }
         }
         Ok((view, age))
     }
@@ -631,6 +700,28 @@ impl Cluster {
             });
         }
     }
+}
+
+/// Whether a view has the position that is asked for.
+///
+/// Errors: `Expired`.
+fn known_here(view: &ReadView, fresh: &Freshness) -> Result<()> {
+    let Some(at_least) = fresh.at_least else { return Ok(()) };
+    let homes = view.counting().map_err(ClusterError::from)?.homes;
+    let of = fresh.of.unwrap_or_else(|| homes.current());
+    if !homes.keeps(of, at_least) {
+        return Err(ClusterError::Expired(format!(
+            "the token names position {at_least} of home {of}, which was lost when home {} took over",
+            homes.current()
+        )));
+    }
+    if at_least > view.position() {
+        return Err(ClusterError::Expired(format!(
+            "the token names position {at_least} of a shard that ends at {}",
+            view.position()
+        )));
+    }
+    Ok(())
 }
 
 /// How long a weaker read waits for a position before the leader is asked whether there is one.

@@ -44,6 +44,8 @@ pub(super) struct LocalShard {
     scrubbed: Mutex<Option<(Instant, u64)>>,
     /// How much of what its searches should find they do find.
     pub(super) recalls: Recalls,
+    /// Its group.
+    pub(super) group: u32,
 }
 
 /// A collection at one version of the catalog.
@@ -208,7 +210,8 @@ impl Shards {
         let opened = Replica::open(options, &self.log, log, shard.clone(), self.network.clone()).await;
         let replica = opened.map_err(|e| lost_if_corrupt(e.kind(), e.to_string()))?;
         let (looks, scrubbed, stale_since, recalls) = Default::default();
-        Ok(Arc::new(LocalShard { id, replica, shard, looks, stale_since, scrubbed, recalls }))
+        let group = wish.group;
+        Ok(Arc::new(LocalShard { id, replica, shard, looks, stale_since, scrubbed, recalls, group }))
     }
 
     fn index_dir(&self, replica: ReplicaId) -> PathBuf {

@@ -55,8 +55,8 @@ impl Cluster {
                     tracing::warn!(%error, "a plan was not taken");
                 }
             }
-            for record in state.dropping.values() {
-                if let Err(error) = self.retire(record.clone(), Instant::now() + PLAN_WITHIN).await {
+            for (number, record) in &state.dropping {
+                if let Err(error) = self.retire(*number, record.clone(), Instant::now() + PLAN_WITHIN).await {
                     tracing::debug!(%error, "a dropped collection is not retired yet");
                 }
             }

@@ -201,7 +201,7 @@ impl Cluster {
         }
         self.drive(group, &local.replica, looked).await?;
         // Whoever changed the schema tells the shards; this is for one who could not.
-        let stale = local.shard.view().schema().version < record.schema.version;
+        let stale = record.region.is_home() && local.shard.view().schema().version < record.schema.version;
         if local.replica.status().role == Role::Leader && local.is_stale_for(stale) >= TELL_AFTER {
             let body = Body::Configure(record.schema.clone());
             let collection = LiveCollection::of(record.clone());

@@ -25,6 +25,9 @@ use futures::future::join_all;
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::time::Instant;
 
+/// Largest command: a mirror of it, which is a little larger, still is one.
+const COMMAND_BYTES_MAX: usize = 32 << 20;
+
 /// What each shard is to do.
 type Bodies = BTreeMap<ShardNumber, Body>;
 
@@ -101,6 +104,12 @@ impl Cluster {
         let mut collection = self.lookup(name, options.deadline).await?;
         loop {
             let bodies = cut(&collection)?;
+            if !collection.record.region.is_home() {
+                return Err(ClusterError::NotHome(format!(
+                    "{name} has its home elsewhere, or hands it over"
+                )));
+            }
+            self.inner.asking.check(collection.record.id)?;
             match self.write(&collection, bodies, &options).await {
                 Err(ClusterError::Gone(id)) => {
                     collection = self.lookup_after(name, id, options.deadline).await?;
@@ -196,13 +205,18 @@ impl Cluster {
         command.born = seen.map_or(known, |seen| known.min(seen));
         let mut renewed = false;
         loop {
-            let Carried { proposed, doubt } =
-                self.inner.router.propose(group, here, command.encode(), way).await?;
+            let bytes = command.encode();
+            if bytes.len() > COMMAND_BYTES_MAX {
+                let why =
+                    format!("{} bytes for shard {}, at most {COMMAND_BYTES_MAX}", bytes.len(), shard.number);
+                return Err(Invalid::new("request", why).into());
+            }
+            let Carried { proposed, doubt } = self.inner.router.propose(group, here, bytes, way).await?;
             let Proposed::Applied(outcome) = proposed else { return Ok(None) };
             self.inner.router.hear(group, outcome.position);
             match accepted(outcome, command.collection) {
-                Err(ClusterError::Expired(why)) if doubt => {
-                    return Err(ClusterError::Expired(why).in_doubt("an earlier copy may have been taken"));
+                Err(error @ (ClusterError::Expired(_) | ClusterError::NotHome(_))) if doubt => {
+                    return Err(error.in_doubt("an earlier copy may have been taken"));
                 }
                 // What this node knew of the shard was old: it was far behind, or had not heard of it for long.
                 Err(ClusterError::Expired(_)) if !renewed && seen.is_none() => {

@@ -6,7 +6,9 @@
 //! normalised vectors are resolved before the append, so that apply needs no clock and no randomness.
 
 use super::{
-    CollectionId, Epoch, Filter, PointId, Position, RequestId, Schema, SparseVector, Vector, Vectors,
+    CollectionId, Epoch, Filter, Generation, Home, Homes, PointId, Position, RequestId, Schema, SparseVector,
+    Turn, Vector, Vectors,
+    region::{KeyRange, Seed, SeedEnd},
 };
 use bytes::{Buf, Bytes};
 use prost::Message;
@@ -50,6 +52,25 @@ pub enum Body {
     },
     /// The collection is dropped: every later command is rejected `retired`. The state stays as it is.
     Retire,
+    /// Commands of the collection's home, taken over: applied if `generation` is the home that is followed and
+    /// `prev` the last position here; else rejected, without a position.
+    Mirror {
+        /// The home they come from.
+        generation: Generation,
+        /// The position before the first.
+        prev: Position,
+        /// In order, each as it stands in the home's log.
+        commands: Vec<Bytes>,
+    },
+    /// The shard's duty changes. Takes no position.
+    Turn(Turn),
+    /// A step of a copy of the home's shard, of the attempt of this number. Takes no position; the last one sets it.
+    Seed {
+        /// The attempt.
+        attempt: u64,
+        /// The step.
+        step: Seed,
+    },
 }
 
 /// A point as it enters the log: vectors checked and normalised, payload as JSON text.
@@ -87,6 +108,9 @@ const DELETE: u16 = 3;
 const DELETE_MATCHING: u16 = 4;
 const CAS: u16 = 5;
 const RETIRE: u16 = 6;
+const MIRROR: u16 = 7;
+const TURN: u16 = 8;
+const SEED: u16 = 9;
 /// What the field of the head begins with: tag 1, a length follows.
 const HEAD_FIELD: u8 = 1 << 3 | 2;
 
@@ -113,6 +137,14 @@ impl Command {
                 envelope(CAS, &wire::Cas { head, id: Some(wire::Id::of(*id)), if_version, point })
             }
             Body::Retire => envelope(RETIRE, &wire::Retire { head }),
+            Body::Mirror { generation, prev, commands } => {
+                let (generation, prev, commands) = (generation.0, prev.0, commands.clone());
+                envelope(MIRROR, &wire::Mirror { head, generation, prev, commands })
+            }
+            Body::Turn(turn) => envelope(TURN, &wire::Turn { head, ..wire::Turn::of(turn) }),
+            Body::Seed { attempt, step } => {
+                envelope(SEED, &wire::Seed { head, attempt: *attempt, step: Some(wire::Step::of(step)) })
+            }
         }
     }
 
@@ -149,6 +181,20 @@ impl Command {
                 (m.head, Body::Cas { id: id.into_model()?, if_version, point: point.transpose()? })
             }
             RETIRE => (wire::Retire::decode(body)?.head, Body::Retire),
+            MIRROR => {
+                let m = wire::Mirror::decode(body)?;
+                let (generation, prev) = (Generation(m.generation), Position(m.prev));
+                (m.head, Body::Mirror { generation, prev, commands: m.commands })
+            }
+            TURN => {
+                let m = wire::Turn::decode(body)?;
+                (m.head.clone(), Body::Turn(m.into_model()?))
+            }
+            SEED => {
+                let m = wire::Seed::decode(body)?;
+                let step = m.step.ok_or_else(|| DecodeError::Damaged("a copy without a step".into()))?;
+                (m.head, Body::Seed { attempt: m.attempt, step: step.into_model()? })
+            }
             kind => return Err(DecodeError::Unknown { format: FORMAT, kind }),
         };
         let head = head.ok_or_else(|| DecodeError::Damaged("no head".into()))?;
@@ -179,6 +225,14 @@ pub fn body_hash(command: &Bytes) -> Result<u64, DecodeError> {
     hasher.update(&kind.to_le_bytes());
     hasher.update(&body);
     Ok(hasher.digest())
+}
+
+/// Whether an encoded command is of a kind that comes from region to region, or turns a shard.
+///
+/// Errors: it is no command.
+pub fn is_of_regions(command: &Bytes) -> Result<bool, DecodeError> {
+    let (kind, _) = open(command)?;
+    Ok(matches!(kind, MIRROR | TURN | SEED))
 }
 
 /// Wraps a message in the header every log command has.
@@ -226,7 +280,10 @@ fn unjson<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError
 
 /// The messages, field by field as in `docs/FORMATS.md`.
 mod wire {
-    use super::{DecodeError, PointId, PointWrite, SparseVector, Vector, Vectors};
+    use super::{
+        DecodeError, Generation, Home, Homes, KeyRange, PointId, PointWrite, Position, SeedEnd, SparseVector,
+        Vector, Vectors, json, unjson,
+    };
     use bytes::Bytes;
 
     #[derive(Clone, PartialEq, prost::Message)]
@@ -297,6 +354,103 @@ mod wire {
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Mirror {
+        #[prost(message, optional, tag = "1")]
+        pub(super) head: Option<Head>,
+        #[prost(uint64, tag = "2")]
+        pub(super) generation: u64,
+        #[prost(uint64, tag = "3")]
+        pub(super) prev: u64,
+        #[prost(bytes = "bytes", repeated, tag = "4")]
+        pub(super) commands: Vec<Bytes>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Turn {
+        #[prost(message, optional, tag = "1")]
+        pub(super) head: Option<Head>,
+        /// 1 follow, 2 seal, 3 unseal, 4 promote.
+        #[prost(uint32, tag = "2")]
+        pub(super) kind: u32,
+        /// Of all but follow.
+        #[prost(uint64, tag = "3")]
+        pub(super) generation: u64,
+        /// Of follow.
+        #[prost(message, repeated, tag = "4")]
+        pub(super) homes: Vec<HomeOf>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct HomeOf {
+        #[prost(uint64, tag = "1")]
+        pub(super) generation: u64,
+        #[prost(uint64, tag = "2")]
+        pub(super) first: u64,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Seed {
+        #[prost(message, optional, tag = "1")]
+        pub(super) head: Option<Head>,
+        #[prost(fixed64, tag = "2")]
+        pub(super) attempt: u64,
+        #[prost(oneof = "Step", tags = "3, 4, 5, 6")]
+        pub(super) step: Option<Step>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Oneof)]
+    pub(super) enum Step {
+        /// The schema.
+        #[prost(bytes, tag = "3")]
+        Begin(Vec<u8>),
+        #[prost(message, tag = "4")]
+        Points(SeedPoints),
+        #[prost(message, tag = "5")]
+        Intents(SeedIntents),
+        #[prost(message, tag = "6")]
+        End(SeedLast),
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct SeedPoints {
+        #[prost(bytes = "vec", optional, tag = "1")]
+        pub(super) after: Option<Vec<u8>>,
+        #[prost(bytes = "vec", optional, tag = "2")]
+        pub(super) upto: Option<Vec<u8>>,
+        #[prost(message, repeated, tag = "3")]
+        pub(super) points: Vec<Point>,
+        /// Of each point.
+        #[prost(uint64, repeated, tag = "4")]
+        pub(super) versions: Vec<u64>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct SeedIntents {
+        #[prost(bytes = "vec", optional, tag = "1")]
+        pub(super) after: Option<Vec<u8>>,
+        #[prost(bytes = "vec", optional, tag = "2")]
+        pub(super) upto: Option<Vec<u8>>,
+        #[prost(bytes = "bytes", repeated, tag = "3")]
+        pub(super) keys: Vec<Bytes>,
+        /// Of each key.
+        #[prost(bytes = "bytes", repeated, tag = "4")]
+        pub(super) values: Vec<Bytes>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct SeedLast {
+        #[prost(uint64, tag = "1")]
+        pub(super) position: u64,
+        #[prost(uint64, tag = "2")]
+        pub(super) dedup_oldest: u64,
+        #[prost(string, tag = "3")]
+        pub(super) floor_cursor: String,
+        /// 16 bytes, little-endian.
+        #[prost(bytes = "vec", tag = "4")]
+        pub(super) hash: Vec<u8>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
     pub(super) struct Id {
         #[prost(oneof = "IdValue", tags = "1, 2")]
         pub(super) value: Option<IdValue>,
@@ -342,6 +496,94 @@ mod wire {
                 seq: c.request.as_ref().map_or(0, |r| r.seq),
                 born: c.born.0,
             }
+        }
+    }
+
+    impl Turn {
+        pub(super) fn of(turn: &super::Turn) -> Self {
+            let of =
+                |kind, generation: &Generation| Turn { kind, generation: generation.0, ..Turn::default() };
+            match turn {
+                super::Turn::Follow(homes) => {
+                    let home = |h: &Home| HomeOf { generation: h.generation.0, first: h.first.0 };
+                    Turn { kind: 1, homes: homes.0.iter().map(home).collect(), ..Turn::default() }
+                }
+                super::Turn::Seal(generation) => of(2, generation),
+                super::Turn::Unseal(generation) => of(3, generation),
+                super::Turn::Promote(generation) => of(4, generation),
+            }
+        }
+
+        pub(super) fn into_model(self) -> Result<super::Turn, DecodeError> {
+            let generation = Generation(self.generation);
+            match self.kind {
+                1 => {
+                    let home =
+                        |h: HomeOf| Home { generation: Generation(h.generation), first: Position(h.first) };
+                    Ok(super::Turn::Follow(Homes(self.homes.into_iter().map(home).collect())))
+                }
+                2 => Ok(super::Turn::Seal(generation)),
+                3 => Ok(super::Turn::Unseal(generation)),
+                4 => Ok(super::Turn::Promote(generation)),
+                kind => Err(DecodeError::Damaged(format!("a turn of kind {kind}"))),
+            }
+        }
+    }
+
+    impl Step {
+        pub(super) fn of(step: &super::Seed) -> Self {
+            match step {
+                super::Seed::Begin { schema } => Step::Begin(json(schema)),
+                super::Seed::Points { range, points } => Step::Points(SeedPoints {
+                    after: range.after.clone(),
+                    upto: range.upto.clone(),
+                    points: points.iter().map(|(point, _)| Point::of(point)).collect(),
+                    versions: points.iter().map(|(_, version)| version.0).collect(),
+                }),
+                super::Seed::Intents { range, rows } => {
+                    let (keys, values) = rows.iter().cloned().unzip();
+                    let KeyRange { after, upto } = range.clone();
+                    Step::Intents(SeedIntents { after, upto, keys, values })
+                }
+                super::Seed::End(end) => Step::End(SeedLast {
+                    position: end.position.0,
+                    dedup_oldest: end.dedup_oldest.0,
+                    floor_cursor: end.floor_cursor.clone(),
+                    hash: end.hash.to_le_bytes().to_vec(),
+                }),
+            }
+        }
+
+        pub(super) fn into_model(self) -> Result<super::Seed, DecodeError> {
+            let two_lengths = || DecodeError::Damaged("a step of two lengths".into());
+            Ok(match self {
+                Step::Begin(schema) => super::Seed::Begin { schema: unjson(&schema)? },
+                Step::Points(SeedPoints { after, upto, points, versions }) => {
+                    if points.len() != versions.len() {
+                        return Err(two_lengths());
+                    }
+                    let points = points.into_iter().zip(versions);
+                    let points = points.map(|(point, version)| Ok((point.into_model()?, Position(version))));
+                    let points = points.collect::<Result<_, DecodeError>>()?;
+                    super::Seed::Points { range: KeyRange { after, upto }, points }
+                }
+                Step::Intents(SeedIntents { after, upto, keys, values }) => {
+                    if keys.len() != values.len() {
+                        return Err(two_lengths());
+                    }
+                    let rows = keys.into_iter().zip(values).collect();
+                    super::Seed::Intents { range: KeyRange { after, upto }, rows }
+                }
+                Step::End(SeedLast { position, dedup_oldest, floor_cursor, hash }) => {
+                    let hash = hash.try_into().map_err(|_| DecodeError::Damaged("a hash".into()))?;
+                    super::Seed::End(SeedEnd {
+                        position: Position(position),
+                        dedup_oldest: Position(dedup_oldest),
+                        floor_cursor,
+                        hash: u128::from_le_bytes(hash),
+                    })
+                }
+            })
         }
     }
 
@@ -471,6 +713,22 @@ mod tests {
         let cas = |if_version, point: Option<&PointWrite>| {
             command(None, Body::Cas { id: PointId::Num(7), if_version, point: point.cloned() })
         };
+        let bare_7 = PointWrite { id: PointId::Num(7), ..bare.clone() };
+        let mirror = Body::Mirror {
+            generation: Generation(2),
+            prev: Position(300),
+            commands: vec![Bytes::from_static(b"one"), Bytes::from_static(b"two")],
+        };
+        let home = Home { generation: Generation(2), first: Position(301) };
+        let range = KeyRange { after: None, upto: Some(b"k".to_vec()) };
+        let row = (Bytes::from_static(b"k"), Bytes::from_static(b"v"));
+        let end = SeedEnd {
+            position: Position(300),
+            dedup_oldest: Position(200),
+            floor_cursor: "loader".to_owned(),
+            hash: 7 << 100,
+        };
+        let seed = |step| command(None, Body::Seed { attempt: 9, step });
         vec![
             ("cas", cas(Some(Position(300)), Some(&whole))),
             ("cas, must not exist", cas(None, Some(&PointWrite { id: PointId::Num(7), ..bare.clone() }))),
@@ -480,7 +738,19 @@ mod tests {
             ("upsert", command(Some(client), Body::Upsert(vec![whole, bare]))),
             ("delete", command(None, Body::Delete(vec![PointId::Num(0), PointId::Uuid(u128::MAX)]))),
             ("delete matching", command(None, Body::DeleteMatching(filter))),
-            ("configure, with bits for codes", command(None, Body::Configure(coded))),
+            ("configure, with bits for codes", command(None, Body::Configure(coded.clone()))),
+            ("mirror", command(None, mirror)),
+            ("follow", command(None, Body::Turn(Turn::Follow(Homes(vec![home]))))),
+            ("seal", command(None, Body::Turn(Turn::Seal(Generation(3))))),
+            ("unseal", command(None, Body::Turn(Turn::Unseal(Generation(3))))),
+            ("promote", command(None, Body::Turn(Turn::Promote(Generation(3))))),
+            ("seed, begin", seed(Seed::Begin { schema: coded })),
+            (
+                "seed, points",
+                seed(Seed::Points { range: range.clone(), points: vec![(bare_7, Position(300))] }),
+            ),
+            ("seed, intents", seed(Seed::Intents { range, rows: vec![row] })),
+            ("seed, end", seed(Seed::End(end))),
         ]
     }
 

@@ -10,6 +10,7 @@ pub mod filter;
 pub mod id;
 pub mod point;
 pub mod query;
+pub mod region;
 pub mod schema;
 
 pub use command::{Body, Command};
@@ -22,4 +23,5 @@ pub use query::{
     PayloadSelector, Projection, Record, ScoredPoint, ScrollPage, ScrollRequest, SearchParams, SearchRequest,
     Target, VectorSelector,
 };
+pub use region::{Counted, Counting, Duty, Home, Homes, Turn};
 pub use schema::{Distance, FieldType, HnswParams, Quantization, Schema, SparseParams, VectorParams};

@@ -19,6 +19,7 @@
 mod body;
 mod carrier;
 mod hello;
+pub mod http;
 mod peers;
 mod pipe;
 mod server;

@@ -207,6 +207,11 @@ impl<M: StateMachine> Replica<M> {
         answered.unwrap_or_else(|_| Err(stopped()))
     }
 
+    /// Mean bytes of the commands applied since it was opened; 0 if there were none.
+    pub fn command_bytes(&self) -> u64 {
+        self.inner.progress.command_bytes()
+    }
+
     /// The state machine, to read from.
     pub fn machine(&self) -> &Arc<M> {
         &self.machine

@@ -95,6 +95,8 @@ pub(super) struct Progress {
     installed: Mutex<Option<LogIndex>>,
     /// Bytes of commands applied by this process.
     applied_bytes: AtomicU64,
+    /// The position it was opened at.
+    opened_at: Position,
     /// What others still need of the log: the last index they have, by number of the guard.
     kept: Mutex<(u64, BTreeMap<u64, Option<LogIndex>>)>,
     /// Told when another replica waits to hear how far its group is committed.
@@ -119,6 +121,7 @@ impl Progress {
             checkpointed: Mutex::new(durable.clone()),
             durable: Mutex::new(durable),
             applied_bytes: AtomicU64::new(0),
+            opened_at: position,
             kept: Mutex::default(),
             commits_wanted: Notify::new(),
             history_asked: Notify::new(),
@@ -142,6 +145,7 @@ impl Progress {
             checkpointed: Mutex::default(),
             durable: Mutex::default(),
             applied_bytes: AtomicU64::default(),
+            opened_at: Position(0),
             kept: Mutex::default(),
             commits_wanted: Notify::new(),
             history_asked: Notify::new(),
@@ -324,6 +328,12 @@ impl Progress {
 
     pub(super) fn applied_bytes(&self) -> u64 {
         self.applied_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Mean bytes of a command applied by this process; 0 if there was none.
+    pub(super) fn command_bytes(&self) -> u64 {
+        let count = self.applied.borrow().position.0.saturating_sub(self.opened_at.0);
+        self.applied_bytes().checked_div(count).unwrap_or_default()
     }
 
     pub(super) fn now(&self) -> Applied {

@@ -76,7 +76,8 @@ pub struct ProposeLimits {
 impl Default for ProposeLimits {
     fn default() -> Self {
         ProposeLimits {
-            command_bytes_max: 32 << 20,
+            // A write of 32 MiB, and what a mirror puts around it.
+            command_bytes_max: 33 << 20,
             entry_bytes: 1 << 20,
             entry_commands: 1024,
             queue_bytes: 64 << 20,

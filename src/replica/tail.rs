@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Invariants: positions come out one after the other, without a hole; a command comes out only when it is applied
-//! here; the count agrees with the state machine's wherever the two meet.
+//! here; the count agrees with the state machine's wherever the two meet. A command of the log that holds several, as a
+//! mirror's do, comes out as those; one that has no position does not come out.
 //! Not here: what a command does (its effects are read elsewhere), tokens and retention policy (those who follow).
 
 use super::{
@@ -17,7 +18,7 @@ use super::{
     progress::Progress,
 };
 use crate::{
-    machine::StateMachine,
+    machine::{Counter, StateMachine, Waymark},
     model::Position,
     mutant::{self, Mutant},
     world,
@@ -39,11 +40,13 @@ pub struct Tail {
     progress: Arc<Progress>,
     /// The next entry to read.
     index: LogIndex,
-    /// The position of the last command taken out of `index - 1` or before.
-    counted: Position,
+    /// Has counted all up to `index - 1`.
+    counter: Box<dyn Counter>,
     /// Commands below are passed over: they share the way from the last bookmark.
     from: Position,
     ready: VecDeque<(Position, Bytes)>,
+    /// What one command of the log holds; empty between two.
+    counted: VecDeque<(Position, Bytes)>,
     hold: Hold,
 }
 
@@ -58,10 +61,13 @@ impl Tail {
     ) -> Result<Self, ReplicaError> {
         // The position before `from` is the last one that need not be read.
         let before = Position(from.0.saturating_sub(1));
-        let (counted, mark) = with(&machine, move |machine| mark_at(machine, before)).await?;
+        let Waymark { bookmark, counter } =
+            with(&machine, move |machine| Ok(machine.waymark(before)?)).await?;
+        let mark = Mark::of(bookmark.as_ref())?;
         let index = mark.index().map_or(LogIndex(0), |last| LogIndex(last.0 + 1));
         hold.at(index);
-        let tail = Tail { log, machine, progress, index, counted, from, ready: VecDeque::new(), hold };
+        let (ready, counted) = Default::default();
+        let tail = Tail { log, machine, progress, index, counter, from, ready, counted, hold };
         match tail.beginning() {
             Some(oldest) if oldest > index => Err(tail.gone(oldest).await),
             _ => Ok(tail),
@@ -102,7 +108,7 @@ impl Tail {
         let entries = self.log.history(first, READ_BYTES).await?;
         for log_entry in entries.into_iter().take_while(|e| Some(e.id.index) <= applied.index()) {
             self.take(log_entry)?;
-            let (counted, index) = (self.counted, LogIndex(self.index.0 - 1));
+            let (counted, index) = (self.counter.position(), LogIndex(self.index.0 - 1));
             if Some(index) == applied.index() && counted != applied.position {
                 let why = format!("counted up to {counted}, the state machine up to {}", applied.position);
                 return Err(ReplicaError::Hole { index, why });
@@ -128,14 +134,27 @@ impl Tail {
         }
         if let RaftPayload::Normal(commands) = entry::from_log(log_entry)?.payload {
             for command in commands.iter() {
-                self.counted = self.counted.next();
-                let dropped = mutant::is(Mutant::DropTailEntry) && self.counted.0.is_multiple_of(32);
-                if self.counted >= self.from && !dropped {
-                    self.ready.push_back((self.counted, command));
-                }
+                self.count(command)?;
             }
         }
         self.index = LogIndex(index.0 + 1);
+        Ok(())
+    }
+
+    fn count(&mut self, command: Bytes) -> Result<(), ReplicaError> {
+        let before = self.counter.position();
+        self.counter.take(command, &mut self.counted)?;
+        let after = self.counter.position();
+        if after > before && self.counted.is_empty() && self.from <= after {
+            // What was copied from elsewhere was never a command here.
+            return Err(ReplicaError::Gone { oldest: after.next() });
+        }
+        for (position, command) in self.counted.drain(..) {
+            let dropped = mutant::is(Mutant::DropTailEntry) && position.0.is_multiple_of(32);
+            if position >= self.from && !dropped {
+                self.ready.push_back((position, command));
+            }
+        }
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use super::{
     effects::{self, Effect},
     payload_index::FieldIndexes,
     plan::Ground,
-    points::{self, PointRecord, SlotRecord, StateRecord, Sums},
+    points::{self, CountingRecord, PointRecord, SlotRecord, StateRecord, Sums},
     points::{Slot, damaged, decode},
     search::{ReadView, parse},
     slots::{LiveSet, SlotTable},
@@ -20,8 +20,8 @@ use super::{
 use crate::{
     machine::{Bookmark, MachineError, Outcome, Rejection, Verdict},
     model::{
-        Body, CollectionId, Command, FieldPath, Filter, PointId, Position, Schema, Vector, VectorParams,
-        Vectors, command::PointWrite,
+        Body, CollectionId, Command, Counted, Counting, FieldPath, Filter, PointId, Position, Schema, Vector,
+        VectorParams, Vectors, command::PointWrite,
     },
     mutant::{self, Mutant},
     world,
@@ -50,6 +50,8 @@ pub(super) struct Fold<'a> {
     pub(super) fresh: Fresh,
     /// All but its sums.
     pub(super) state: StateRecord,
+    /// How commands count, and up to where they have.
+    pub(super) counting: Counting,
     pub(super) sums: Sums,
     pub(super) schema: Arc<Schema>,
     pub(super) fields: FieldIndexes,
@@ -76,6 +78,7 @@ impl<'a> Fold<'a> {
             clients,
             fresh: Fresh::default(),
             state: base.state.clone(),
+            counting: base.state.counting()?,
             sums: base.state.sums()?,
             schema: base.schema.clone(),
             fields: base.fields.clone(),
@@ -87,10 +90,50 @@ impl<'a> Fold<'a> {
         })
     }
 
-    /// Folds one command in.
+    /// Folds one command of the log in.
     ///
     /// `body_hash`: of the command's body, if it names an intent.
     pub(super) fn command(&mut self, command: Command, body_hash: u64) -> Result<Outcome, MachineError> {
+        let outcome = match self.counting.take(&command.body) {
+            Counted::Once => self.counted(command, body_hash)?,
+            Counted::Each(commands) => {
+                // Cheap: each is a reference to the bytes.
+                let commands = commands.to_vec();
+                self.mirrored(commands)?
+            }
+            Counted::Not => {
+                match command.body {
+                    Body::Seed { step, .. } => self.seed(step)?,
+                    Body::Retire => self.state.retired = true,
+                    _ => {}
+                }
+                Outcome { position: Position(self.state.position), verdict: Verdict::Applied }
+            }
+            Counted::Refused { code, why } => {
+                let verdict = Verdict::Rejected(Rejection::new(code, why));
+                Outcome { position: Position(self.state.position), verdict }
+            }
+        };
+        assert_eq!(
+            self.counting.position.0, self.state.position,
+            "what counts has a position, nothing else has"
+        );
+        Ok(outcome)
+    }
+
+    /// Folds commands of the home in; the last one's position.
+    fn mirrored(&mut self, commands: Vec<Bytes>) -> Result<Outcome, MachineError> {
+        for bytes in commands {
+            let after = Position(self.state.position);
+            let (command, body_hash) =
+                super::read_command(&bytes).map_err(|source| MachineError::Command { after, source })?;
+            self.counted(command, body_hash)?;
+        }
+        Ok(Outcome { position: Position(self.state.position), verdict: Verdict::Applied })
+    }
+
+    /// Folds in a command that has the next position.
+    fn counted(&mut self, command: Command, body_hash: u64) -> Result<Outcome, MachineError> {
         self.state.position += 1;
         let position = Position(self.state.position);
         self.evict(position)?;
@@ -107,16 +150,26 @@ impl<'a> Fold<'a> {
     }
 
     /// Ends the fold: its counters and the bookmark join the writes.
-    pub(super) fn finish(&mut self, bookmark: &Bookmark) {
+    pub(super) fn finish(&mut self, bookmark: &Bookmark) -> Result<(), MachineError> {
         self.list_fresh();
         self.state.bookmark = Some(bookmark.0.clone());
-        if self.state.position >= self.state.marked + MARK_EVERY {
+        self.state.counting = CountingRecord::of(&self.counting);
+        // A reader that counts from an older mark meets what has turned the shard; one that comes to a copy cannot.
+        let turned = self.state.counting != self.base.state.counting;
+        if turned || self.state.position >= self.state.marked + MARK_EVERY {
             self.state.marked = self.state.position;
-            let key = points::position_key(points::MARK, Position(self.state.position));
-            self.put_local(key, bookmark.0.to_vec());
+            for (key, value) in self.state.waymark() {
+                if let Some(before) = self.read(&key)? {
+                    self.delete_local(key.clone(), &before);
+                }
+                if let Some(value) = value {
+                    self.put_local(key, value);
+                }
+            }
         }
         self.state.set_sums(self.sums);
         self.put(points::STATE.to_vec(), self.state.to_value());
+        Ok(())
     }
 
     fn judge_and_carry_out(
@@ -173,6 +226,11 @@ impl<'a> Fold<'a> {
                 }
             }
             Body::Retire => self.state.retired = true,
+            // Within a home's command there is none of its kind, and elsewhere none of them has a position.
+            Body::Mirror { .. } | Body::Turn(_) | Body::Seed { .. } => {
+                let message = "a command of this kind has no position".to_owned();
+                return Ok(Err(Rejection::new("no_position", message)));
+            }
         }
         Ok(Ok(Effect::Own))
     }
@@ -231,7 +289,7 @@ impl<'a> Fold<'a> {
         parse(&write.payload).map_err(|e| Rejection::new("bad_payload", format!("point {}: {e}", write.id)))
     }
 
-    fn upsert(
+    pub(super) fn upsert(
         &mut self,
         write: PointWrite,
         payload: &crate::model::Payload,
@@ -274,7 +332,7 @@ impl<'a> Fold<'a> {
     }
 
     /// Deletes a point, if it is there.
-    fn delete_point(&mut self, id: PointId) -> Result<bool, MachineError> {
+    pub(super) fn delete_point(&mut self, id: PointId) -> Result<bool, MachineError> {
         let Some(record) = self.point(id)? else { return Ok(false) };
         self.state.points -= 1;
         self.sums.points = self.sums.points.wrapping_sub(record.hash(id));
@@ -328,7 +386,7 @@ impl<'a> Fold<'a> {
     }
 
     /// Takes a schema if it is newer; one that is not changes nothing, so that proposing it twice is harmless.
-    fn configure(&mut self, schema: Schema) -> Result<Carried, MachineError> {
+    pub(super) fn configure(&mut self, schema: Schema) -> Result<Carried, MachineError> {
         if schema.version <= self.schema.version {
             return Ok(Ok(Effect::Own));
         }

@@ -43,6 +43,7 @@ pub(super) enum Effect {
 fn own(body: &Body) -> Option<Vec<Change>> {
     match body {
         Body::Configure(_) | Body::Retire => Some(Vec::new()),
+        Body::Mirror { .. } | Body::Turn(_) | Body::Seed { .. } => Some(Vec::new()),
         Body::Upsert(writes) => Some(writes.iter().cloned().map(Change::Upsert).collect()),
         Body::Delete(ids) => Some(ids.iter().copied().map(Change::Delete).collect()),
         Body::DeleteMatching(_) => None,
@@ -55,7 +56,10 @@ fn own(body: &Body) -> Option<Vec<Change>> {
 
 /// Whether a command changes points if it is carried out.
 pub(super) fn may_change_points(body: &Body) -> bool {
-    !matches!(body, Body::Configure(_) | Body::Retire)
+    !matches!(
+        body,
+        Body::Configure(_) | Body::Retire | Body::Mirror { .. } | Body::Turn(_) | Body::Seed { .. }
+    )
 }
 
 /// Records that one batch forgets while commands are applied.

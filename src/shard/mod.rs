@@ -20,6 +20,7 @@ mod points;
 pub mod rot;
 mod scrub;
 mod search;
+mod seed;
 mod slots;
 mod snapshot;
 mod vector_index;
@@ -28,12 +29,13 @@ pub use dedup::WINDOW as DEDUP_WINDOW;
 pub use effects::Change;
 pub use indexer::BuildTurn;
 pub use search::ReadView;
+pub use seed::SeedCursor;
 
 use crate::{
-    machine::{Bookmark, MachineError, Outcome, StateMachine},
+    machine::{Bookmark, Counter, MachineError, Outcome, StateMachine, Waymark},
     model::{
-        CollectionId, Command, FieldPath, PointId, Position, Schema, Vector, Vectors,
-        command::{DecodeError, body_hash},
+        CollectionId, Command, Counted, Counting, FieldPath, PointId, Position, Schema, Vector, Vectors,
+        command::{self, DecodeError, body_hash},
     },
     mutant::{self, Mutant},
     store::{Keyspace, KeyspaceKind, Store, StoreError, View},
@@ -44,10 +46,10 @@ use bytes::Bytes;
 use dedup::Clients;
 use indexer::Indexer;
 use payload_index::FieldIndexes;
-use points::{SlotRecord, StateRecord, damaged, decode};
+use points::{CountingRecord, SlotRecord, StateRecord, damaged, decode};
 use slots::{LiveSet, SlotTable};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     io,
     ops::Bound,
     path::Path,
@@ -278,12 +280,8 @@ impl Shard {
     ) -> Result<Vec<Outcome>, MachineError> {
         let base = self.view();
         let unreadable = |source| MachineError::Command { after: base.position(), source };
-        let read = |bytes: &Bytes| -> Result<(Command, u64), DecodeError> {
-            let command = Command::decode(bytes)?;
-            let body_hash = command.request.as_ref().map(|_| body_hash(bytes)).transpose()?;
-            Ok((command, body_hash.unwrap_or_default()))
-        };
-        let commands: Vec<_> = commands.iter().map(read).collect::<Result<_, _>>().map_err(unreadable)?;
+        let commands: Vec<_> =
+            commands.iter().map(read_command).collect::<Result<_, _>>().map_err(unreadable)?;
         writer.clients.trim();
         let mut fold = Fold::new(&base, self.options.dedup_window, &mut writer.clients)?;
         let mut outcomes = Vec::with_capacity(commands.len());
@@ -291,7 +289,7 @@ impl Shard {
             outcomes.push(fold.command(command, body_hash)?);
         }
         fold.forget_effects(self.history())?;
-        fold.finish(bookmark);
+        fold.finish(bookmark)?;
         let mut batch = self.store.batch();
         if mutant::is(Mutant::ApplyIndexNonatomic) {
             let state = fold.writes.get(points::STATE).cloned().flatten().unwrap_or_default();
@@ -396,6 +394,21 @@ impl StateMachine for Shard {
         }
     }
 
+    fn waymark(&self, position: Position) -> Result<Waymark, MachineError> {
+        let view = self.view();
+        let from = Bound::Included(points::position_key(points::MARK, Position(0)));
+        let to = Bound::Included(points::position_key(points::MARK, position));
+        let Some((key, bookmark)) = view.store.last(&view.keyspace, (from, to))? else {
+            return Ok(Waymark { bookmark: None, counter: Box::new(Counting::default()) });
+        };
+        let position = points::position_of_key(&key)?;
+        // Of the same view, since a later batch may have left another mark at the position.
+        let record = view.store.get(&view.keyspace, points::position_key(points::COUNTING, position))?;
+        let record = record.map(|bytes| decode::<CountingRecord>("counting", bytes)).transpose()?;
+        let counting = CountingRecord::at(record.as_ref(), position)?;
+        Ok(Waymark { bookmark: Some(Bookmark(bookmark)), counter: Box::new(counting) })
+    }
+
     fn write_snapshot(&self, out: &mut dyn io::Write) -> Result<(), MachineError> {
         snapshot::write(&self.view(), out)
     }
@@ -424,6 +437,30 @@ impl StateMachine for Shard {
         drop(writer);
         self.indexer.notify();
         self.store.drop_keyspace(&old)?;
+        Ok(())
+    }
+}
+
+impl Counter for Counting {
+    fn position(&self) -> Position {
+        self.position
+    }
+
+    fn take(&mut self, bytes: Bytes, out: &mut VecDeque<(Position, Bytes)>) -> Result<(), MachineError> {
+        let after = self.position;
+        let unreadable = |source| MachineError::Command { after, source };
+        if !command::is_of_regions(&bytes).map_err(unreadable)? {
+            if self.duty == crate::model::Duty::Home {
+                self.position = after.next();
+                out.push_back((self.position, bytes));
+            }
+            return Ok(());
+        }
+        let command = Command::decode(&bytes).map_err(unreadable)?;
+        if let Counted::Each(commands) = Counting::take(self, &command.body) {
+            let positions = (after.0 + 1..).map(Position);
+            out.extend(positions.zip(commands.iter().cloned()));
+        }
         Ok(())
     }
 }
@@ -463,18 +500,24 @@ impl Shard {
         let view = self.store.view();
         let Some(value) = view.get(keyspace, points::STATE)? else { return Ok(()) };
         let mut state = StateRecord::of_value(value)?;
-        let Some(bookmark) = state.bookmark.clone() else { return Ok(()) };
-        let key = points::position_key(points::MARK, Position(state.position));
-        let mut sums = state.sums()?;
-        if let Some(before) = view.get(keyspace, &key)? {
-            // Of the same position, but an earlier entry: there may have been some without commands since.
-            sums.local = sums.local.wrapping_sub(points::row_hash(&key, &before));
+        if state.bookmark.is_none() {
+            return Ok(());
         }
-        sums.local = sums.local.wrapping_add(points::row_hash(&key, &bookmark));
+        let mut sums = state.sums()?;
+        let mut batch = self.store.batch();
+        for (key, value) in state.waymark() {
+            if let Some(before) = view.get(keyspace, &key)? {
+                // Of the same position, but an earlier entry: there may have been some without commands since.
+                sums.local = sums.local.wrapping_sub(points::row_hash(&key, &before));
+                batch.delete(keyspace, &key);
+            }
+            if let Some(value) = value {
+                sums.local = sums.local.wrapping_add(points::row_hash(&key, &value));
+                batch.put(keyspace, key, value);
+            }
+        }
         state.set_sums(sums);
         state.marked = state.position;
-        let mut batch = self.store.batch();
-        batch.put(keyspace, key, bookmark);
         batch.put(keyspace, points::STATE, state.to_value());
         Ok(batch.commit()?)
     }
@@ -488,6 +531,13 @@ impl Shard {
         batch.commit()?;
         Ok(self.store.persist()?)
     }
+}
+
+/// A command, and the hash of its body if it names an intent.
+fn read_command(bytes: &Bytes) -> Result<(Command, u64), DecodeError> {
+    let command = Command::decode(bytes)?;
+    let body_hash = command.request.as_ref().map(|_| body_hash(bytes)).transpose()?;
+    Ok((command, body_hash.unwrap_or_default()))
 }
 
 /// The vector indexes after a fold: those of the schema, with the rows of the slots it gave out.

@@ -8,7 +8,10 @@
 
 use crate::{
     machine::{MachineError, Rejection},
-    model::{CollectionId, FieldPath, PointId, Position, SparseVector, Vector, Vectors},
+    model::{
+        CollectionId, Counting, Duty, FieldPath, Generation, Home, Homes, PointId, Position, SparseVector,
+        Vector, Vectors,
+    },
 };
 use bytes::Bytes;
 use prost::Message;
@@ -30,15 +33,19 @@ pub(super) const FLOOR: u8 = b'k';
 pub(super) const EFFECT: u8 = b'x';
 pub(super) const MARK: u8 = b'b';
 pub(super) const HASH: u8 = b'h';
+/// of how commands are counted from a bookmark on, where that is not as in every shard's beginning,
+pub(super) const COUNTING: u8 = b'g';
 /// and of the state and the schema.
 pub(super) const META: u8 = b'm';
 /// All of them, ascending.
-pub(super) const TABLES: [u8; 11] =
-    [MARK, DEDUP, EVICTION, FIELD, HASH, FLOOR, META, POINT, SLOT, VECTOR, EFFECT];
+pub(super) const TABLES: [u8; 12] =
+    [MARK, DEDUP, EVICTION, FIELD, COUNTING, HASH, FLOOR, META, POINT, SLOT, VECTOR, EFFECT];
+/// The memory of intents, ascending.
+pub(super) const INTENTS: [u8; 3] = [DEDUP, EVICTION, FLOOR];
 
 /// Whether a key belongs to the memory of intents.
 pub(super) fn is_of_intents(key: &[u8]) -> bool {
-    key.first().is_some_and(|table| [DEDUP, EVICTION, FLOOR].contains(table))
+    key.first().is_some_and(|table| INTENTS.contains(table))
 }
 
 // Vectors are stored, hashed and mapped as they lie in memory.
@@ -144,6 +151,67 @@ pub(super) struct StateRecord {
     /// bookmarks, state hashes), 16 bytes little-endian.
     #[prost(bytes = "vec", tag = "15")]
     pub(super) local_sum: Vec<u8>,
+    /// How commands are counted; none: as in every shard's beginning.
+    #[prost(message, optional, tag = "16")]
+    pub(super) counting: Option<CountingRecord>,
+}
+
+/// How commands are counted.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct CountingRecord {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) homes: Vec<HomeRecord>,
+    /// 0 home, 1 sealed, 2 following.
+    #[prost(uint32, tag = "2")]
+    pub(super) duty: u32,
+    /// The home it is sealed for.
+    #[prost(uint64, tag = "3")]
+    pub(super) sealed_for: u64,
+    /// The attempt that makes a copy of the home.
+    #[prost(fixed64, tag = "4")]
+    pub(super) seeding: u64,
+}
+
+/// A home after the first.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct HomeRecord {
+    #[prost(uint64, tag = "1")]
+    pub(super) generation: u64,
+    #[prost(uint64, tag = "2")]
+    pub(super) first: u64,
+}
+
+impl CountingRecord {
+    /// None if it is as in every shard's beginning.
+    pub(super) fn of(counting: &Counting) -> Option<Self> {
+        let home = |h: &Home| HomeRecord { generation: h.generation.0, first: h.first.0 };
+        let (duty, sealed_for) = match counting.duty {
+            Duty::Home => (0, 0),
+            Duty::Sealed(generation) => (1, generation.0),
+            Duty::Following => (2, 0),
+        };
+        let homes = counting.homes.0.iter().map(home).collect();
+        (!counting.is_first()).then_some(CountingRecord {
+            homes,
+            duty,
+            sealed_for,
+            seeding: counting.seeding,
+        })
+    }
+
+    /// At a position.
+    pub(super) fn at(record: Option<&Self>, position: Position) -> Result<Counting, MachineError> {
+        let Some(record) = record else { return Ok(Counting { position, ..Counting::default() }) };
+        let home = |h: &HomeRecord| Home { generation: Generation(h.generation), first: Position(h.first) };
+        let duty = match record.duty {
+            0 => Duty::Home,
+            1 => Duty::Sealed(Generation(record.sealed_for)),
+            2 => Duty::Following,
+            other => return Err(damaged("counting", format!("a duty {other}"))),
+        };
+        let homes = Homes(record.homes.iter().map(home).collect());
+        Ok(Counting { position, homes, duty, seeding: record.seeding })
+    }
 }
 
 /// The sums of a shard's state; each wraps at 2^128.
@@ -155,6 +223,19 @@ pub(super) struct Sums {
 }
 
 impl StateRecord {
+    /// How commands are counted.
+    pub(super) fn counting(&self) -> Result<Counting, MachineError> {
+        CountingRecord::at(self.counting.as_ref(), Position(self.position))
+    }
+
+    /// The rows by which a reader of commands begins to count here.
+    pub(super) fn waymark(&self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        let position = Position(self.position);
+        let counting = self.counting.as_ref().map(Message::encode_to_vec);
+        let bookmark = self.bookmark.as_ref().map(|bookmark| bookmark.to_vec());
+        vec![(position_key(MARK, position), bookmark), (position_key(COUNTING, position), counting)]
+    }
+
     /// Its sums.
     pub(super) fn sums(&self) -> Result<Sums, MachineError> {
         let [points, intents, local] =

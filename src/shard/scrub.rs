@@ -110,7 +110,7 @@ impl<F: FnMut(u64) -> ControlFlow<()>> Scrub<F> {
         if self.sum(&[points::DEDUP, points::FLOOR])? != sums.intents {
             return Err(rot("intents", "they do not add up to the rolling state hash"));
         }
-        let local = [points::EVICTION, points::EFFECT, points::MARK, points::HASH];
+        let local = [points::EVICTION, points::EFFECT, points::MARK, points::COUNTING, points::HASH];
         if self.sum(&local)? != sums.local {
             let why = "effects, bookmarks, state hashes and eviction lists do not add up";
             return Err(rot("records", why));

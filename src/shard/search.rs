@@ -19,9 +19,9 @@ use super::{
 use crate::{
     machine::MachineError,
     model::{
-        Explanation, FieldPath, Filter, FilterExplanation, Invalid, Payload, PayloadSelector, PointId,
-        Position, Projection, Record, Schema, ScoredPoint, ScrollPage, ScrollRequest, SearchRequest, Target,
-        Vector, VectorSelector, Vectors, filter::Step,
+        Counting, Explanation, FieldPath, Filter, FilterExplanation, Invalid, Payload, PayloadSelector,
+        PointId, Position, Projection, Record, Schema, ScoredPoint, ScrollPage, ScrollRequest, SearchRequest,
+        Target, Vector, VectorSelector, Vectors, filter::Step,
     },
     store::{Keyspace, View},
 };
@@ -46,6 +46,26 @@ pub struct ReadView {
 const DOUBT_MAX: u64 = 1000;
 
 impl ReadView {
+    /// How the shard counted commands, and up to where.
+    pub fn counting(&self) -> Result<Counting, MachineError> {
+        self.state.counting()
+    }
+
+    /// Whether the shard gives positions itself, and has all it had.
+    pub fn is_home(&self) -> bool {
+        self.state.counting.as_ref().is_none_or(|counting| counting.duty == 0)
+    }
+
+    /// Whether it takes positions over from a home.
+    pub fn follows(&self) -> bool {
+        self.state.counting.as_ref().is_some_and(|counting| counting.duty == 2)
+    }
+
+    /// Whether a copy of its home is not whole yet.
+    pub fn is_being_seeded(&self) -> bool {
+        self.state.counting.as_ref().is_some_and(|counting| counting.seeding != 0)
+    }
+
     /// The same, with its vectors in other parts.
     pub(super) fn with_vectors(&self, vectors: VectorIndexes, store: View) -> ReadView {
         ReadView {

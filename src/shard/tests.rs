@@ -7,6 +7,7 @@ mod intents;
 mod log;
 mod quantization;
 mod real;
+mod regions;
 mod rest;
 mod rotten;
 
@@ -111,6 +112,7 @@ impl Obvious {
                 let delete = version.map(|_| Change::Delete(*id));
                 point.clone().map(Change::Upsert).or(delete).into_iter().collect()
             }
+            Body::Mirror { .. } | Body::Turn(_) | Body::Seed { .. } => unreachable!("they have no position"),
         };
         for change in &changes {
             self.change(position, change);

@@ -5,9 +5,11 @@ mod admin;
 mod audit;
 mod cas;
 mod changes;
+mod regions;
 
 pub(super) use audit::audits;
 pub(super) use changes::feeds;
+pub(super) use regions::own_parameters as regions_with_parameters;
 
 use super::{Api, refusing};
 use crate::cluster::{Cluster, NodeInfo};
@@ -27,17 +29,17 @@ pub(super) fn built() -> Router<Api> {
         .route("/annal/v1/collections/{collection}/points/cas", post(cas::cas))
         .route("/annal/v1/collections/{collection}/shards/{shard}/move", post(admin::move_shard))
         .route("/annal/v1/collections/{collection}/shards/{shard}/lead", post(admin::lead))
+        .route("/annal/v1/regions", get(regions::links))
+        .route("/annal/v1/regions/follow", post(regions::follow).delete(regions::unfollow))
+        .route("/annal/v1/regions/handover", post(regions::handover))
+        .route("/annal/v1/regions/takeover", post(regions::takeover))
+        .route(crate::region::ASK, post(regions::ask))
 }
 
 /// The rest of the contract.
 pub(super) fn unbuilt() -> Router<Api> {
     refusing(&[
         "POST /annal/v1/collections/{collection}/shards/{shard}/split",
-        "GET /annal/v1/regions",
-        "POST DELETE /annal/v1/regions/follow",
-        "POST /annal/v1/regions/handover",
-        "POST /annal/v1/regions/takeover",
-        "GET /annal/v1/regions/loss",
         "GET /dashboard",
         "GET /dashboard/",
         "GET /dashboard/{*page}",

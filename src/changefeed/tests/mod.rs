@@ -515,12 +515,17 @@ fn cursor(shards: Vec<Vec<usize>>, last: Option<FollowError>) -> impl Stream<Ite
     let streams = shards.into_iter().enumerate().map(|(shard, commands)| {
         let events = commands.into_iter().enumerate().map(|(n, of)| {
             let changes = (0..of as u64).map(|id| Change::Delete(PointId::Num(id))).collect();
-            Ok(crate::cluster::ShardEvents { position: Position(n as u64 + 1), changes, retired: false })
+            Ok(crate::cluster::ShardEvents {
+                position: Position(n as u64 + 1),
+                changes,
+                retired: false,
+                command: None,
+            })
         });
         let events: Vec<_> = events.chain(last.clone().map(Err)).collect();
         (ShardNumber(shard as u32), futures::stream::iter(events).boxed())
     });
-    let parts = Parts { payload: false, vectors: false };
+    let parts = Parts { payload: false, vectors: false, commands: false };
     Cursor::new(C.into(), token, streams.collect(), parts, Duration::from_secs(9)).into_stream()
 }
 

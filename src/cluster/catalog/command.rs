@@ -1,6 +1,9 @@
 //! Changes of the catalog, and their bytes in group 0's log.
 
-use super::record::NodeRecord;
+use super::{
+    record::NodeRecord,
+    region::{Follow, RegionChange},
+};
 use crate::{
     cluster::{AliasAction, CollectionChange, CollectionSpec, NodeName},
     model::{
@@ -61,8 +64,17 @@ pub(in crate::cluster) enum CatalogCommand {
     },
     /// Every shard of a dropped collection is retired.
     Dropped {
+        /// The number it is dropped under: its id, unless that is still another's.
+        id: CollectionId,
+    },
+    /// A collection of another region is followed from the beginning.
+    Follow(Follow),
+    /// A collection's part in this region changes.
+    Region {
         /// Its id.
         id: CollectionId,
+        /// What changes.
+        change: RegionChange,
     },
     /// Indexes a payload field.
     CreateField {
@@ -135,7 +147,7 @@ struct Wire {
 impl CatalogCommand {
     /// Whether a second copy changes nothing, so that one of unknown effect may be sent again.
     pub(in crate::cluster) fn is_safe_twice(&self) -> bool {
-        use CatalogCommand::{Alias, Create, CreateField, Drop, DropField, Plan, Update};
+        use CatalogCommand::{Alias, Create, CreateField, Drop, DropField, Follow, Plan, Update};
         !matches!(
             self,
             Create { .. }
@@ -145,6 +157,7 @@ impl CatalogCommand {
                 | DropField { .. }
                 | Alias { .. }
                 | Plan { .. }
+                | Follow(_)
         )
     }
 

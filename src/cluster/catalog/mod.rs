@@ -6,16 +6,19 @@
 
 mod command;
 mod record;
+mod region;
 mod state;
 
 pub(super) use command::CatalogCommand;
 pub(super) use record::{CollectionRecord, GroupRecord, NodeRecord, NodeState, Phase, ReplicaRecord};
+pub(super) use region::Follow;
+pub use region::{HomeRecord, Loss, Part, RegionChange, RegionRecord, ShardLoss};
 pub(super) use state::{CatalogState, EXISTS, MISSING, STALE};
 
 use super::NodeName;
 use crate::{
     machine::{Bookmark, MachineError, Outcome, StateMachine, Verdict},
-    model::Position,
+    model::{CollectionId, Position},
     store::{Keyspace, KeyspaceKind, Store, StoreError},
 };
 use bytes::Bytes;
@@ -76,8 +79,10 @@ impl Catalog {
             state.collections.insert(record.name.clone(), Arc::new(record));
         }
         for pair in view.prefix(&keyspace, DROPPING) {
-            let record: CollectionRecord = parse("dropped collection", &pair?.1)?;
-            state.dropping.insert(record.id, Arc::new(record));
+            let (key, json) = pair?;
+            let record: CollectionRecord = parse("dropped collection", &json)?;
+            let number = key[DROPPING.len()..].try_into().map(u64::from_be_bytes);
+            state.dropping.insert(CollectionId(number.unwrap_or(record.id.0)), Arc::new(record));
         }
         let state = watch::Sender::new(Arc::new(state));
         Ok(Catalog { store, keyspace, state, applied: Mutex::new(applied) })
@@ -125,9 +130,9 @@ impl Catalog {
 
 /// The records of all collections by their keys in the store.
 fn records(state: &CatalogState) -> BTreeMap<Vec<u8>, &Arc<CollectionRecord>> {
-    let key = |prefix: &[u8], record: &CollectionRecord| [prefix, &record.id.0.to_be_bytes()].concat();
-    let collections = state.collections.values().map(|c| (key(COLLECTION, c), c));
-    collections.chain(state.dropping.values().map(|c| (key(DROPPING, c), c))).collect()
+    let key = |prefix: &[u8], id: CollectionId| [prefix, &id.0.to_be_bytes()].concat();
+    let collections = state.collections.values().map(|c| (key(COLLECTION, c.id), c));
+    collections.chain(state.dropping.iter().map(|(id, c)| (key(DROPPING, *id), c))).collect()
 }
 
 impl From<&CatalogState> for Rest {

@@ -12,6 +12,7 @@
 //! Invariants: a replica is bound to one data folder (`incarnation`) of one node; from `Opened` on, its log
 //! group is on that folder's disk, so one that is missing there is lost and never voted in again.
 
+use super::region::RegionRecord;
 use crate::{
     cluster::{CollectionSpec, NodeName},
     model::{CollectionId, Epoch, Generation, ReplicaId, Schema},
@@ -131,4 +132,11 @@ pub(in crate::cluster) struct CollectionRecord {
     pub generation: Generation,
     /// Its shards, by number.
     pub shards: Vec<GroupRecord>,
+    /// What it is in this region.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub region: RegionRecord,
+}
+
+fn is_default(region: &RegionRecord) -> bool {
+    *region == RegionRecord::default()
 }

@@ -7,6 +7,7 @@
 use super::{
     command::CatalogCommand,
     record::{CollectionRecord, GroupRecord, NodeRecord, NodeState, Phase, ReplicaRecord},
+    region::{Follow, Part, RegionChange, RegionRecord},
 };
 use crate::{
     cluster::{AliasAction, CollectionChange, CollectionSpec, NodeName},
@@ -28,7 +29,8 @@ pub(in crate::cluster) struct CatalogState {
     pub catalog: GroupRecord,
     /// Collections by name.
     pub collections: BTreeMap<String, Arc<CollectionRecord>>,
-    /// Collections that are dropped and not all retired yet.
+    /// Collections, or former groups of them, that are dropped and not all retired yet; by id, or by a number of their
+    /// own where that is taken.
     pub dropping: BTreeMap<CollectionId, Arc<CollectionRecord>>,
     /// Names of collections by alias.
     pub aliases: BTreeMap<String, String>,
@@ -91,6 +93,8 @@ impl CatalogState {
                 self.dropping.remove(&id);
                 Ok(())
             }
+            CatalogCommand::Follow(follow) => self.follow(follow),
+            CatalogCommand::Region { id, change } => self.turn(id, change),
             CatalogCommand::Update { name, change } => self.change(&name, |c| {
                 c.spec.change(change);
                 let schema = c.spec.schema(c.schema.version, &c.schema.fields);
@@ -173,6 +177,7 @@ impl CatalogState {
         let replica = self.next_replica(&name, phase);
         if first {
             self.catalog.founders = BTreeSet::from([replica.replica]);
+            self.counters.collection = first_collection(&incarnation);
         }
         self.catalog.replicas.push(replica);
         Ok(())
@@ -341,15 +346,8 @@ impl CatalogState {
         if placement.len() != spec.shard_number as usize || !placement.iter().all(fits) {
             return Err(rejection(STALE, "the placement names nodes that are not there".to_owned()));
         }
-        let id = CollectionId(self.counters.collection);
-        self.counters.collection += 1;
-        let shards = placement.iter().map(|nodes| {
-            let group = self.counters.group;
-            self.counters.group += 1;
-            let replicas = nodes.iter().map(|node| self.next_replica(node, Phase::Planned)).collect();
-            GroupRecord { group, founders: BTreeSet::new(), replicas }
-        });
-        let shards = shards.collect();
+        let id = self.next_id();
+        let shards = self.next_groups(placement);
         let schema = spec.schema(1, &BTreeMap::new());
         let record = CollectionRecord {
             id,
@@ -359,15 +357,71 @@ impl CatalogState {
             epoch: Epoch(1),
             generation: Generation(1),
             shards,
+            region: RegionRecord::default(),
         };
         self.collections.insert(name, Arc::new(record));
         Ok(())
     }
 
+    fn next_id(&mut self) -> CollectionId {
+        let id = CollectionId(self.counters.collection);
+        self.counters.collection += 1;
+        id
+    }
+
+    /// New groups of a collection, by shard.
+    fn next_groups(&mut self, placement: &[Vec<NodeName>]) -> Vec<GroupRecord> {
+        let shards = placement.iter().map(|nodes| {
+            let group = self.counters.group;
+            self.counters.group += 1;
+            let replicas = nodes.iter().map(|node| self.next_replica(node, Phase::Planned)).collect();
+            GroupRecord { group, founders: BTreeSet::new(), replicas }
+        });
+        shards.collect()
+    }
+
     fn drop_collection(&mut self, name: &str) -> Result<()> {
         let record = self.collections.remove(name).ok_or_else(|| missing("collection", &name))?;
         self.aliases.retain(|_, of| of != name);
-        self.dropping.insert(record.id, record);
+        self.set_aside(record);
+        Ok(())
+    }
+
+    /// A record whose groups are to be retired.
+    fn set_aside(&mut self, record: Arc<CollectionRecord>) {
+        let number = if self.dropping.contains_key(&record.id) { self.next_id() } else { record.id };
+        self.dropping.insert(number, record);
+    }
+
+    // --- regions ---
+
+    fn follow(&mut self, follow: Follow) -> Result<()> {
+        let Follow { name, id, spec, schema, homes, home, placement } = follow;
+        if self.collections.contains_key(&name) || self.aliases.contains_key(&name) {
+            return Err(rejection(EXISTS, format!("collection {name} exists already")));
+        }
+        if let Some(other) = self.collections.values().find(|c| c.id == id) {
+            let why = format!("collection {} has the id {id} here that {name} has at its home", other.name);
+            return Err(rejection(EXISTS, why));
+        }
+        let shards = self.next_groups(&placement);
+        let region = RegionRecord { homes, part: Part::Follower { home }, ..RegionRecord::default() };
+        let (epoch, generation) = (Epoch(1), region.generation());
+        let record =
+            CollectionRecord { id, name: name.clone(), spec, schema, epoch, generation, shards, region };
+        self.collections.insert(name, Arc::new(record));
+        Ok(())
+    }
+
+    fn turn(&mut self, id: CollectionId, change: RegionChange) -> Result<()> {
+        let record = self.collections.values().find(|c| c.id == id).cloned();
+        let record = record.ok_or_else(|| missing("collection of id", &id))?;
+        let mut changed = CollectionRecord::clone(&record);
+        if let Some(old) = changed.turn(change, |placement| self.next_groups(placement))? {
+            let aside = CollectionRecord { shards: old, ..CollectionRecord::clone(&record) };
+            self.set_aside(Arc::new(aside));
+        }
+        self.collections.insert(record.name.clone(), Arc::new(changed));
         Ok(())
     }
 
@@ -429,6 +483,12 @@ impl GroupRecord {
     fn founded_voters(&self) -> impl Iterator<Item = &ReplicaRecord> {
         self.replicas.iter().filter(|r| matches!(r.phase, Phase::Voter | Phase::Leaving))
     }
+}
+
+/// The first collection of a cluster: far from those of others, since an id is the same in all regions.
+fn first_collection(founder: &str) -> u64 {
+    let place = xxhash_rust::xxh3::xxh3_64(founder.as_bytes()) >> 40;
+    place << 16 | 1
 }
 
 /// Puts `new` in the place of `old`; whether they differ.

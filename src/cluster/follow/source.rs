@@ -43,7 +43,7 @@ pub(super) async fn open(
     }
     let tail = local.replica.tail(from).await.map_err(refusal)?;
     let shard = local.shard.clone();
-    if from <= local.position() {
+    if from <= local.position() && !parts.commands {
         blocking(move || is_kept(&shard, from)).await?;
     }
     let tailing = Tailing { tail, shard: local.shard.clone(), parts, ready: VecDeque::new() };
@@ -133,7 +133,12 @@ fn effects(
     parts: Parts,
 ) -> Result<VecDeque<ShardEvents>, MachineError> {
     let view = shard.view();
+    let homes = view.counting()?.homes;
     let read = |(position, bytes): (Position, Bytes)| {
+        if parts.commands {
+            let command = Some((homes.of(position), bytes));
+            return Ok(ShardEvents { position, changes: Vec::new(), retired: false, command });
+        }
         let after = Position(position.0 - 1);
         let command = Command::decode(&bytes).map_err(|source| MachineError::Command { after, source })?;
         let mut changes = view.effect_of(position, &command)?;
@@ -141,7 +146,7 @@ fn effects(
             parts.strip(change);
         }
         let retired = matches!(command.body, Body::Retire) && view.retired();
-        Ok(ShardEvents { position, changes, retired })
+        Ok(ShardEvents { position, changes, retired, command: None })
     };
     commands.into_iter().map(read).collect()
 }

@@ -57,7 +57,7 @@ fn made(moods: &[Mood], end: usize) -> Arc<Made> {
 
 fn events(position: u64) -> ShardEvents {
     let changes = vec![Change::Delete(PointId::Num(position))];
-    ShardEvents { position: Position(position), changes, retired: false }
+    ShardEvents { position: Position(position), changes, retired: false, command: None }
 }
 
 impl Group for Arc<Made> {

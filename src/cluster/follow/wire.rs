@@ -8,7 +8,7 @@
 use super::{ASK_WITHIN, Parts, Refusal, ShardEvents, source};
 use crate::{
     cluster::{Cluster, peers::PeerCalls},
-    model::{Body, CollectionId, Command, Epoch, Position, ReplicaId},
+    model::{Body, CollectionId, Command, Epoch, Generation, Position, ReplicaId},
     net::ByteStream,
     shard::Change,
 };
@@ -46,6 +46,8 @@ const REFUSED: u8 = 0;
 const STANDING: u8 = 1;
 const EVENTS: u8 = 2;
 const RETIRED: u8 = 1;
+/// What follows is the command itself.
+const COMMAND: u8 = 2;
 const LENGTH_BYTES: usize = 4;
 /// A frame is as large as what one command did: no more than this is believed.
 const FRAME_BYTES_MAX: usize = 1 << 30;
@@ -144,7 +146,14 @@ impl Frame {
                 out.put_u8(STANDING);
                 out.put_u64_le(position.0);
             }
-            Frame::Events(ShardEvents { position, changes, retired }) => {
+            Frame::Events(ShardEvents { position, command: Some((generation, command)), .. }) => {
+                out.put_u8(EVENTS);
+                out.put_u64_le(position.0);
+                out.put_u8(COMMAND);
+                out.put_u64_le(generation.0);
+                out.extend_from_slice(&command);
+            }
+            Frame::Events(ShardEvents { position, changes, retired, command: None }) => {
                 out.put_u8(EVENTS);
                 out.put_u64_le(position.0);
                 out.put_u8(if retired { RETIRED } else { 0 });
@@ -166,8 +175,14 @@ impl Frame {
             STANDING => Ok(Frame::Standing(Position(body.try_get_u64_le().map_err(short)?))),
             EVENTS => {
                 let position = Position(body.try_get_u64_le().map_err(short)?);
-                let retired = body.try_get_u8().map_err(short)? & RETIRED == RETIRED;
+                let flags = body.try_get_u8().map_err(short)?;
+                let retired = flags & RETIRED == RETIRED;
                 let mut changes = Vec::new();
+                if flags & COMMAND == COMMAND {
+                    let generation = Generation(body.try_get_u64_le().map_err(short)?);
+                    let command = Some((generation, body));
+                    return Ok(Frame::Events(ShardEvents { position, changes, retired, command }));
+                }
                 while body.has_remaining() {
                     let length = body.try_get_u32_le().map_err(short)? as usize;
                     if length > body.len() {
@@ -179,7 +194,7 @@ impl Frame {
                         other => return Err(format!("a command that is no effect: {other:?}")),
                     }
                 }
-                Ok(Frame::Events(ShardEvents { position, changes, retired }))
+                Ok(Frame::Events(ShardEvents { position, changes, retired, command: None }))
             }
             kind => Err(format!("a frame of kind {kind}")),
         }
@@ -268,9 +283,13 @@ mod tests {
     fn frames() -> Vec<Frame> {
         let delete = |id| Change::Delete(PointId::Uuid(id));
         let events = |position, changes: &[Change], retired| {
-            Frame::Events(ShardEvents { position: Position(position), changes: changes.to_vec(), retired })
+            let (position, changes) = (Position(position), changes.to_vec());
+            Frame::Events(ShardEvents { position, changes, retired, command: None })
         };
+        let command = Some((Generation(3), Bytes::from_static(b"a command")));
+        let raw = ShardEvents { position: Position(11), changes: vec![], retired: false, command };
         vec![
+            Frame::Events(raw),
             Frame::Standing(Position(1 << 40)),
             events(7, &[], false),
             events(8, &[upsert(1), upsert(1), delete(2), delete(3), upsert(2)], false),
@@ -296,7 +315,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_cut_off_or_foreign_is_an_error() {
         let mut bytes = BytesMut::new();
-        frames().remove(2).write(&mut bytes);
+        frames().remove(3).write(&mut bytes);
         for end in 1..bytes.len() {
             let piece = Ok(Bytes::copy_from_slice(&bytes[..end]));
             assert!(Frames::over(stream::iter([piece]).boxed()).next().await.is_err(), "{end} bytes passed");

@@ -1,6 +1,7 @@
 //! Damage to any row of one of two equal shards is found, by its scrub or by comparing their state hashes.
 
 use super::*;
+use crate::model::{Generation, Turn};
 use std::ops::ControlFlow;
 
 fn long_window() -> ShardOptions {
@@ -27,6 +28,8 @@ fn log() -> Vec<Bytes> {
     };
     let nothing =
         Filter { must: vec![Condition::HasId([PointId::Num(u64::MAX)].into())], ..Filter::default() };
+    // It is the second home of its collection.
+    log.push(command(Body::Turn(Turn::Promote(Generation(2)))).encode());
     for n in 0..4500u64 {
         let body = match n % 90 {
             0..30 => Body::Upsert(vec![point(n), point(n / 2)]),

@@ -1,0 +1,277 @@
+//! Takes over the commands of a home: a task for each shard that follows and is led here.
+//!
+//! ```text
+//!   turn (follow these homes) ─▶ a copy, if the home's log does not reach back ─▶ commands, batch after batch
+//! ```
+//!
+//! One batch is under way at a time, and the next one is what has come meanwhile: so batches clock themselves, and a
+//! home that is faster than this region is slowed by nobody but its own stream.
+//!
+//! Invariants: what is proposed follows on what is applied, or the shard refuses it; so two nodes that both believe
+//! they lead do no harm, and nothing is taken over twice.
+//! Not here: how the home reads its log (`home`), how old all this is (`pulse`).
+
+use super::{
+    ASK_WITHIN, FIRST, Regions, Result, STEP_WITHIN,
+    link::{Frame, Frames, Wanted},
+};
+use crate::{
+    cluster::{ClusterError, Description, Part},
+    model::{
+        Body, Command, Duty, Position, ShardNumber,
+        region::{DIVERGED, Seed},
+    },
+    world,
+};
+use bytes::Bytes;
+use futures::FutureExt;
+use std::{sync::PoisonError, time::Duration};
+use tokio::time::{Instant, timeout};
+
+/// How often a node looks for shards that want a mirror here.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// A stream that is silent for so long is given up.
+const SILENT_FOR: Duration = Duration::from_secs(5);
+/// Pauses before a stream is opened again: doubled from the first to the last.
+const PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(2)];
+/// A batch is about so many bytes.
+const BATCH_BYTES: usize = 1 << 20;
+const BATCH_COMMANDS: usize = 4_096;
+
+/// Why a mirror has stopped for the time being.
+enum Stop {
+    /// This node does not lead the shard any more, or the collection does not follow as it did.
+    Over,
+    /// It may go on later.
+    Failed(ClusterError),
+}
+
+impl From<ClusterError> for Stop {
+    fn from(error: ClusterError) -> Self {
+        Stop::Failed(error)
+    }
+}
+
+impl Regions {
+    /// Keeps a mirror for each shard that follows and is led here.
+    pub(super) async fn mirror(self) {
+        loop {
+            for of in self.cluster().described() {
+                if !matches!(of.region.part, Part::Follower { .. }) {
+                    continue;
+                }
+                for shard in self.cluster().led_shards(&of.name) {
+                    let key = (of.id, shard);
+                    let mut mirrored = self.inner.mirrored.lock().unwrap_or_else(PoisonError::into_inner);
+                    if mirrored.insert(key, ()).is_none() {
+                        let (regions, of) = (self.clone(), of.clone());
+                        world::spawn(async move {
+                            regions.mirror_shard(of, shard).await;
+                            let mirrored = &regions.inner.mirrored;
+                            mirrored.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+                        });
+                    }
+                }
+            }
+            let news = self.cluster().news();
+            tokio::select! {
+                () = news => {}
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+            if self.cluster().is_closing() {
+                return;
+            }
+        }
+    }
+
+    async fn mirror_shard(&self, of: Description, shard: ShardNumber) {
+        let mut pause = PAUSES[0];
+        while self.still(&of, shard) {
+            let began = Instant::now();
+            match self.mirror_stream(&of, shard).await {
+                Ok(()) | Err(Stop::Over) => {}
+                Err(Stop::Failed(error)) => {
+                    tracing::debug!(collection = of.name, shard = shard.0, %error, "the mirror is interrupted");
+                }
+            }
+            if began.elapsed() > SILENT_FOR {
+                pause = PAUSES[0];
+            }
+            if !self.pause(pause).await {
+                return;
+            }
+            pause = (pause * 2).min(PAUSES[1]);
+        }
+    }
+
+    /// Whether a shard is led here and follows as it did.
+    fn still(&self, of: &Description, shard: ShardNumber) -> bool {
+        let now = self.cluster().described_now(&of.name);
+        now.is_some_and(|now| now.is_as(of))
+            && !self.cluster().is_closing()
+            && self.cluster().led_shards(&of.name).contains(&shard)
+    }
+
+    /// Mirrors until something ends it.
+    async fn mirror_stream(&self, of: &Description, shard: ShardNumber) -> std::result::Result<(), Stop> {
+        let Part::Follower { home } = &of.region.part else { return Err(Stop::Over) };
+        let mut position = self.turn_to_follow(of, shard).await?;
+        let generation = of.region.generation();
+        let wanted = |from| Wanted { collection: of.name.clone(), id: of.id, generation, shard, from };
+        let deadline = || Instant::now() + ASK_WITHIN;
+        let open = |from| self.inner.link.stream(home, wanted(from), deadline());
+        let stream = match position {
+            // A copy that was cut off goes before the log, whatever that has.
+            None => Err(ClusterError::Expired("a copy was not whole".to_owned())),
+            Some(after) => open(Some(after.next())).await,
+        };
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(ClusterError::Expired(why)) if position.is_none_or(|after| after.next() == FIRST) => {
+                tracing::info!(
+                    collection = of.name,
+                    shard = shard.0,
+                    why,
+                    "a copy of the home's shard is taken in"
+                );
+                let copied = self.take_copy(of, shard, open(None).await?).await?;
+                position = Some(copied);
+                open(Some(copied.next())).await?
+            }
+            Err(ClusterError::Expired(why)) => {
+                // Too far behind, or beyond what the home has: what is here cannot be gone on with.
+                tracing::warn!(collection = of.name, shard = shard.0, why, "the collection is copied anew");
+                self.cluster().refollow(of, Vec::new(), None, Instant::now() + STEP_WITHIN).await?;
+                return Err(Stop::Over);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let mut at = position.unwrap_or_default();
+        let mut frames = Frames::over(stream);
+        let mut batch = Vec::new();
+        loop {
+            let frame = match timeout(SILENT_FOR, frames.next()).await {
+                Ok(frame) => frame,
+                Err(_) => return Err(away("the home's stream is silent").into()),
+            };
+            self.gather(frame, &at, &mut batch)?;
+            let mut bytes: usize = batch.iter().map(Bytes::len).sum();
+            // What has come meanwhile joins.
+            while bytes < BATCH_BYTES && batch.len() < BATCH_COMMANDS {
+                let before = batch.len();
+                let Some(frame) = frames.next().now_or_never() else { break };
+                self.gather(frame, &at, &mut batch)?;
+                bytes += batch[before..].iter().map(Bytes::len).sum::<usize>();
+            }
+            if !self.still(of, shard) {
+                return Err(Stop::Over);
+            }
+            if batch.is_empty() {
+                continue;
+            }
+            let body = Body::Mirror { generation, prev: at, commands: std::mem::take(&mut batch) };
+            at = self.cluster().turn_shard(of, shard, body, Instant::now() + STEP_WITHIN).await?;
+        }
+    }
+
+    /// Adds the commands of a frame that follows on the batch.
+    fn gather(
+        &self,
+        frame: std::io::Result<Option<Frame>>,
+        at: &Position,
+        batch: &mut Vec<Bytes>,
+    ) -> Result<()> {
+        match frame.map_err(away)? {
+            None => Err(away("the home's stream has ended")),
+            Some(Frame::Alive) => Ok(()),
+            Some(Frame::Step(_)) => Err(away("a step of a copy within commands")),
+            Some(Frame::Commands(first, commands)) => {
+                let wanted = at.0 + batch.len() as u64 + 1;
+                if first.0 != wanted {
+                    return Err(away(format!("the home gives position {first} for {wanted}")));
+                }
+                batch.extend(commands);
+                Ok(())
+            }
+        }
+    }
+
+    /// Sees to it that the shard follows the homes that the catalog names; its position, or none if a copy of the home
+    /// is not whole.
+    async fn turn_to_follow(
+        &self,
+        of: &Description,
+        shard: ShardNumber,
+    ) -> std::result::Result<Option<Position>, Stop> {
+        let (deadline, homes) = (Instant::now() + STEP_WITHIN, of.region.homes_of(shard.0 as usize));
+        let standing = self.cluster().shard_standing(of, shard, deadline).await?;
+        if standing.duty != Duty::Following || standing.homes != homes {
+            let turn = Body::Turn(crate::model::Turn::Follow(homes));
+            match self.cluster().turn_shard(of, shard, turn, deadline).await {
+                Ok(_) => {}
+                Err(ClusterError::Conflict(why)) if why.starts_with(DIVERGED) => {
+                    tracing::warn!(
+                        collection = of.name,
+                        shard = shard.0,
+                        why,
+                        "the collection is copied anew"
+                    );
+                    self.cluster().refollow(of, Vec::new(), None, deadline).await?;
+                    return Err(Stop::Over);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok((!standing.seeding).then_some(standing.position))
+    }
+
+    /// Takes a copy of the home's shard in; its position.
+    ///
+    /// Errors: it is begun anew.
+    async fn take_copy(
+        &self,
+        of: &Description,
+        shard: ShardNumber,
+        stream: super::Bytestream,
+    ) -> std::result::Result<Position, Stop> {
+        let attempt = world::chance() | 1;
+        let mut frames = Frames::over(stream);
+        loop {
+            let frame = match timeout(SILENT_FOR, frames.next()).await {
+                Ok(frame) => frame.map_err(away)?,
+                Err(_) => return Err(away("the home's stream is silent").into()),
+            };
+            let command = match frame {
+                Some(Frame::Step(command)) => Command::decode(&command).map_err(away)?,
+                Some(_) => return Err(away("a command within a copy").into()),
+                None => return Err(away("the copy ended early").into()),
+            };
+            let Body::Seed { step, .. } = command.body else {
+                return Err(away("a step of a copy that is none").into());
+            };
+            if !self.still(of, shard) {
+                return Err(Stop::Over);
+            }
+            let end = match &step {
+                Seed::End(end) => Some(end.clone()),
+                _ => None,
+            };
+            let body = Body::Seed { attempt, step };
+            let deadline = Instant::now() + STEP_WITHIN;
+            let position = self.cluster().turn_shard(of, shard, body, deadline).await?;
+            if let Some(end) = end {
+                let (at, hash) = self.cluster().shard_hash(of, shard, deadline).await?;
+                if at == end.position && hash != format!("{:032x}", end.hash) {
+                    tracing::error!(collection = of.name, shard = shard.0, %at, "a copy differs from its home: anew");
+                    self.cluster().refollow(of, Vec::new(), None, deadline).await?;
+                    return Err(Stop::Over);
+                }
+                return Ok(position);
+            }
+        }
+    }
+}
+
+fn away(why: impl std::fmt::Display) -> ClusterError {
+    ClusterError::Unavailable(why.to_string())
+}
