@@ -74,7 +74,7 @@ fn commands_that_speak_to_a_node() {
 
 #[test]
 fn what_is_not_built_ends_with_2() {
-    for words in [&["shard", "split", "a", "0"][..], &["backup", "file:///x"], &["region", "follow", "a"]] {
+    for words in [&["shard", "split", "a", "0"][..], &["backup", "file:///x"]] {
         let refused = annal(words).output().unwrap();
         assert_eq!(refused.status.code(), Some(2), "{words:?}");
         assert!(text(&refused.stderr).contains("is not implemented yet"), "{words:?}");

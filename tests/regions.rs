@@ -302,11 +302,14 @@ fn a_copy_is_taken_where_the_log_does_not_reach_back() {
     wait_equal("c", &home, &away);
 }
 
+/// By register, the last value acknowledged and those whose fate is not known.
+type Registers = BTreeMap<u64, (u64, Vec<u64>)>;
+
 /// Writers that count their own registers up, at both regions, until they are stopped.
 struct Writers {
     stop: Arc<AtomicBool>,
-    /// By register, the last value acknowledged and those whose fate is not known.
-    threads: Vec<thread::JoinHandle<(BTreeMap<u64, (u64, Vec<u64>)>, u64)>>,
+    /// What each has written, and how often it was turned away without effect.
+    threads: Vec<thread::JoinHandle<(Registers, u64)>>,
     /// The longest time between two acknowledgements, over all writers, in microseconds.
     pause: Arc<AtomicU64>,
 }
@@ -322,7 +325,7 @@ impl Writers {
                 let client = region.client().with("annal-timeout-ms", "20000");
                 let number = r as u64 * each + w;
                 threads.push(thread::spawn(move || {
-                    let (mut written, mut refused) = (BTreeMap::new(), 0);
+                    let (mut written, mut refused) = (Registers::new(), 0);
                     for n in 1.. {
                         if stop.load(Ordering::SeqCst) {
                             break;
@@ -349,9 +352,9 @@ impl Writers {
         Writers { stop, threads, pause }
     }
 
-    fn stop(self) -> (BTreeMap<u64, (u64, Vec<u64>)>, u64, Duration) {
+    fn stop(self) -> (Registers, u64, Duration) {
         self.stop.store(true, Ordering::SeqCst);
-        let (mut written, mut refused) = (BTreeMap::new(), 0);
+        let (mut written, mut refused) = (Registers::new(), 0);
         for thread in self.threads {
             let (own, turned_away) = thread.join().unwrap();
             written.extend(own);
@@ -507,7 +510,7 @@ fn the_declared_age_is_never_smaller_than_the_true_one() {
         })
     };
     let (client, began) = (away.local(), Instant::now());
-    let (mut times, mut ages, mut too_old) = (Vec::new(), Vec::new(), 0);
+    let (mut times, mut ages, mut lags, mut too_old) = (Vec::new(), Vec::new(), Vec::new(), 0);
     let time = Duration::from_secs(scaled("ANNAL_LOAD_SECONDS", 4));
     while began.elapsed() < time {
         let asked = Instant::now();
@@ -521,6 +524,9 @@ fn the_declared_age_is_never_smaller_than_the_true_one() {
         if newest > 0 && value.unwrap() < newest as u64 - 1 {
             too_old += 1;
         }
+        // Since when something was acknowledged that this read has not seen.
+        let unseen = acknowledged.get(value.unwrap() as usize + 1);
+        lags.push(unseen.map_or(Duration::ZERO, |at| asked.saturating_duration_since(*at)));
         drop(acknowledged);
         thread::sleep(Duration::from_millis(1));
     }
@@ -531,14 +537,54 @@ fn the_declared_age_is_never_smaller_than_the_true_one() {
         times[times.len() * hundredth / 100]
     };
     println!(
-        "over a way of 70 ms: {} local reads, p50 {:?}, p99 {:?}; declared age p50 {:?}, p99 {:?}; {} writes",
+        "over a way of 70 ms: {} local reads, p50 {:?}, p99 {:?}; declared age p50 {:?}, p99 {:?}; true \
+         lag p50 {:?}, p99 {:?}; {} writes",
         times.len(),
         at(&mut times, 50),
         at(&mut times, 99),
         at(&mut ages, 50),
         at(&mut ages, 99),
+        at(&mut lags, 50),
+        at(&mut lags, 99),
         acknowledged.lock().unwrap().len()
     );
     assert_eq!(too_old, 0, "reads older than they said");
     assert!(times.len() > 50 && acknowledged.lock().unwrap().len() > 50, "too few to say anything");
+}
+
+#[test]
+fn an_old_home_that_comes_back_two_homes_later_tells_the_last_one() {
+    let [one, two, three] = ["one", "two", "three"].map(|name| Region::start(name, Duration::ZERO, &[]));
+    create(&one, "c", 1);
+    write(&one.client(), "c", &[point(1, 1)]).ok();
+    for follower in [&two, &three] {
+        follower.follow("c", &one);
+        wait_equal("c", &one, follower);
+    }
+    one.wire.cut();
+    write(&one.client(), "c", &[point(2, 2)]).ok();
+    let turn = |region: &Region, verb: &str| {
+        let body = json!({"collection": "c"});
+        let answer = region.client().post(&format!("/annal/v1/regions/{verb}"), &body);
+        assert_eq!(answer.status, 200, "{verb}: {}", answer.text);
+    };
+    turn(&two, "takeover");
+    for id in 10..15 {
+        write(&two.client(), "c", &[point(id, id)]).ok();
+    }
+    three.follow("c", &two);
+    wait_equal("c", &two, &three);
+    turn(&three, "handover");
+    write(&three.client(), "c", &[point(20, 20)]).ok();
+    wait_equal("c", &two, &three);
+    one.wire.mend();
+    let loss = wait_for("the first home to tell", || {
+        let loss = three.client().get("/annal/v1/regions/loss?collection=c").json();
+        (loss["complete"] == true).then_some(loss)
+    });
+    assert_eq!((&loss["generation"], &loss["shards"][0]["ids"]), (&json!(2), &json!([2])), "{loss}");
+    wait_equal("c", &one, &three);
+    let found: Vec<u64> = all(&one.local(), "c").into_keys().collect();
+    assert_eq!(found, [1, 10, 11, 12, 13, 14, 20]);
+    assert_eq!((&one.link("c")["generation"], &one.link("c")["home"]), (&json!(3), &json!(three.wire.url)));
 }

@@ -17,6 +17,7 @@ pub(super) fn written(figures: &Figures) -> String {
     log(&mut text, figures);
     replicas(&mut text, &figures.replicas);
     recalls(&mut text, &figures.replicas);
+    homes(&mut text, &figures.replicas);
     text.0
 }
 
@@ -114,6 +115,21 @@ fn replicas(text: &mut Text, replicas: &[ReplicaFigures]) {
     }
 }
 
+/// Replicas that follow a home in another region.
+fn homes(text: &mut Text, replicas: &[ReplicaFigures]) {
+    let known = || replicas.iter().filter_map(|replica| Some((labels(replica), replica.home?)));
+    let name = "annal_region_lag_entries";
+    text.head(name, GAUGE, "Commands that the home is known to have and that are not applied here");
+    known().for_each(|(labels, home)| text.sample(name, &labels, home.entries as f64));
+    let name = "annal_region_age_seconds";
+    text.head(name, GAUGE, "Since when the home may have had something that is not applied here");
+    for (labels, home) in known() {
+        if let Some(age) = home.age {
+            text.sample(name, &labels, age.as_secs_f64());
+        }
+    }
+}
+
 /// The catalog is not searched.
 fn recalls(text: &mut Text, replicas: &[ReplicaFigures]) {
     let known = || replicas.iter().filter_map(|replica| Some((labels(replica), replica.recall?)));
@@ -182,11 +198,13 @@ impl Text {
 mod tests {
     use super::*;
     use crate::{
+        cluster::HomeFigures,
         model::{Position, ReplicaId, ShardNumber},
         replica::{GroupId, Ladder, LogIndex, Members, ReplicaStatus, Term},
         shard::ShardStats,
     };
     use annal_wal::LogStatus;
+    use std::time::Duration;
 
     fn counts(buckets: &[(u64, u64)], sum: u64) -> Histogram {
         Histogram { count: buckets.iter().map(|(_, count)| count).sum(), sum, buckets: buckets.to_vec() }
@@ -229,6 +247,7 @@ mod tests {
             status: status.clone(),
             stats: None,
             recall: None,
+            home: None,
         };
         let shard = ReplicaFigures {
             collection: Some("a \"b\"".into()),
@@ -236,6 +255,7 @@ mod tests {
             status,
             stats: Some(ShardStats { points: 42, ..ShardStats::default() }),
             recall: Some(RecallFigures { samples: 4, sum: 3.9 }),
+            home: Some(HomeFigures { entries: 7, age: Some(Duration::from_millis(90)) }),
         };
         Figures { log, replicas: vec![catalog, shard] }
     }
@@ -252,6 +272,8 @@ mod tests {
             "annal_shard_failed{collection=\"\",shard=\"0\"} 1",
             "annal_shard_recall_samples_total{collection=\"a \\\"b\\\"\",shard=\"3\"} 4",
             "annal_shard_recall_sum{collection=\"a \\\"b\\\"\",shard=\"3\"} 3.9",
+            "annal_region_lag_entries{collection=\"a \\\"b\\\"\",shard=\"3\"} 7",
+            "annal_region_age_seconds{collection=\"a \\\"b\\\"\",shard=\"3\"} 0.09",
             "annal_log_failed 0",
             "annal_log_free_bytes 1099511627776",
             "# TYPE annal_shard_read_rounds_total counter",
@@ -297,6 +319,6 @@ mod tests {
         let mut heads: Vec<_> = text.lines().filter(|l| l.starts_with("# TYPE")).collect();
         let all = heads.len();
         heads.dedup();
-        assert_eq!((heads.len(), all), (all, 13 + 18 + 1 + 2));
+        assert_eq!((heads.len(), all), (all, 13 + 18 + 1 + 2 + 2));
     }
 }

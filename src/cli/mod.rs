@@ -5,6 +5,7 @@ mod log;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod node;
+mod region;
 mod serve;
 mod server;
 mod shard;
@@ -53,8 +54,9 @@ enum Command {
     Backup(NotBuilt),
     /// Restores a backup (not built yet).
     Restore(NotBuilt),
-    /// Follows a collection in another region (not built yet).
-    Region(NotBuilt),
+    /// Follows collections of other regions, and hands homes over.
+    #[command(subcommand)]
+    Region(region::Region),
     /// Generates load and measures (not built yet).
     Bench(NotBuilt),
 }
@@ -79,6 +81,7 @@ pub(crate) fn run() -> ExitCode {
             Ok(done) => done,
             Err(code) => return code,
         },
+        Command::Region(region) => region.run(),
         Command::Import(import) => import.run(),
         Command::Log(log) => match log.run() {
             Ok(done) => done,
@@ -93,7 +96,6 @@ pub(crate) fn run() -> ExitCode {
         Command::Export(n) => return n.refuse("export"),
         Command::Backup(n) => return n.refuse("backup"),
         Command::Restore(n) => return n.refuse("restore"),
-        Command::Region(n) => return n.refuse("region"),
         Command::Bench(n) => return n.refuse("bench"),
     };
     match done {

@@ -1,6 +1,6 @@
 //! `annal status`: nodes, shards, leaders, positions and lag, by region, as tables or as JSON.
 
-use super::{Done, server::Server, table::Table};
+use super::{Done, region, server::Server, table::Table};
 use clap::Args;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 /// Shows nodes, shards, leaders, positions and lag, by region.
 ///
 /// A leader is marked with `*`. LAG is how many entries a replica has not applied that its leader knows to be
-/// committed.
+/// committed. Collections that have more than one region are shown with how far this one is behind their home.
 ///
 /// Examples:
 ///   annal status
@@ -18,17 +18,27 @@ use std::collections::BTreeMap;
 pub(super) struct Status {
     #[command(flatten)]
     server: Server,
-    /// Prints what `GET /annal/v1/cluster` answers.
+    /// Prints what `GET /annal/v1/cluster` answers, and the `links` of `GET /annal/v1/regions`.
     #[arg(long)]
     json: bool,
 }
 
 impl Status {
     pub(super) fn run(self) -> Done {
-        let cluster = self.server.client().topology()?;
+        let client = self.server.client();
+        let mut cluster = client.topology()?;
+        let links = client.ask("GET", "/annal/v1/regions", "")?.expect("the regions")?;
         match self.json {
-            true => println!("{}", serde_json::to_string_pretty(&cluster)?),
-            false => print!("{}", written(&cluster)),
+            true => {
+                cluster["links"] = links["links"].clone();
+                println!("{}", serde_json::to_string_pretty(&cluster)?);
+            }
+            false => {
+                print!("{}", written(&cluster));
+                if !rows(&links, "links").is_empty() {
+                    print!("COLLECTIONS OF MORE THAN ONE REGION\n\n{}", region::links(&links));
+                }
+            }
         }
         Ok(())
     }

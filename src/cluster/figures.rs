@@ -5,6 +5,7 @@
 use super::{Cluster, RecallFigures, shards::LiveCollection};
 use crate::{model::ShardNumber, replica::ReplicaStatus, shard::ShardStats};
 use annal_wal::LogStatus;
+use std::time::Duration;
 
 /// Figures of one node, taken when asked for.
 #[derive(Clone, Debug)]
@@ -28,6 +29,17 @@ pub struct ReplicaFigures {
     pub stats: Option<ShardStats>,
     /// What is known of the recall of its searches since it was opened; `None` for the catalog.
     pub recall: Option<RecallFigures>,
+    /// How far behind its home it is, if it follows one that was heard of.
+    pub home: Option<HomeFigures>,
+}
+
+/// How far a replica is behind its home in another region.
+#[derive(Clone, Copy, Debug)]
+pub struct HomeFigures {
+    /// In commands.
+    pub entries: u64,
+    /// Since when the home may have had something that is not here; `None`: since before anything was heard.
+    pub age: Option<Duration>,
 }
 
 impl Cluster {
@@ -39,6 +51,7 @@ impl Cluster {
             status: self.inner.catalog_replica.status(),
             stats: None,
             recall: None,
+            home: None,
         };
         let state = self.inner.catalog.state();
         let shards = state.collections.values().flat_map(|c| LiveCollection::of(c.clone()).shards);
@@ -50,6 +63,7 @@ impl Cluster {
                 status: local.replica.status(),
                 stats: Some(local.shard.stats()),
                 recall: Some(local.recalls.figures()),
+                home: local.shard.view().follows().then(|| self.behind_home(&local)).flatten(),
             })
         });
         Figures { log: self.inner.shards.log_status(), replicas: [catalog].into_iter().chain(held).collect() }

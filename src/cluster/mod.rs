@@ -60,9 +60,9 @@ use std::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub use catalog::{HomeRecord, Loss, Part, RegionChange, RegionRecord, ShardLoss};
+pub use catalog::{HomeRecord, Loss, Part, RegionChange, RegionRecord, ShardLoss, homes_of};
 pub use error::ClusterError;
-pub use figures::{Figures, ReplicaFigures};
+pub use figures::{Figures, HomeFigures, ReplicaFigures};
 pub use follow::{FollowError, Followed, Parts, ShardEvents, ShardStream};
 pub use presence::check_catalog;
 pub use read::ShardStanding;

@@ -8,7 +8,7 @@
 //! Not here: the way from region to region, and when to do what (`region/`).
 
 use super::{
-    Cluster, ClusterError, Result,
+    Cluster, ClusterError, HomeFigures, Result,
     catalog::{CatalogCommand, CollectionRecord, Follow, HomeRecord, Part, RegionChange, RegionRecord},
     follow::Followed,
     placement,
@@ -165,6 +165,13 @@ impl Cluster {
             }
             sleep_until(deadline.min(Instant::now() + LOOK_EVERY)).await;
         }
+    }
+
+    /// How far a replica that follows is behind its home; none: the home was not heard of.
+    pub(super) fn behind_home(&self, local: &LocalShard) -> Option<HomeFigures> {
+        let (heard, applied) = (self.inner.heard.of(local.group), local.position());
+        let entries = heard.highest()?.0.saturating_sub(applied.0);
+        Some(HomeFigures { entries, age: heard.as_of(applied).map(|asked| asked.elapsed()) })
     }
 
     /// The cluster's region, as this node has it.

@@ -68,7 +68,7 @@ impl Regions {
                 self.cluster().change_region(of.id, RegionChange::Abandon { next }, deadline).await?;
                 Ok(Answer::Done)
             }
-            Ask::Fence { next } => self.fence(&of, next, url).await.map(|()| Answer::Done),
+            Ask::Fence { homes } => self.fence(&of, homes, url).await.map(|()| Answer::Done),
             Ask::Lost { generation, shard, loss } => {
                 let change = RegionChange::Lost { generation, shard: shard.0 as usize, loss };
                 self.cluster().change_region(of.id, change, deadline).await?;
@@ -116,22 +116,24 @@ impl Regions {
     /// Hears of a newer home: on return no shard here gives positions any more, and the rest is the steward's.
     ///
     /// Nothing to do if it is known already, or followed.
-    pub(super) async fn fence(&self, of: &Description, next: HomeRecord, home: String) -> Result<()> {
-        if of.region.generation() >= next.generation {
+    pub(super) async fn fence(&self, of: &Description, homes: Vec<HomeRecord>, home: String) -> Result<()> {
+        let Some(generation) = homes.last().map(|home| home.generation) else { return Ok(()) };
+        if of.region.generation() >= generation {
             return Ok(());
         }
-        let (deadline, generation) = (Instant::now() + ANSWER_WITHIN, next.generation);
+        let deadline = Instant::now() + ANSWER_WITHIN;
         if let Part::Follower { .. } = of.region.part {
             // The next look at its home, or at the new one, tells it more than one home at once.
             return Err(ClusterError::Conflict(format!("{} is not a home here", of.name)));
         }
-        self.cluster().change_region(of.id, RegionChange::Fence { next, home }, deadline).await?;
+        self.cluster().change_region(of.id, RegionChange::Fence { homes, home }, deadline).await?;
         self.seal_shards(of, generation, deadline).await.map(drop)
     }
 
     /// Opens a stream for another region.
     ///
-    /// Errors: `NoCollection`, `NotHome`, `Invalid`; `Expired` if no replica's log reaches back; `Unavailable`.
+    /// Errors: `NoCollection`, `NotHome`, `Invalid`; `Expired` if no replica's log reaches back, `Conflict` if the home
+    /// has not come so far; `Unavailable`.
     pub async fn answer_stream(&self, wanted: Wanted) -> Result<Bytestream> {
         let deadline = Instant::now() + ANSWER_WITHIN;
         let Wanted { collection, id, generation, shard, from } = wanted;
@@ -219,7 +221,9 @@ fn is_home_of(of: &Description, generation: Generation) -> Result<()> {
 fn refusal(error: FollowError, of: &Description) -> ClusterError {
     let why = format!("{}: {error}", of.name);
     match error {
-        FollowError::Expired { .. } | FollowError::Beyond { .. } => ClusterError::Expired(why),
+        FollowError::Expired { .. } => ClusterError::Expired(why),
+        // What a follower has and its home has not: nothing of it is thrown away by itself.
+        FollowError::Beyond { .. } => ClusterError::Conflict(why),
         FollowError::Dropped => ClusterError::NoCollection(of.name.clone()),
         FollowError::Away(_) | FollowError::Damaged(_) => ClusterError::Unavailable(why),
     }

@@ -71,8 +71,8 @@ pub enum Ask {
     },
     /// The one who asks is the home now.
     Fence {
-        /// Since when.
-        next: HomeRecord,
+        /// The homes after the first, up to it.
+        homes: Vec<HomeRecord>,
     },
     /// What of a shard the one who asks had, as the home before, and the new home has not.
     Lost {

@@ -8,7 +8,7 @@
 
 use super::{Regions, Result, STEP_WITHIN, link::Ask, shards};
 use crate::{
-    cluster::{ClusterError, Description, HomeRecord, Parts, RegionChange, ShardLoss},
+    cluster::{ClusterError, Description, HomeRecord, Parts, RegionChange, ShardLoss, homes_of},
     model::{Position, ShardNumber, Vector},
     shard::Change,
     world,
@@ -29,12 +29,19 @@ const READ_WITHIN: std::time::Duration = std::time::Duration::from_secs(30);
 impl Regions {
     /// An old home that knows of the new one: its shards are sealed, what they had beyond is told and kept, and then it
     /// follows: with what it has if nothing was lost, else with a copy.
-    pub(super) async fn settle(&self, of: &Description, next: &HomeRecord, home: &str) -> Result<()> {
+    pub(super) async fn settle(&self, of: &Description, homes: &[HomeRecord], home: &str) -> Result<()> {
         let deadline = Instant::now() + STEP_WITHIN;
-        let ends = self.seal_shards(of, next.generation, deadline).await?;
-        let lost: Vec<_> = shards(of).zip(next.firsts.iter().copied()).zip(ends).collect();
-        let told = lost.iter().map(async |((shard, from), to)| {
-            let loss = self.collect(of, *shard, *from, *to, next).await?;
+        let own = of.region.generation();
+        // The first home after this one is where what it had ends, however many have come since.
+        let (Some(next), Some(newest)) = (homes.iter().find(|home| home.generation > own), homes.last())
+        else {
+            return Ok(());
+        };
+        let ends = self.seal_shards(of, newest.generation, deadline).await?;
+        let first = |shard: ShardNumber| homes_of(homes, shard.0 as usize).end_of(own).unwrap_or_default();
+        let lost: Vec<_> = shards(of).zip(ends).collect();
+        let told = lost.iter().map(async |(shard, to)| {
+            let loss = self.collect(of, *shard, first(*shard), *to, next).await?;
             let nothing = loss.to < loss.from;
             let told = Ask::Lost { generation: next.generation, shard: *shard, loss };
             match self.ask(home, of, told).await {

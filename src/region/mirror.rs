@@ -90,6 +90,9 @@ impl Regions {
             let began = Instant::now();
             match self.mirror_stream(&of, shard).await {
                 Ok(()) | Err(Stop::Over) => {}
+                Err(Stop::Failed(ClusterError::Conflict(why))) => {
+                    tracing::warn!(collection = of.name, shard = shard.0, why, "the mirror cannot go on");
+                }
                 Err(Stop::Failed(error)) => {
                     tracing::debug!(collection = of.name, shard = shard.0, %error, "the mirror is interrupted");
                 }
@@ -139,7 +142,7 @@ impl Regions {
                 open(Some(copied.next())).await?
             }
             Err(ClusterError::Expired(why)) => {
-                // Too far behind, or beyond what the home has: what is here cannot be gone on with.
+                // Too far behind: the home's log has forgotten what comes next.
                 tracing::warn!(collection = of.name, shard = shard.0, why, "the collection is copied anew");
                 self.cluster().refollow(of, Vec::new(), None, Instant::now() + STEP_WITHIN).await?;
                 return Err(Stop::Over);

@@ -254,14 +254,10 @@ impl Regions {
 
     /// Hears of a collection elsewhere: if that is a newer home, this one is fenced.
     async fn hear(&self, of: &Description, there: &Description, url: &str) {
-        let newer = there.region.homes.last().filter(|_| {
-            there.id == of.id
-                && there.region.part == Part::Home
-                && there.region.generation() > of.region.generation()
-        });
-        if let Some(next) = newer
-            && let Err(error) = self.fence(of, next.clone(), url.to_owned()).await
-        {
+        let newer = there.id == of.id
+            && there.region.part == Part::Home
+            && there.region.generation() > of.region.generation();
+        if newer && let Err(error) = self.fence(of, there.region.homes.clone(), url.to_owned()).await {
             tracing::warn!(collection = of.name, %error, "a newer home was heard of, and could not be noted");
         }
     }

@@ -74,14 +74,14 @@ impl Regions {
                 let due = handing.get(&of.id).is_some_and(|(_, since)| since.elapsed() >= HANDED_FOR);
                 if due { self.mind_next(of, *next, to).await } else { Ok(()) }
             }
-            Part::Fenced { next, home } => self.settle(of, next, home).await,
+            Part::Fenced { homes, home } => self.settle(of, homes, home).await,
         }
     }
 
     /// A home tells the one before it, and hears of those that follow.
     async fn mind_followers(&self, of: &Description) -> Result<()> {
         if let (Some(url), Some(next)) = (&of.region.tell, of.region.homes.last()) {
-            let told = self.ask(url, of, Ask::Fence { next: next.clone() }).await;
+            let told = self.ask(url, of, Ask::Fence { homes: of.region.homes.clone() }).await;
             if matches!(told, Ok(Answer::Done)) {
                 let change = RegionChange::Told { generation: next.generation };
                 self.cluster().change_region(of.id, change, Instant::now() + STEP_WITHIN).await?;

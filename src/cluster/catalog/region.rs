@@ -90,8 +90,8 @@ pub enum Part {
     },
     /// A newer home is known; what this one has beyond that is being told.
     Fenced {
-        /// The newer home.
-        next: HomeRecord,
+        /// The homes after the first, up to the newer one.
+        homes: Vec<HomeRecord>,
         /// Where it is.
         home: String,
     },
@@ -185,9 +185,9 @@ pub enum RegionChange {
     },
     /// A newer home is there.
     Fence {
-        /// Which.
-        next: HomeRecord,
-        /// Where.
+        /// The homes after the first, up to it.
+        homes: Vec<HomeRecord>,
+        /// Where it is.
         home: String,
     },
     /// All that this one had is part of the newer home: its shards follow.
@@ -246,15 +246,23 @@ impl RegionRecord {
 
     /// The home that counts.
     pub fn generation(&self) -> Generation {
-        self.homes.last().map_or(Generation(1), |home| home.generation)
+        newest(&self.homes)
     }
 
     /// The homes of a shard after the first.
     pub fn homes_of(&self, shard: usize) -> Homes {
-        let of =
-            |home: &HomeRecord| Some(Home { generation: home.generation, first: *home.firsts.get(shard)? });
-        Homes(self.homes.iter().filter_map(of).collect())
+        homes_of(&self.homes, shard)
     }
+}
+
+fn newest(homes: &[HomeRecord]) -> Generation {
+    homes.last().map_or(Generation(1), |home| home.generation)
+}
+
+/// The homes of one shard.
+pub fn homes_of(homes: &[HomeRecord], shard: usize) -> Homes {
+    let of = |home: &HomeRecord| Some(Home { generation: home.generation, first: *home.firsts.get(shard)? });
+    Homes(homes.iter().filter_map(of).collect())
 }
 
 impl CollectionRecord {
@@ -281,7 +289,7 @@ impl CollectionRecord {
                 let Part::Follower { home: before } = &mut region.part else {
                     return Err(stale("the collection does not follow"));
                 };
-                let newest = homes.last().map_or(Generation(1), |home| home.generation);
+                let newest = newest(&homes);
                 if newest < known || !homes.starts_with(&region.homes) {
                     return Err(stale(format!("home {known} is known here, {homes:?} do not follow on it")));
                 }
@@ -337,34 +345,31 @@ impl CollectionRecord {
                     region.tell = None;
                 }
             }
-            RegionChange::Fence { next, home } => {
-                if next.generation <= known {
-                    return Err(stale(format!(
-                        "home {known} is known here, {} is not newer",
-                        next.generation
-                    )));
+            RegionChange::Fence { homes, home } => {
+                let next = newest(&homes);
+                if next <= known {
+                    return Err(stale(format!("home {known} is known here, {next} is not newer")));
                 }
-                if next.firsts.len() != shards {
-                    return Err(stale(format!("{} first positions", next.firsts.len())));
+                if let Some(home) = homes.iter().find(|home| home.firsts.len() != shards) {
+                    return Err(stale(format!("{} first positions", home.firsts.len())));
                 }
                 match &region.part {
                     Part::Follower { .. } => return Err(stale("the collection is not a home here")),
-                    Part::Fenced { next: before, .. } if before.generation >= next.generation => {}
-                    _ => region.part = Part::Fenced { next, home },
+                    Part::Fenced { homes: before, .. } if newest(before) >= next => {}
+                    _ => region.part = Part::Fenced { homes, home },
                 }
             }
             RegionChange::Settle => {
-                if let Part::Fenced { next, home } = &region.part {
-                    let (next, home) = (next.clone(), home.clone());
-                    region.homes.push(next);
-                    (region.part, region.tell) = (Part::Follower { home }, None);
+                if let Part::Fenced { homes, home } = &region.part {
+                    let (homes, home) = (homes.clone(), home.clone());
+                    (region.homes, region.part, region.tell) = (homes, Part::Follower { home }, None);
                 }
             }
             RegionChange::Refollow { homes, home, placement } => {
                 let home = match &region.part {
                     Part::Follower { home: before } => home.unwrap_or_else(|| before.clone()),
-                    Part::Fenced { next, home } => {
-                        region.homes.push(next.clone());
+                    Part::Fenced { homes, home } => {
+                        region.homes = homes.clone();
                         home.clone()
                     }
                     part => return Err(stale(format!("a home is not copied: {part:?}"))),
@@ -379,12 +384,22 @@ impl CollectionRecord {
                 return Ok(Some(old));
             }
             RegionChange::Lost { generation, shard, loss } => {
-                let of = region.losses.iter_mut().find(|known| known.generation == generation);
-                let known = of.and_then(|of| of.shards.get_mut(shard));
-                let known = known.ok_or_else(|| {
-                    Rejection::new(MISSING, format!("nothing is known of a loss to home {generation}"))
-                })?;
-                *known = loss;
+                if shard >= shards {
+                    return Err(stale(format!("there is no shard {shard}")));
+                }
+                let of = match region.losses.iter_mut().find(|known| known.generation == generation) {
+                    Some(known) => known,
+                    // Taken over elsewhere, by a home before this one.
+                    None if loss.to >= loss.from => {
+                        region.losses.push(Loss { generation, shards: vec![ShardLoss::default(); shards] });
+                        region.losses.last_mut().expect("just pushed")
+                    }
+                    None => {
+                        let why = format!("nothing is known of a loss to home {generation}");
+                        return Err(Rejection::new(MISSING, why));
+                    }
+                };
+                of.shards[shard] = loss;
             }
         }
         self.generation = self.region.generation();

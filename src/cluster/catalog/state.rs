@@ -429,6 +429,9 @@ impl CatalogState {
     fn change(&mut self, name: &str, how: impl FnOnce(&mut CollectionRecord) -> Result<bool>) -> Result<()> {
         let name = self.aliases.get(name).map_or(name, String::as_str);
         let record = self.collections.get_mut(name).ok_or_else(|| missing("collection", &name))?;
+        if !record.region.is_home() {
+            return Err(rejection(STALE, format!("collection {name} is changed where it has its home")));
+        }
         let mut changed = CollectionRecord::clone(record);
         if how(&mut changed)? {
             changed.schema.version += 1;
