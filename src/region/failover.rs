@@ -54,7 +54,12 @@ impl Regions {
             self.ask(home, &of, Ask::Unseal { next }).await?;
             return Err(error);
         }
-        self.become_home(&of, next, deadline).await
+        let now = self.become_home(&of, next, deadline).await?;
+        // Who waits at the old home is sent here the sooner; if this fails, the steward does it.
+        if let Err(error) = self.tell_old_home(&now).await {
+            tracing::debug!(collection, %error, "the old home is told later");
+        }
+        Ok(now)
     }
 
     /// Makes this region the home of a collection that it follows, with what is there. What the old home had beyond that

@@ -56,6 +56,7 @@ impl Regions {
     /// Keeps a mirror for each shard that follows and is led here.
     pub(super) async fn mirror(self) {
         loop {
+            let news = self.cluster().news();
             for of in self.cluster().described() {
                 if !matches!(of.region.part, Part::Follower { .. }) {
                     continue;
@@ -73,7 +74,6 @@ impl Regions {
                     }
                 }
             }
-            let news = self.cluster().news();
             tokio::select! {
                 () = news => {}
                 () = tokio::time::sleep(LOOK_EVERY) => {}

@@ -29,6 +29,7 @@ impl Regions {
     pub(super) async fn pulses(self) {
         let mut asking: BTreeMap<CollectionId, Description> = BTreeMap::new();
         loop {
+            let news = self.cluster().news();
             let followed = self.cluster().described();
             let followed = followed.into_iter().filter(|of| matches!(of.region.part, Part::Follower { .. }));
             let followed: BTreeMap<_, _> = followed.map(|of| (of.id, of)).collect();
@@ -38,7 +39,6 @@ impl Regions {
                     world::spawn(self.clone().pulse(of));
                 }
             }
-            let news = self.cluster().news();
             tokio::select! {
                 () = news => {}
                 () = tokio::time::sleep(LOOK_EVERY) => {}

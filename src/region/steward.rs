@@ -5,11 +5,7 @@
 //! was taken is not undone by one that comes late.
 //! Not here: what is a step at the request of a person (`failover`).
 
-use super::{
-    Regions, Result, STEP_WITHIN,
-    link::{Answer, Ask},
-    shards,
-};
+use super::{Regions, Result, STEP_WITHIN, link::Ask, shards};
 use crate::{
     cluster::{ClusterError, Description, HomeRecord, Part, RegionChange},
     model::{Body, CollectionId, Generation, Turn},
@@ -31,7 +27,13 @@ impl Regions {
     pub(super) async fn steward(self) {
         let mut handing = Handing::new();
         loop {
+            // What changes while steps are taken is looked at next.
             let news = self.cluster().news();
+            if self.cluster().leads_catalog() {
+                self.look(&mut handing).await;
+            } else {
+                handing.clear();
+            }
             tokio::select! {
                 () = news => {}
                 () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -39,27 +41,27 @@ impl Regions {
             if self.cluster().is_closing() {
                 return;
             }
-            if !self.cluster().leads_catalog() {
-                handing.clear();
-                continue;
-            }
-            let collections = self.cluster().described();
-            for of in &collections {
-                match &of.region.part {
-                    Part::Handing { next, .. } => {
-                        let seen = handing.entry(of.id).or_insert((*next, Instant::now()));
-                        if seen.0 != *next {
-                            *seen = (*next, Instant::now());
-                        }
+        }
+    }
+
+    /// Takes the next step of every collection.
+    async fn look(&self, handing: &mut Handing) {
+        let collections = self.cluster().described();
+        for of in &collections {
+            match &of.region.part {
+                Part::Handing { next, .. } => {
+                    let seen = handing.entry(of.id).or_insert((*next, Instant::now()));
+                    if seen.0 != *next {
+                        *seen = (*next, Instant::now());
                     }
-                    _ => drop(handing.remove(&of.id)),
                 }
+                _ => drop(handing.remove(&of.id)),
             }
-            let steps = collections.iter().map(|of| self.step(of, &handing));
-            for (of, step) in collections.iter().zip(join_all(steps).await) {
-                if let Err(error) = step {
-                    tracing::debug!(collection = of.name, part = ?of.region.part, %error, "a step has to wait");
-                }
+        }
+        let steps = collections.iter().map(|of| self.step(of, handing));
+        for (of, step) in collections.iter().zip(join_all(steps).await) {
+            if let Err(error) = step {
+                tracing::debug!(collection = of.name, part = ?of.region.part, %error, "a step has to wait");
             }
         }
     }
@@ -80,20 +82,22 @@ impl Regions {
 
     /// A home tells the one before it, and hears of those that follow.
     async fn mind_followers(&self, of: &Description) -> Result<()> {
-        if let (Some(url), Some(next)) = (&of.region.tell, of.region.homes.last()) {
-            let told = self.ask(url, of, Ask::Fence { homes: of.region.homes.clone() }).await;
-            if matches!(told, Ok(Answer::Done)) {
-                let change = RegionChange::Told { generation: next.generation };
-                self.cluster().change_region(of.id, change, Instant::now() + STEP_WITHIN).await?;
-            }
-        }
+        let told = self.tell_old_home(of).await;
         let asked = of.region.followers.values().map(async |url| {
             if let Ok(there) = self.ask_description(url, of, false).await {
                 self.hear(of, &there, url).await;
             }
         });
         join_all(asked).await;
-        Ok(())
+        told
+    }
+
+    /// Until the old home knows, it is told; nothing to do after that.
+    pub(super) async fn tell_old_home(&self, of: &Description) -> Result<()> {
+        let (Some(url), Some(next)) = (&of.region.tell, of.region.homes.last()) else { return Ok(()) };
+        self.ask(url, of, Ask::Fence { homes: of.region.homes.clone() }).await?;
+        let change = RegionChange::Told { generation: next.generation };
+        self.cluster().change_region(of.id, change, Instant::now() + STEP_WITHIN).await
     }
 
     /// A follower keeps to what its home says of the collection, and goes where that has gone.
