@@ -5,11 +5,13 @@
 //! [`Life`] of the node that spawned it, so that a node can be killed between any two of its steps.
 //! Not here: sockets (`net`), files, what a simulation does with it (`tests/simulation/`).
 
+use futures::{TryFutureExt, future::Either};
 use std::{
     cell::{Cell, RefCell},
     collections::hash_map::RandomState,
     future::Future,
     hash::{BuildHasher, Hasher},
+    io,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -19,6 +21,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 use tokio::{
+    sync::oneshot,
     task::{AbortHandle, JoinHandle},
     time::Instant,
 };
@@ -149,6 +152,32 @@ pub fn aside(work: impl FnOnce() + Send + 'static) {
     }
 }
 
+/// How much work that takes long gives way: with two threads before it, it still gets about a twentieth of a core.
+const PATIENT_NICE: i32 = 10;
+
+/// Runs work that takes long, and that others can wait for, on a thread of its own, to which searches and writes come
+/// first; in a simulation, as [`blocking`] does. It begins at once, whether or not anybody waits for it.
+///
+/// Errors: it panicked; there is no thread for it.
+pub fn patiently<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> impl Future<Output = io::Result<T>> + Send {
+    if is_simulated() {
+        return Either::Left(blocking(work).map_err(io::Error::other));
+    }
+    let (done, result) = oneshot::channel();
+    let run = move || {
+        give_way(PATIENT_NICE);
+        // Nobody may wait for it.
+        let _ = done.send(work());
+    };
+    let begun = std::thread::Builder::new().name("patient".to_owned()).spawn(run);
+    Either::Right(async move {
+        begun?;
+        result.await.map_err(|_| io::Error::other("work that takes long panicked"))
+    })
+}
+
 /// One life of a simulated node, from its start until it is killed or stops; its tasks live no longer.
 #[derive(Clone)]
 pub struct Life(Arc<Living>);
@@ -266,6 +295,22 @@ mod tests {
         assert_eq!(told(7), told(7));
         assert_ne!(told(7).0, told(8).0);
         assert_eq!(told(7).2, SIMULATED_UNIX_SECONDS + 1);
+    }
+
+    #[tokio::test]
+    async fn work_that_takes_long_gives_way_and_tells_of_its_end() {
+        let niceness = || std::thread::spawn(|| rustix::process::nice(0).unwrap()).join().unwrap();
+        let worked = patiently(move || (niceness(), std::thread::current().name().map(str::to_owned)));
+        let (nice, name) = worked.await.unwrap();
+        if cfg!(target_os = "linux") {
+            assert_eq!(nice, (niceness() + PATIENT_NICE).min(19));
+        }
+        assert_eq!(name.as_deref(), Some("patient"));
+        assert!(patiently(|| panic!("as a test wants")).await.is_err());
+        // It needs nobody who waits.
+        let (done, seen) = oneshot::channel();
+        drop(patiently(move || done.send(1)));
+        assert_eq!(seen.await, Ok(1));
     }
 
     #[test]

@@ -5,7 +5,13 @@
 mod process;
 
 use process::{Node, NodeOptions};
-use std::{thread, time::Duration};
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
 
 /// An address at which nobody listens.
 fn silent() -> String {
@@ -47,4 +53,29 @@ fn a_node_with_data_asks_nobody() {
     let mut node = Node::start(options);
     node.wait_ready();
     assert_eq!(node.client().get("/annal/v1/info").json(), info);
+}
+
+#[test]
+fn a_node_whose_disk_is_full_from_the_start_says_what_it_waits_for() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(Node::ready(dir.path()).stop().success());
+    let mut node = Command::new(env!("CARGO_BIN_EXE_annal"))
+        .args(["serve", "--http", "127.0.0.1:0", "--peer", "127.0.0.1:0", "--grpc", "off", "--data-dir"])
+        .arg(dir.path())
+        // No disk has as much to spare.
+        .env("ANNAL__LOG__FREE_BYTES_MIN", (1u64 << 60).to_string())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (told, seen) = mpsc::channel();
+    let lines = BufReader::new(node.stderr.take().unwrap()).lines();
+    thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| told.send(line)));
+    let started = Instant::now();
+    let waits = std::iter::from_fn(|| seen.recv_timeout(Duration::from_secs(30)).ok())
+        .find(|line| line.contains("waits for space"));
+    node.kill().unwrap();
+    node.wait().unwrap();
+    let waits = waits.unwrap_or_else(|| panic!("nothing was said for {:?}", started.elapsed()));
+    assert!(waits.contains("WARN") && waits.contains("its floor is"), "{waits}");
 }

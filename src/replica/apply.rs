@@ -133,11 +133,11 @@ impl Applier {
 
     async fn install(&mut self, stream: SnapshotStream) -> Result<(), io::Error> {
         let (machine, pace) = (self.machine.clone(), self.pace.clone());
-        let (bookmark, position) = blocking(move || {
+        let installed = world::patiently(move || {
             stream.install_into(machine.as_ref(), &pace)?;
-            Ok((machine.bookmark(), machine.position()))
-        })
-        .await?;
+            Ok::<_, io::Error>((machine.bookmark(), machine.position()))
+        });
+        let (bookmark, position) = installed.await??;
         let before =
             std::mem::replace(&mut self.mark, Mark::of(bookmark.as_ref()).map_err(io::Error::other)?);
         if mutant::is(Mutant::MembershipStaleOnSnapshot) {

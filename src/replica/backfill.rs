@@ -29,7 +29,9 @@ use std::{
     time::Duration,
 };
 
-/// Entries are asked for, read and appended in pieces of about this size.
+/// Entries are asked for in pieces of about this size: what is handled at one go, before others have their turn.
+const ASKED_BYTES: usize = 128 << 10;
+/// They are appended in pieces of about this size: each is an fsync.
 const PIECE_BYTES: usize = 1 << 20;
 /// How long a piece may take,
 const PIECE_WITHIN: Duration = Duration::from_secs(5);
@@ -158,7 +160,7 @@ impl Inner {
         let applied = self.progress.now().index();
         let mut from = from;
         let mut entries = loop {
-            match self.log.history(from, PIECE_BYTES).await {
+            match self.log.history(from, ASKED_BYTES).await {
                 Err(annal_wal::Error::Gone { oldest: Some(oldest) }) => from = oldest,
                 Err(annal_wal::Error::Gone { oldest: None }) => break Vec::new(),
                 read => break read?,

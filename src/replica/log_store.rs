@@ -24,12 +24,17 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
+use tokio::time::Instant;
 
 /// Entries are read in pieces of about this size, to apply or to replicate them.
 const READ_BYTES: usize = 4 << 20;
 
 /// How long an append waits before it tries a full disk again.
 const FULL_PAUSE: Duration = Duration::from_millis(100);
+/// How long it waits in silence, at first,
+const FULL_TOLD_AFTER: Duration = Duration::from_secs(1);
+/// and then each time.
+const FULL_TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// One group's log, as openraft sees it.
 #[derive(Clone)]
@@ -129,11 +134,17 @@ impl RaftLogStorage<Types> for LogStore {
         };
         let flush =
             Arc::new(Flush { progress: self.progress.clone(), last, callback: Mutex::new(Some(callback)) });
+        let mut silent_until = Instant::now() + FULL_TOLD_AFTER;
         loop {
             let told = flush.clone();
             match self.log.append(entries.clone(), move |result| told.done(result)).await {
-                // openraft can't take a refusal. New commands are turned away meanwhile, so this ends soon.
-                Err(annal_wal::Error::Full { .. }) if self.progress.check_running().is_ok() => {
+                // openraft can't take a refusal. New commands are turned away meanwhile, so this ends soon; but not
+                // where the disk is full from the start.
+                Err(error @ annal_wal::Error::Full { .. }) if self.progress.check_running().is_ok() => {
+                    if Instant::now() >= silent_until {
+                        silent_until = Instant::now() + FULL_TOLD_EVERY;
+                        tracing::warn!(group = self.log.id().0, %error, "the log waits for space");
+                    }
                     tokio::time::sleep(FULL_PAUSE).await;
                 }
                 Ok(()) => {

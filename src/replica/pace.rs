@@ -63,7 +63,7 @@ pub(super) struct Paced<R> {
 }
 
 /// Read between two turns: many small reads are one.
-const TURN_BYTES: usize = 256 << 10;
+const TURN_BYTES: usize = 64 << 10;
 
 impl<R: Read> Paced<R> {
     /// Buffered, so that a turn is of many bytes.

@@ -1,8 +1,8 @@
 //! A state machine's whole state on its way from one replica to another.
 //!
 //! ```text
-//!   write_snapshot -> pieces of 1 MiB -> frames -> network -> frames checked -> file -> install_snapshot
-//!     (a thread)        (at most 2 wait)                          (unlinked)           (openraft calls it)
+//!   write_snapshot -> pieces of 128 KiB -> frames -> network -> frames checked -> file -> install_snapshot
+//!     (a thread)        (at most 8 wait)                          (unlinked)           (openraft calls it)
 //! ```
 //!
 //! Invariants: a frame carries the checksum of everything up to its own end, so a frame that is damaged, missing,
@@ -55,7 +55,7 @@ impl SnapshotStream {
         // A simulation's writer cannot wait for its reader: they share a thread.
         let waiting = if world::is_simulated() { Semaphore::MAX_PERMITS } else { PIECES_WAITING };
         let (pieces, frames) = mpsc::channel(waiting);
-        world::blocking(move || {
+        drop(world::patiently(move || {
             let mut out = FrameWriter::new(pieces.clone(), pace);
             let written = match self.0 {
                 Source::Machine(machine) => machine.write_snapshot(&mut out).map_err(io::Error::other),
@@ -65,7 +65,7 @@ impl SnapshotStream {
                 // If nobody receives any more, that is why.
                 let _ = hand_on(&pieces, Err(error));
             }
-        });
+        }));
         let frames = tokio_stream(frames).inspect(move |frame| {
             if let Ok(frame) = frame {
                 let whole = frame.starts_with(&[0; 4]);
@@ -133,10 +133,10 @@ pub(super) struct Sent {
     pub(super) whole: bool,
 }
 
-/// Bytes in a frame, but in the last ones.
-const PIECE_BYTES: usize = 1 << 20;
+/// Bytes in a frame, but in the last ones: what is handled at one go, before others have their turn.
+const PIECE_BYTES: usize = 128 << 10;
 /// Frames that wait for the network.
-const PIECES_WAITING: usize = 2;
+const PIECES_WAITING: usize = 8;
 /// A frame's head: bytes of the piece, checksum.
 const HEAD_BYTES: usize = 8;
 /// A frame may hold so much; more is damage.

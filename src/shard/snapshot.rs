@@ -33,7 +33,8 @@ use std::{
 };
 
 const MAGIC: &[u8; 8] = b"ANNALSH2";
-const FRAME_BYTES: usize = 1 << 20;
+/// What is written to a store at one go: other shards' writes wait for it.
+const FRAME_BYTES: usize = 128 << 10;
 /// A frame holds whole rows, so it can be larger than [`FRAME_BYTES`] by one row.
 const FRAME_BYTES_MAX: u32 = 1 << 30;
 
