@@ -1,12 +1,19 @@
 //! The commands of the one binary. Exit codes: 0 done, 1 failed, 2 wrong usage or not built yet.
 
+mod collection;
+mod export;
 mod import;
 mod log;
+mod matrix;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod node;
+mod parquet_file;
+mod progress;
+mod row;
 mod serve;
 mod server;
+mod settings;
 mod shard;
 mod status;
 mod table;
@@ -36,6 +43,7 @@ enum Command {
     #[command(subcommand)]
     Shard(shard::Shard),
     Import(import::Import),
+    Export(export::Export),
     /// Follows a collection's changes; checks or prints a stopped node's log.
     #[command(subcommand)]
     Log(log::Log),
@@ -47,8 +55,6 @@ enum Command {
     /// Lists the planted bugs that `ANNAL_MUTANT` may name.
     #[cfg(feature = "mutants")]
     Mutants(mutants::Mutants),
-    /// Writes a collection to a file (not built yet).
-    Export(NotBuilt),
     /// Writes a backup (not built yet).
     Backup(NotBuilt),
     /// Restores a backup (not built yet).
@@ -80,6 +86,7 @@ pub(crate) fn run() -> ExitCode {
             Err(code) => return code,
         },
         Command::Import(import) => import.run(),
+        Command::Export(export) => export.run(),
         Command::Log(log) => match log.run() {
             Ok(done) => done,
             Err(code) => return code,
@@ -90,7 +97,6 @@ pub(crate) fn run() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "annal", &mut std::io::stdout());
             Ok(())
         }
-        Command::Export(n) => return n.refuse("export"),
         Command::Backup(n) => return n.refuse("backup"),
         Command::Restore(n) => return n.refuse("restore"),
         Command::Region(n) => return n.refuse("region"),
