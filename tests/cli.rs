@@ -85,6 +85,9 @@ fn every_command_explains_itself_and_shells_complete_it() {
         &["log", "tail"],
         &["import"],
         &["export"],
+        &["bench", "search"],
+        &["bench", "ingest"],
+        &["bench", "mixed"],
     ] {
         let help = annal(words).arg("--help").output().unwrap();
         let help = text(&help.stdout);
@@ -95,7 +98,7 @@ fn every_command_explains_itself_and_shells_complete_it() {
     }
     let script = annal(&["completions", "bash"]).output().unwrap();
     assert!(
-        ["drain", "remove", "tail", "export"]
+        ["drain", "remove", "tail", "export", "ingest"]
             .iter()
             .all(|word| text(&script.stdout).contains(word))
     );

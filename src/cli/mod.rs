@@ -1,5 +1,6 @@
 //! The commands of the one binary. Exit codes: 0 done, 1 failed, 2 wrong usage or not built yet.
 
+mod bench;
 mod collection;
 mod export;
 mod import;
@@ -44,6 +45,9 @@ enum Command {
     Shard(shard::Shard),
     Import(import::Import),
     Export(export::Export),
+    /// Generates load and measures what clients see.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Follows a collection's changes; checks or prints a stopped node's log.
     #[command(subcommand)]
     Log(log::Log),
@@ -61,8 +65,6 @@ enum Command {
     Restore(NotBuilt),
     /// Follows a collection in another region (not built yet).
     Region(NotBuilt),
-    /// Generates load and measures (not built yet).
-    Bench(NotBuilt),
 }
 
 /// A command whose name is kept for what later work delivers.
@@ -87,6 +89,7 @@ pub(crate) fn run() -> ExitCode {
         },
         Command::Import(import) => import.run(),
         Command::Export(export) => export.run(),
+        Command::Bench(bench) => bench.run(),
         Command::Log(log) => match log.run() {
             Ok(done) => done,
             Err(code) => return code,
@@ -100,7 +103,6 @@ pub(crate) fn run() -> ExitCode {
         Command::Backup(n) => return n.refuse("backup"),
         Command::Restore(n) => return n.refuse("restore"),
         Command::Region(n) => return n.refuse("region"),
-        Command::Bench(n) => return n.refuse("bench"),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
