@@ -73,6 +73,7 @@ impl Mixed {
             bench: "mixed",
             cpu,
             recall: recall.mean(),
+            recall_answers: recall.answers(),
             limit: Some(self.asked.limit()),
             search: Some(Measurement::of(self.bounds.clients, self.bounds.rate, &searched)),
             write: Some(Measurement::of(self.write_clients, self.write_rate, &written)),

@@ -19,6 +19,9 @@ pub(super) struct Report {
     /// Of the first `limit`, the part that was found, on average.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) recall: Option<f64>,
+    /// Answers that this was measured on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) recall_answers: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) limit: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -152,8 +155,8 @@ impl Report {
             ]);
         }
         let mut text = table.text();
-        if let (Some(recall), Some(limit)) = (self.recall, self.limit) {
-            text += &format!("recall@{limit} {recall:.4}\n");
+        if let (Some(recall), Some(answers), Some(limit)) = (self.recall, self.recall_answers, self.limit) {
+            text += &format!("recall@{limit} {recall:.4} of {answers} answers\n");
         }
         if let Some(green) = self.green_after_seconds {
             text += &format!("green after {green:.1} s\n");
@@ -204,12 +207,13 @@ mod tests {
         }
         report.print(true).unwrap();
         report.recall = Some(0.98765);
+        report.recall_answers = Some(7);
         report.limit = Some(10);
         report.cpu = Some(Cpu { seconds: 1.5, seconds_per_1000_operations: 300.0 });
         report.green_after_seconds = Some(2.0);
         let text = report.text();
         for line in [
-            "recall@10 0.9877",
+            "recall@10 0.9877 of 7 answers",
             "green after 2.0 s",
             "server 300.000 CPU-s per 1,000 operations, 1.50 CPU-s in all",
         ] {

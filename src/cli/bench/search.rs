@@ -95,10 +95,12 @@ impl Search {
             recall: &recall,
             answer: String::new(),
         })?;
+        let recall = recall.into_inner().map_err(|_| "a client panicked")?;
         let report = Report {
             bench: "search",
             cpu: Cpu::of(&cpu, searched.operations)?,
-            recall: recall.into_inner().unwrap_or_default().mean(),
+            recall: recall.mean(),
+            recall_answers: recall.answers(),
             limit: Some(self.asked.limit),
             search: Some(Measurement::of(self.bounds.clients, self.bounds.rate, &searched)),
             ..Report::default()

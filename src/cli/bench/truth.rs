@@ -21,13 +21,18 @@ pub(super) struct Truth {
 /// Parts of answers that are true, summed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Recall {
-    pub(super) sum: f64,
-    pub(super) answers: u64,
+    sum: f64,
+    answers: u64,
 }
 
 impl Recall {
     pub(super) fn mean(self) -> Option<f64> {
         (self.answers > 0).then(|| self.sum / self.answers as f64)
+    }
+
+    /// None if nothing was measured.
+    pub(super) fn answers(self) -> Option<u64> {
+        (self.answers > 0).then_some(self.answers)
     }
 
     pub(super) fn add(&mut self, other: Recall) {
