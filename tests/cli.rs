@@ -2,13 +2,16 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "process/command.rs"]
+mod command;
 mod process;
 
+use command::{annal, run};
 use process::{Node, NodeOptions};
 use serde_json::{Value, json};
 use std::{
     io::{BufRead, BufReader},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Stdio},
 };
 
 /// A node named n1 with a collection `a` of two shards and one point.
@@ -21,16 +24,6 @@ fn node(folder: &std::path::Path) -> Node {
     client.put("/collections/a", &json!({"vectors": {"size": 2, "distance": "Dot"}, "shard_number": 2})).ok();
     client.put("/collections/a/points?wait=true", &json!({"points": [{"id": 1, "vector": [1, 2]}]})).ok();
     node
-}
-
-fn annal(words: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_annal"));
-    command.args(words).env_remove("ANNAL_API_KEY");
-    command
-}
-
-fn run(node: &Node, words: &[&str]) -> Output {
-    annal(words).args(["--url", &node.url]).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> &str {
@@ -91,6 +84,10 @@ fn every_command_explains_itself_and_shells_complete_it() {
         &["shard", "lead"],
         &["log", "tail"],
         &["import"],
+        &["export"],
+        &["bench", "search"],
+        &["bench", "ingest"],
+        &["bench", "mixed"],
     ] {
         let help = annal(words).arg("--help").output().unwrap();
         let help = text(&help.stdout);
@@ -100,7 +97,11 @@ fn every_command_explains_itself_and_shells_complete_it() {
         );
     }
     let script = annal(&["completions", "bash"]).output().unwrap();
-    assert!(["drain", "remove", "tail"].iter().all(|word| text(&script.stdout).contains(word)));
+    assert!(
+        ["drain", "remove", "tail", "export", "ingest"]
+            .iter()
+            .all(|word| text(&script.stdout).contains(word))
+    );
 }
 
 #[test]

@@ -38,6 +38,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("hyper", &["src/api/", "src/net/"]),
     ("hyper_util", &["src/api/", "src/net/"]),
     ("h2", &["src/net/"]),
+    ("parquet", &["src/cli/parquet_file/"]),
 ];
 
 /// Files that hold several things, by name.

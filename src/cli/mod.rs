@@ -1,13 +1,21 @@
 //! The commands of the one binary. Exit codes: 0 done, 1 failed, 2 wrong usage or not built yet.
 
+mod bench;
+mod collection;
+mod export;
 mod import;
 mod log;
+mod matrix;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod node;
+mod parquet_file;
+mod progress;
 mod region;
+mod row;
 mod serve;
 mod server;
+mod settings;
 mod shard;
 mod status;
 mod table;
@@ -37,6 +45,10 @@ enum Command {
     #[command(subcommand)]
     Shard(shard::Shard),
     Import(import::Import),
+    Export(export::Export),
+    /// Generates load and measures what clients see.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Follows a collection's changes; checks or prints a stopped node's log.
     #[command(subcommand)]
     Log(log::Log),
@@ -48,8 +60,6 @@ enum Command {
     /// Lists the planted bugs that `ANNAL_MUTANT` may name.
     #[cfg(feature = "mutants")]
     Mutants(mutants::Mutants),
-    /// Writes a collection to a file (not built yet).
-    Export(NotBuilt),
     /// Writes a backup (not built yet).
     Backup(NotBuilt),
     /// Restores a backup (not built yet).
@@ -57,8 +67,6 @@ enum Command {
     /// Follows collections of other regions, and hands homes over.
     #[command(subcommand)]
     Region(region::Region),
-    /// Generates load and measures (not built yet).
-    Bench(NotBuilt),
 }
 
 /// A command whose name is kept for what later work delivers.
@@ -83,6 +91,8 @@ pub(crate) fn run() -> ExitCode {
         },
         Command::Region(region) => region.run(),
         Command::Import(import) => import.run(),
+        Command::Export(export) => export.run(),
+        Command::Bench(bench) => bench.run(),
         Command::Log(log) => match log.run() {
             Ok(done) => done,
             Err(code) => return code,
@@ -93,10 +103,8 @@ pub(crate) fn run() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "annal", &mut std::io::stdout());
             Ok(())
         }
-        Command::Export(n) => return n.refuse("export"),
         Command::Backup(n) => return n.refuse("backup"),
         Command::Restore(n) => return n.refuse("restore"),
-        Command::Bench(n) => return n.refuse("bench"),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

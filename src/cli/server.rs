@@ -1,6 +1,7 @@
 //! A node as a client sees it: where it is, the key it wants, and requests that are sent again when they may be.
 
 use clap::Args;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::time::{Duration, Instant};
 use ureq::{Agent, Body, http::Response};
@@ -29,6 +30,28 @@ fn url(text: &str) -> Result<String, &'static str> {
 
 pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
+/// What a node answered, not looked at yet.
+pub(super) struct Reply {
+    pub(super) status: u16,
+    pub(super) text: String,
+}
+
+impl Reply {
+    /// The body of an answer that must be a success, as what it holds; `what` was asked for.
+    pub(super) fn expect<T: DeserializeOwned>(self, what: &str) -> Result<T, Failure> {
+        match self.status {
+            200..300 => serde_json::from_str(&self.text)
+                .map_err(|e| format!("{what}: the answer is not what it should be: {e}").into()),
+            _ => Err(self.parsed().failure(what)),
+        }
+    }
+
+    /// Looked at as JSON.
+    pub(super) fn parsed(self) -> Answer {
+        Answer { status: self.status, body: serde_json::from_str(&self.text).unwrap_or_default() }
+    }
+}
+
 /// What a node answered.
 pub(super) struct Answer {
     pub(super) status: u16,
@@ -55,8 +78,12 @@ impl Answer {
 
     /// Whether the same request may be answered otherwise in a moment.
     pub(super) fn is_passing(&self) -> bool {
-        matches!(self.status, 408 | 429 | 503)
+        is_passing(self.status)
     }
+}
+
+fn is_passing(status: u16) -> bool {
+    matches!(status, 408 | 429 | 503)
 }
 
 /// A client of one node; its connections are kept and shared.
@@ -77,20 +104,31 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 impl Server {
     pub(super) fn client(&self) -> Client {
-        let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(ANSWER_WITHIN));
-        Client { agent: config.build().into(), url: self.url.clone(), api_key: self.api_key.clone() }
+        Client::new(self.url.clone(), self.api_key.clone())
     }
 }
 
 impl Client {
+    pub(super) fn new(url: String, api_key: Option<String>) -> Self {
+        let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(ANSWER_WITHIN));
+        Client { agent: config.build().into(), url, api_key }
+    }
+
     /// Asks once.
     ///
     /// Errors: no answer came.
     pub(super) fn ask(&self, method: &str, path: &str, body: &str) -> Result<Answer, ureq::Error> {
+        self.ask_plainly(method, path, body).map(Reply::parsed)
+    }
+
+    /// Asks once; the answer is not parsed.
+    ///
+    /// Errors: no answer came.
+    pub(super) fn ask_plainly(&self, method: &str, path: &str, body: &str) -> Result<Reply, ureq::Error> {
         let mut response = self.agent.run(self.request(method, path, body)?)?;
         let status = response.status().as_u16();
-        let body = response.body_mut().with_config().limit(1 << 30).read_to_string()?;
-        Ok(Answer { status, body: serde_json::from_str(&body).unwrap_or_default() })
+        let text = response.body_mut().with_config().limit(1 << 30).read_to_string()?;
+        Ok(Reply { status, text })
     }
 
     /// Asks until it is answered for good, or for `within`; only for what may be asked twice.
@@ -100,12 +138,12 @@ impl Client {
         path: &str,
         body: &str,
         within: Duration,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Reply, Failure> {
         let (started, mut pause) = (Instant::now(), PAUSE);
         loop {
             let late = started.elapsed() + pause > within;
-            match self.ask(method, path, body) {
-                Ok(answer) if late || !answer.is_passing() => return Ok(answer),
+            match self.ask_plainly(method, path, body) {
+                Ok(reply) if late || !is_passing(reply.status) => return Ok(reply),
                 Err(error) if late => return Err(format!("{}: {error}", self.url).into()),
                 Ok(_) | Err(_) => std::thread::sleep(pause),
             }
