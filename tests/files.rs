@@ -239,8 +239,8 @@ fn what_is_damaged_is_named_and_loses_nothing() {
         ("no.csv", b"1,2".to_vec(), &[], "ends in none of .npy, .fvecs, .bvecs, .fbin, .parquet, .jsonl"),
         ("no.ivecs", good.clone(), &[], "ends in none of"),
         ("good.fvecs", good.clone(), &["--id-field", "a"], "--id-field wants --payload"),
-        ("a.jsonl", Vec::new(), &["--payload", text(&payload)], "hold payloads themselves"),
-        ("good2.fvecs", good.clone(), &["--column", "a"], "--column is for .parquet"),
+        ("a.jsonl", Vec::new(), &["--payload", text(&payload)], "--payload has no meaning for a .jsonl file"),
+        ("good2.fvecs", good.clone(), &["--column", "a"], "--column has no meaning for a matrix"),
     ] {
         let path = file(folder.path(), name, bytes);
         let said = refused(&node, &[&["import", text(&path), "--collection", "kept"], more].concat());
@@ -251,6 +251,10 @@ fn what_is_damaged_is_named_and_loses_nothing() {
         assert!(said.contains(wanted), "{name}: {said}");
         assert_eq!(client.get("/collections/new").status, 404, "{name}");
     }
+
+    let path = file(folder.path(), "bare.jsonl", "{\"id\":1,\"vector\":{}}\n");
+    let said = refused(&node, &["import", text(&path), "--collection", "new"]);
+    assert!(said.contains("the first point has no vector: --settings says"), "{said}");
 
     // What stands before the damage is in, and the same command goes on behind it when the file is mended.
     let damaged = lines(0..699) + "{\"id\":699,\"vector\":[1,2\n" + &lines(700..1500);
@@ -363,6 +367,9 @@ fn what_was_cut_off_goes_on() {
     let said = refused(&node, &["import", "qdrant://127.0.0.1:1/a", "--collection", "a"]);
     assert!(said.contains("qdrant://127.0.0.1:1/a: "), "{said}");
     let address = node.url.strip_prefix("http://").unwrap();
+    let said =
+        refused(&node, &["import", &format!("qdrant://{address}/a"), "--collection", "x", "--vector", "v"]);
+    assert!(said.contains("--vector has no meaning for another server"), "{said}");
     for (from, wanted) in [("no", "there is no such collection"), ("", "wants qdrant://HOST:PORT/COLLECTION")]
     {
         let said = refused(&node, &["import", &format!("qdrant://{address}/{from}"), "--collection", "x"]);

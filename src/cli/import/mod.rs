@@ -149,53 +149,51 @@ impl Import {
             None if self.row_ids => Ids::Rows,
             None => Ids::Usual,
         };
-        if self.column.is_some() && self.ending() != "parquet" {
-            return Err("--column is for .parquet: other formats have no columns".into());
-        }
-        if let Some(remote) = self.from.to_str().and_then(|text| text.strip_prefix("qdrant://")) {
-            for (given, option) in [
-                (self.payload.is_some(), "--payload"),
-                (self.points.is_some(), "--points"),
-                (self.settings.is_some(), "--settings"),
-                (self.distance.is_some(), "--distance"),
-                (self.vector.is_some(), "--vector"),
-                (self.id_field.is_some(), "--id-field"),
-                (self.row_ids, "--row-ids"),
-            ] {
-                if given {
-                    return Err(format!("{option}: the other server says that of its points").into());
-                }
-            }
+        let remote = self.from.to_str().and_then(|text| text.strip_prefix("qdrant://"));
+        let ending = self.from.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        if let Some(remote) = remote {
+            self.refuse(
+                "another server",
+                &["payload", "points", "settings", "distance", "vector", "column", "id-field", "row-ids"],
+            )?;
             return Ok(Box::new(Remote::open(remote, self.source_api_key.clone())?));
         }
-        if self.ending() == "parquet" {
-            self.holds_payloads()?;
-            return Ok(Box::new(parquet_file::Table::open(&self.from, self.column.as_deref(), ids)?));
+        match ending {
+            "parquet" => {
+                self.refuse("a .parquet file", &["payload", "points"])?;
+                Ok(Box::new(parquet_file::Table::open(&self.from, self.column.as_deref(), ids)?))
+            }
+            "jsonl" => {
+                self.refuse("a .jsonl file", &["payload", "points", "column"])?;
+                Ok(Box::new(lines::PointLines::open(&self.from, ids)?))
+            }
+            _ => {
+                self.refuse("a matrix", &["column"])?;
+                let beside = match (&self.payload, &self.points) {
+                    (Some(path), _) => lines::Beside::payloads(path)?,
+                    (_, Some(path)) => lines::Beside::points(path)?,
+                    _ => lines::Beside::Nothing,
+                };
+                Ok(Box::new(matrix_rows::MatrixRows::open(&self.from, beside, ids)?))
+            }
         }
-        if self.ending() == "jsonl" {
-            self.holds_payloads()?;
-            return Ok(Box::new(lines::PointLines::open(&self.from, ids)?));
-        }
-        let beside = match (&self.payload, &self.points) {
-            (Some(path), _) => lines::Beside::payloads(path)?,
-            (_, Some(path)) => lines::Beside::points(path)?,
-            _ => lines::Beside::Nothing,
-        };
-        Ok(Box::new(matrix_rows::MatrixRows::open(&self.from, beside, ids)?))
     }
 
-    fn ending(&self) -> &str {
-        self.from.extension().and_then(|e| e.to_str()).unwrap_or_default()
-    }
-
-    fn holds_payloads(&self) -> Result<(), Failure> {
-        match (&self.payload, &self.points) {
-            (None, None) => Ok(()),
-            _ => Err(format!(
-                ".{} files hold payloads themselves: without --payload and --points",
-                self.ending()
-            )
-            .into()),
+    /// Errors: one of the options is given, which say nothing of such a source.
+    fn refuse(&self, source: &str, options: &[&str]) -> Result<(), Failure> {
+        let given = [
+            ("payload", self.payload.is_some()),
+            ("points", self.points.is_some()),
+            ("settings", self.settings.is_some()),
+            ("distance", self.distance.is_some()),
+            ("vector", self.vector.is_some()),
+            ("column", self.column.is_some()),
+            ("id-field", self.id_field.is_some()),
+            ("row-ids", self.row_ids),
+        ];
+        match given.iter().find(|(option, given)| *given && options.contains(option)) {
+            Some((option, _)) => Err(format!("--{option} has no meaning for {source}").into()),
+            None => Ok(()),
         }
     }
 
@@ -209,7 +207,12 @@ impl Import {
         let settings = match (&self.settings, source.settings()?, first) {
             (Some(path), ..) => Settings::read(path)?,
             (None, Some(settings), _) => settings,
-            (None, None, Some(row)) => Settings::of_row(row, name, distance)?,
+            (None, None, Some(row)) => match Settings::of_row(row, name, distance)? {
+                none if none.creation() == Settings::default().creation() => {
+                    return Err("the first point has no vector: --settings says what the others have".into());
+                }
+                settings => settings,
+            },
             (None, None, None) => {
                 return Err("there are no points, and nothing says what they would be like".into());
             }
