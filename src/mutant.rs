@@ -87,7 +87,7 @@ pub const MUTANTS: &[(Mutant, &str, &str, Shows)] = {
             FollowerRegionSkip,
             "follower_region_skip",
             "a follower region passes over commands",
-            NotYet("there are no regions"),
+            NotYet("neither the simulation nor the harness has regions; tests/regions.rs has"),
         ),
         (WrongShardAccept, "wrong_shard_accept", "a shard takes points of another", Everywhere),
         (NondetApply, "nondet_apply", "what a command does depends on the replica", Everywhere),

@@ -64,7 +64,7 @@ impl Regions {
                 for shard in self.cluster().led_shards(&of.name) {
                     let key = (of.id, shard);
                     let mut mirrored = self.inner.mirrored.lock().unwrap_or_else(PoisonError::into_inner);
-                    if mirrored.insert(key, ()).is_none() {
+                    if mirrored.insert(key) {
                         let (regions, of) = (self.clone(), of.clone());
                         world::spawn(async move {
                             regions.mirror_shard(of, shard).await;

@@ -37,7 +37,7 @@ use crate::{
 };
 use futures::FutureExt;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -72,7 +72,7 @@ struct Inner {
     link: Arc<dyn Link>,
     options: RegionOptions,
     /// Shards that are mirrored by a task of this node.
-    mirrored: Mutex<BTreeMap<(CollectionId, ShardNumber), ()>>,
+    mirrored: Mutex<BTreeSet<(CollectionId, ShardNumber)>>,
     /// Mean bytes of a command of the home's, by shard.
     command_bytes: Mutex<BTreeMap<CollectionId, Vec<u64>>>,
 }

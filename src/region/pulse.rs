@@ -14,14 +14,21 @@ use crate::{
     model::CollectionId,
     world,
 };
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{sync::Semaphore, time::Instant};
 
 /// Questions under way to one home.
 const UNDER_WAY: usize = 64;
 /// How often it is looked which homes there are.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// After a failure a home is not asked for so long.
+/// How often a home is asked that does not answer.
 const REST: Duration = Duration::from_millis(100);
 
 impl Regions {
@@ -51,27 +58,18 @@ impl Regions {
 
     /// Asks one home for as long as it is followed.
     async fn pulse(self, of: Description) {
-        let under_way = Arc::new(Semaphore::new(UNDER_WAY));
-        let failing = Arc::new(Semaphore::new(1));
+        let (under_way, fails) = (Arc::new(Semaphore::new(UNDER_WAY)), Arc::new(AtomicBool::new(false)));
         while self.cluster().described_now(&of.name).is_some_and(|now| now.is_as(&of)) {
-            // One at a time while it fails: nobody is asked in vain many times at once.
-            if failing.available_permits() == 0 && !self.pause(REST).await {
-                return;
-            }
-            let permit = under_way.clone().try_acquire_owned();
-            if let Ok(permit) = permit {
-                let (regions, of, failing) = (self.clone(), of.clone(), failing.clone());
+            if let Ok(permit) = under_way.clone().try_acquire_owned() {
+                let (regions, of, fails) = (self.clone(), of.clone(), fails.clone());
                 world::spawn(async move {
-                    let failed = regions.ask_positions(&of).await.is_none();
-                    if failed {
-                        let rest = failing.try_acquire();
-                        tokio::time::sleep(REST).await;
-                        drop(rest);
-                    }
+                    fails.store(regions.ask_positions(&of).await.is_none(), Ordering::Relaxed);
                     drop(permit);
                 });
             }
-            if !self.pause(self.options().pulse).await {
+            // Who does not answer is not asked as often.
+            let rest = if fails.load(Ordering::Relaxed) { REST } else { self.options().pulse };
+            if !self.pause(rest).await {
                 return;
             }
         }

@@ -127,6 +127,10 @@ impl<'a> Fold<'a> {
             let after = Position(self.state.position);
             let (command, body_hash) =
                 super::read_command(&bytes).map_err(|source| MachineError::Command { after, source })?;
+            if mutant::is(Mutant::FollowerRegionSkip) && after.next().0.is_multiple_of(32) {
+                self.state.position += 1;
+                continue;
+            }
             self.counted(command, body_hash)?;
         }
         Ok(Outcome { position: Position(self.state.position), verdict: Verdict::Applied })
