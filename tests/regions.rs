@@ -16,7 +16,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     net::TcpListener,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -587,4 +587,88 @@ fn an_old_home_that_comes_back_two_homes_later_tells_the_last_one() {
     let found: Vec<u64> = all(&one.local(), "c").into_keys().collect();
     assert_eq!(found, [1, 10, 11, 12, 13, 14, 20]);
     assert_eq!((&one.link("c")["generation"], &one.link("c")["home"]), (&json!(3), &json!(three.wire.url)));
+}
+
+/// A region of three nodes; others reach it by the first one.
+fn three_nodes(region: &str, folder: &Path, url: &str) -> Vec<Node> {
+    let port = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let peers: Vec<_> = (0..3).map(|_| format!("127.0.0.1:{}", port())).collect();
+    let join = peers.join(",");
+    let mut nodes: Vec<Node> = (0..3)
+        .map(|i| {
+            let mut options = NodeOptions::new(&folder.join(format!("n{i}")));
+            options.http = format!("127.0.0.1:{}", port());
+            let name = format!("{region}{i}");
+            let arguments =
+                ["--peer", &peers[i], "--grpc", "off", "--node", &name, "--region", region, "--join", &join];
+            options.arguments = arguments.map(str::to_owned).into();
+            options.environment = [("ANNAL__REGIONS__URL", url), ("ANNAL__LOG__FREE_BYTES_MIN", "0")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into();
+            Node::start(options)
+        })
+        .collect();
+    nodes.iter_mut().for_each(|node| drop(node.wait_ready()));
+    nodes
+}
+
+#[test]
+fn a_region_of_three_nodes_follows_though_they_die() {
+    let home = Region::start("home", Duration::from_millis(2), &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let mut nodes = three_nodes("away", folder.path(), "http://127.0.0.1:9");
+    let body =
+        json!({"vectors": {"size": 4, "distance": "Euclid"}, "shard_number": 2, "replication_factor": 3});
+    home.client().put("/collections/c", &body).ok();
+    let follow = json!({"collection": "c", "home": home.wire.url});
+    let answer = nodes[1].client().post("/annal/v1/regions/follow", &follow);
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = {
+        let (client, stop) = (home.client(), stop.clone());
+        thread::spawn(move || {
+            let mut n = 0;
+            while !stop.load(Ordering::SeqCst) {
+                write(&client, "c", &[point(n % 200, n), point(1_000 + n % 7, n)]).ok();
+                n += 1;
+            }
+            n
+        })
+    };
+    for round in 0..scaled("ANNAL_TRIALS", 4) {
+        thread::sleep(Duration::from_millis(700));
+        let node = nodes.remove((round % 3) as usize);
+        nodes.insert((round % 3) as usize, node.kill_and_restart());
+    }
+    stop.store(true, Ordering::SeqCst);
+    let written = writer.join().unwrap();
+    let away = |node: &Node| {
+        let answer = node.client().get("/annal/v1/collections/c/state-hash").json();
+        let shards = answer.as_array().cloned().unwrap_or_default();
+        let of = |shard: &Value| {
+            let replicas = shard["replicas"].as_object().cloned().unwrap_or_default();
+            (
+                shard["position"].clone(),
+                replicas.len(),
+                replicas.into_iter().map(|(_, hash)| hash).collect::<Vec<_>>(),
+            )
+        };
+        shards.iter().map(of).collect::<Vec<_>>()
+    };
+    let there: Vec<(Value, Value)> = home
+        .hashes("c")
+        .into_iter()
+        .map(|(position, hashes)| (position, Value::from(hashes.first().unwrap().clone())))
+        .collect();
+    wait_for("three equal replicas of what the home has", || {
+        let here = away(&nodes[0]);
+        let equal = here.iter().zip(&there).all(|((position, count, hashes), (at, hash))| {
+            position == at && *count == 3 && hashes.iter().all(|other| other == hash)
+        });
+        (equal && here.len() == there.len()).then_some(())
+    });
+    println!("{written} writes mirrored through {} kills", scaled("ANNAL_TRIALS", 4));
+    assert!(written > 50, "too few writes to say anything");
+    let local = nodes[2].client().with("annal-consistency", "local");
+    assert_eq!(all(&local, "c"), all(&home.client(), "c"));
 }
