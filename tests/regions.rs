@@ -608,7 +608,9 @@ fn three_nodes(region: &str, folder: &Path, url: &str) -> Vec<Node> {
             Node::start(options)
         })
         .collect();
-    nodes.iter_mut().for_each(|node| drop(node.wait_ready()));
+    for node in &mut nodes {
+        node.wait_ready();
+    }
     nodes
 }
 

@@ -39,6 +39,8 @@ pub(super) const HASH_EVERY: u64 = 4096;
 /// A bookmark is recorded when the last one lies so far back; half of what is promised, since a batch of
 /// commands comes on top.
 const MARK_EVERY: u64 = 2048;
+/// And when commands of so many bytes came since: the log is kept by bytes, and a reader begins at a bookmark.
+const MARK_BYTES: usize = 1 << 20;
 /// Longest path of an indexed field and name of a vector, in bytes: they are parts of keys.
 const NAME_BYTES_MAX: usize = 1024;
 
@@ -153,14 +155,21 @@ impl<'a> Fold<'a> {
         Ok(outcome)
     }
 
-    /// Ends the fold: its counters and the bookmark join the writes.
-    pub(super) fn finish(&mut self, bookmark: &Bookmark) -> Result<(), MachineError> {
+    /// Ends the fold: its counters and the bookmark join the writes. Says whether the bookmark was recorded for readers.
+    ///
+    /// `unmarked_bytes`: of commands since that was done last.
+    pub(super) fn finish(
+        &mut self,
+        bookmark: &Bookmark,
+        unmarked_bytes: usize,
+    ) -> Result<bool, MachineError> {
         self.list_fresh();
         self.state.bookmark = Some(bookmark.0.clone());
         self.state.counting = CountingRecord::of(&self.counting);
         // A reader that counts from an older mark meets what has turned the shard; one that comes to a copy cannot.
         let turned = self.state.counting != self.base.state.counting;
-        if turned || self.state.position >= self.state.marked + MARK_EVERY {
+        let far = self.state.position >= self.state.marked + MARK_EVERY || unmarked_bytes >= MARK_BYTES;
+        if turned || far {
             self.state.marked = self.state.position;
             for (key, value) in self.state.waymark() {
                 if let Some(before) = self.read(&key)? {
@@ -173,7 +182,7 @@ impl<'a> Fold<'a> {
         }
         self.state.set_sums(self.sums);
         self.put(points::STATE.to_vec(), self.state.to_value());
-        Ok(())
+        Ok(turned || far)
     }
 
     fn judge_and_carry_out(

@@ -109,6 +109,8 @@ struct Writer {
     generation: u64,
     /// Incarnations that ended since the index thread was last told.
     died: usize,
+    /// Bytes of commands since the last bookmark was recorded, as far as this process applied them.
+    unmarked_bytes: usize,
     clients: Clients,
     poisoned: Option<String>,
 }
@@ -159,7 +161,13 @@ impl Shard {
             collection,
             options,
             indexer: Arc::new(Indexer::new(index_dir.to_owned(), manifest)),
-            writer: Mutex::new(Writer { generation, died: 0, clients: Clients::default(), poisoned: None }),
+            writer: Mutex::new(Writer {
+                generation,
+                died: 0,
+                unmarked_bytes: 0,
+                clients: Clients::default(),
+                poisoned: None,
+            }),
             history_starts: AtomicU64::new(0),
             installs: AtomicU64::new(0),
             absorbed: Condvar::new(),
@@ -280,6 +288,7 @@ impl Shard {
     ) -> Result<Vec<Outcome>, MachineError> {
         let base = self.view();
         let unreadable = |source| MachineError::Command { after: base.position(), source };
+        let bytes: usize = commands.iter().map(Bytes::len).sum();
         let commands: Vec<_> =
             commands.iter().map(read_command).collect::<Result<_, _>>().map_err(unreadable)?;
         writer.clients.trim();
@@ -289,7 +298,7 @@ impl Shard {
             outcomes.push(fold.command(command, body_hash)?);
         }
         fold.forget_effects(self.history())?;
-        fold.finish(bookmark)?;
+        let marked = fold.finish(bookmark, writer.unmarked_bytes + bytes)?;
         let mut batch = self.store.batch();
         if mutant::is(Mutant::ApplyIndexNonatomic) {
             let state = fold.writes.get(points::STATE).cloned().flatten().unwrap_or_default();
@@ -304,6 +313,7 @@ impl Shard {
             }
         }
         batch.commit()?;
+        writer.unmarked_bytes = if marked { 0 } else { writer.unmarked_bytes + bytes };
         let vectors = next_vectors(&base.vectors, &fold.schema, &fold.born, self.options.seal_bytes);
         writer.died += fold.died;
         let waits = |index: &VectorIndex| !index.sealed.is_empty();

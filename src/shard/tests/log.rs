@@ -459,3 +459,22 @@ fn record_bytes_are_golden() {
     }
     assert_eq!(std::fs::read_to_string(golden).unwrap(), text);
 }
+
+#[test]
+fn a_bookmark_is_recorded_where_few_commands_are_many_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let shard = open(folder.path());
+    apply(&shard, &command(Body::Configure(schema(1, &[]))));
+    let payload: Bytes = json!({"text": "x".repeat(400_000)}).to_string().into();
+    let big = |id| {
+        Body::Upsert(vec![PointWrite {
+            id: PointId::Num(id),
+            vectors: Vectors::new(),
+            payload: payload.clone(),
+        }])
+    };
+    let marked = |at| shard.bookmark_at(Position(at)).unwrap().map(|(position, _)| position.0);
+    (0..8).for_each(|id| drop(apply(&shard, &command(big(id)))));
+    assert_eq!([1, 3, 4, 6, 7, 9].map(marked), [None, None, Some(4), Some(4), Some(7), Some(7)]);
+    assert_eq!(shard.scrub().unwrap(), shard.state_hash().unwrap());
+}
