@@ -3,7 +3,7 @@
 //! Invariants: the file is written whole or not at all; an incarnation stands for one filling of a data folder
 //! and never comes back, so that a node that forgot what it promised is not taken for the one that promised.
 
-use crate::{model::ReplicaId, world};
+use crate::{durable, model::ReplicaId, world};
 use serde::{Deserialize, Serialize};
 use std::{
     fmt, fs, io,
@@ -160,14 +160,7 @@ impl IdentityFile {
 
 /// Writes the file whole or not at all.
 fn write(path: &Path, identity: &Identity) -> io::Result<()> {
-    let new = path.with_extension("json.new");
-    fs::write(&new, serde_json::to_vec_pretty(identity)?)?;
-    fs::File::open(&new)?.sync_all()?;
-    fs::rename(&new, path)?;
-    match path.parent() {
-        Some(dir) => fs::File::open(dir)?.sync_all(),
-        None => Ok(()),
-    }
+    durable::write(path, &serde_json::to_vec_pretty(identity)?)
 }
 
 #[cfg(test)]

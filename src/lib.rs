@@ -9,7 +9,7 @@
 //!   4    cluster/                  who holds what, and how a request gets there
 //!   3    replica/                  log + state under Raft; the only floor that names openraft
 //!   2    annal-wal (crate) | shard/    okaywal in one file | usearch in one file
-//!   1    model/ machine.rs store.rs net/ batch.rs world.rs mutant.rs identity.rs config.rs    words and contracts; fjall in one file
+//!   1    model/ machine.rs store.rs net/ batch.rs world.rs mutant.rs identity.rs durable.rs config.rs    words and contracts; fjall in one file
 //! ```
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
@@ -20,6 +20,7 @@ pub mod batch;
 pub mod changefeed;
 pub mod cluster;
 pub mod config;
+pub mod durable;
 pub mod identity;
 pub mod machine;
 pub mod model;

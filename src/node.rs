@@ -366,7 +366,8 @@ fn api_options(config: &Config) -> api::ApiOptions {
         body_bytes_max: config.limits.request_bytes_max,
         timeout_default: Duration::from_millis(config.limits.timeout_ms),
         in_flight_max: config.limits.requests_max,
-        forward: config.regions.forward.then(|| config.regions.api_key.clone()),
+        forward: config.regions.forward,
+        region_key: config.regions.api_key.clone(),
         ..api::ApiOptions::default()
     }
 }

@@ -13,6 +13,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("mutant", 9),
     ("world", 9),
     ("batch", 10),
+    ("durable", 10),
     ("config", 11),
     ("store", 11),
     ("machine", 12),

@@ -11,7 +11,7 @@
 //! not dropped by the way: that is said where it is meant.
 //! Not here: which keys a client has (checked before), what the home does.
 
-use super::{auth::only_reads, error::ApiError, wishes::Wishes};
+use super::{ApiOptions, auth::only_reads, error::ApiError, wishes::Wishes};
 use crate::{
     cluster::{Cluster, Elsewhere},
     model::{Effect, Kind},
@@ -36,13 +36,16 @@ use tokio::time::{Instant, timeout_at};
 pub(super) struct Forwarder {
     cluster: Cluster,
     http: Http,
-    /// Whether, and with which key.
-    forward: Option<Option<String>>,
+    /// Whether it does.
+    forward: bool,
+    /// The key that they want.
+    key: Option<String>,
 }
 
 impl Forwarder {
-    pub(super) fn new(cluster: Cluster, forward: Option<Option<String>>) -> Self {
-        Forwarder { cluster, http: Http::default(), forward }
+    pub(super) fn new(cluster: Cluster, options: &ApiOptions) -> Self {
+        let (forward, key) = (options.forward, options.region_key.clone());
+        Forwarder { cluster, http: Http::default(), forward, key }
     }
 }
 
@@ -99,10 +102,10 @@ impl Forwarder {
         reads: bool,
         deadline: Instant,
     ) -> Result<Response, ApiError> {
-        let Some(key) = &self.forward else {
+        if !self.forward {
             let why = format!("the collection has its home at {home}, and requests are not sent on");
             return Err(ApiError::new(Kind::Unavailable, "", why));
-        };
+        }
         if request.headers().get_all(VIA).iter().any(|passed| *passed == PASSED) {
             return Err(ApiError::new(Kind::Unavailable, "", "two regions each take the other for the home"));
         }
@@ -115,7 +118,7 @@ impl Forwarder {
         parts.headers.remove(API_KEY);
         parts.headers.remove(axum::http::header::AUTHORIZATION);
         parts.headers.append(VIA, PASSED);
-        if let Some(key) = key.as_ref().and_then(|key| HeaderValue::from_str(key).ok()) {
+        if let Some(key) = self.key.as_ref().and_then(|key| HeaderValue::from_str(key).ok()) {
             parts.headers.insert(API_KEY, key);
         }
         parts.extensions.clear();

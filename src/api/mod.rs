@@ -72,8 +72,10 @@ pub struct ApiOptions {
     pub linger: Duration,
     /// How long requests in flight may take to finish after that.
     pub drain: Duration,
-    /// Whether what only a home in another region can answer is sent there, and with which key.
-    pub forward: Option<Option<String>>,
+    /// Whether what only a home in another region can answer is sent there.
+    pub forward: bool,
+    /// The key that other regions want.
+    pub region_key: Option<String>,
 }
 
 impl Default for ApiOptions {
@@ -85,7 +87,8 @@ impl Default for ApiOptions {
             in_flight_max: 1_024,
             linger: Duration::from_millis(300),
             drain: Duration::from_secs(10),
-            forward: Some(None),
+            forward: true,
+            region_key: None,
         }
     }
 }
@@ -129,7 +132,7 @@ fn router(
     leaving: CancellationToken,
 ) -> io::Result<Router> {
     let body_limit = BodyLimit(options.body_bytes_max);
-    let forwarder = Forwarder::new(cluster.clone(), options.forward.clone());
+    let forwarder = Forwarder::new(cluster.clone(), options);
     let built = built().route_layer(from_fn_with_state(forwarder, forward::forward));
     let api = Api { cluster, regions, body_limit, exporter: exporter()?, leaving };
     Ok(layered(built, open(), options).with_state(api))

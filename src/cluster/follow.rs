@@ -60,6 +60,13 @@ pub struct Followed {
     pub shards: u32,
 }
 
+impl From<&CollectionRecord> for Followed {
+    fn from(record: &CollectionRecord) -> Self {
+        let (id, name, generation) = (record.id, record.name.clone(), record.generation());
+        Followed { id, name, generation, shards: record.shards.len() as u32 }
+    }
+}
+
 /// Which parts of a point that was written are wanted; the others are left empty on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parts {
@@ -182,9 +189,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 impl Cluster {
     /// The collection of a name or alias, to be followed.
     pub async fn followed(&self, name: &str, deadline: Instant) -> Result<Followed> {
-        let CollectionRecord { id, name, generation, shards, .. } =
-            self.lookup(name, deadline).await?.record.as_ref().clone();
-        Ok(Followed { id, name, generation, shards: shards.len() as u32 })
+        Ok(Followed::from(&*self.lookup(name, deadline).await?.record))
     }
 
     /// Where a shard stands: the position of the last command acknowledged before this call, or a later one's.

@@ -9,7 +9,7 @@
 
 use super::{
     Cluster, ClusterError, HomeFigures, Result,
-    catalog::{CatalogCommand, CollectionRecord, Follow, HomeRecord, Part, RegionChange, RegionRecord},
+    catalog::{CatalogCommand, CollectionRecord, Follow, Part, RegionChange, RegionRecord},
     follow::Followed,
     placement,
     read::{Found, Freshness, Part as Answered, ShardRead, ShardStanding, Wish},
@@ -50,6 +50,12 @@ pub struct Description {
 }
 
 impl Description {
+    /// As those who follow its commands know it.
+    pub fn followed(&self) -> Followed {
+        let (id, name, shards) = (self.id, self.name.clone(), self.spec.shard_number);
+        Followed { id, name, generation: self.region.generation(), shards }
+    }
+
     /// Whether the same groups have the same part after the same homes.
     pub fn is_as(&self, other: &Description) -> bool {
         let of = |of: &Description| (of.id, of.groups.clone());
@@ -282,16 +288,9 @@ impl Cluster {
     }
 
     /// Has other groups take the place of those of a collection that follows, to take in a copy anew.
-    pub async fn refollow(
-        &self,
-        of: &Description,
-        homes: Vec<HomeRecord>,
-        home: Option<String>,
-        deadline: Instant,
-    ) -> Result<()> {
+    pub async fn refollow(&self, of: &Description, deadline: Instant) -> Result<()> {
         let placement = placement::place(&self.inner.catalog.state(), &of.spec, &self.alive().await);
-        let change = RegionChange::Refollow { homes, home, placement };
-        self.change_region(of.id, change, deadline).await
+        self.change_region(of.id, RegionChange::Refollow { placement }, deadline).await
     }
 
     /// Proposes a command that has no position of its own (a turn, a mirrored batch, a step of a copy) to a shard, and
@@ -400,7 +399,7 @@ impl Cluster {
     /// Where each shard of a collection stands at its home: the last position acknowledged before this call, or a
     /// later one.
     pub async fn positions(&self, of: &Description, deadline: Instant) -> Result<Vec<Position>> {
-        let followed = followed(of);
+        let followed = of.followed();
         let shards = (0..of.spec.shard_number).map(ShardNumber);
         let asked = shards.map(async |shard| self.shard_position(&followed, shard, deadline).await);
         futures::future::try_join_all(asked).await
@@ -455,12 +454,6 @@ pub struct FollowedShard {
     pub durable: (Position, Option<Duration>),
     /// The last position that every replica which answers shows to readers, and how old that is.
     pub applied: (Position, Option<Duration>),
-}
-
-/// A collection, as those who follow its commands know it.
-pub(super) fn followed(of: &Description) -> Followed {
-    let shards = of.spec.shard_number;
-    Followed { id: of.id, name: of.name.clone(), generation: of.region.generation(), shards }
 }
 
 fn describe(record: &CollectionRecord) -> Description {

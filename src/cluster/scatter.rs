@@ -269,7 +269,7 @@ impl Reading {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let shards = seen.iter().map(|(shard, (position, _))| (*shard, *position)).collect();
         let record = &self.collection.record;
-        let mut token = Token { collection: record.id, generation: record.generation, shards };
+        let mut token = Token { collection: record.id, generation: record.generation(), shards };
         self.options.at_least.iter().for_each(|given| token.join(given));
         let explained = self.explained.lock().unwrap_or_else(PoisonError::into_inner);
         Seen {

@@ -109,7 +109,9 @@ impl Cluster {
                     "{name} has its home elsewhere, or hands it over"
                 )));
             }
-            self.inner.asking.check(collection.record.id)?;
+            if !collection.record.region.followers.is_empty() {
+                self.inner.asking.check(collection.record.id)?;
+            }
             match self.write(&collection, bodies, &options).await {
                 Err(ClusterError::Gone(id)) => {
                     collection = self.lookup_after(name, id, options.deadline).await?;
@@ -168,7 +170,7 @@ impl Cluster {
             }
         }
         let record = &collection.record;
-        let mut token = Token { collection: record.id, generation: record.generation, shards };
+        let mut token = Token { collection: record.id, generation: record.generation(), shards };
         let position = token.shards.values().copied().max();
         options.token.iter().for_each(|seen| token.join(seen));
         Ok(Written { position, token })

@@ -18,6 +18,7 @@
 
 mod body;
 mod carrier;
+pub mod frames;
 mod hello;
 pub mod http;
 mod peers;

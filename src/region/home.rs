@@ -5,12 +5,13 @@
 
 use super::{
     Regions, Result,
-    link::{Answer, Ask, Bytestream, Frame, Question, Wanted},
+    link::{Answer, Ask, Frame, Question, Wanted},
     shards,
 };
 use crate::{
     cluster::{ClusterError, Description, FollowError, HomeRecord, Part, Parts, RegionChange, ShardStream},
     model::{Body, Generation, Invalid, Position, Turn},
+    net::ByteStream,
 };
 use bytes::Bytes;
 use futures::{StreamExt, future::try_join_all, stream};
@@ -134,7 +135,7 @@ impl Regions {
     ///
     /// Errors: `NoCollection`, `NotHome`, `Invalid`; `Expired` if no replica's log reaches back, `Conflict` if the home
     /// has not come so far; `Unavailable`.
-    pub async fn answer_stream(&self, wanted: Wanted) -> Result<Bytestream> {
+    pub async fn answer_stream(&self, wanted: Wanted) -> Result<ByteStream> {
         let deadline = Instant::now() + ANSWER_WITHIN;
         let Wanted { collection, id, generation, shard, from } = wanted;
         let of = self.cluster().describe(&collection, deadline).await?;
@@ -154,8 +155,7 @@ impl Regions {
             return Ok(steps.boxed());
         };
         let parts = Parts { payload: false, vectors: false, commands: true };
-        let followed = self.cluster().followed(&of.name, deadline).await?;
-        let commands = self.cluster().follow_shard(&followed, shard, from, parts, deadline).await;
+        let commands = self.cluster().follow_shard(&of.followed(), shard, from, parts, deadline).await;
         let commands = commands.map_err(|error| refusal(error, &of))?;
         Ok(frames(commands, generation, from).boxed())
     }

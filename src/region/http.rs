@@ -1,10 +1,13 @@
 //! The way to other regions over HTTP: `POST /annal/v1/regions/ask` and `POST /annal/v1/regions/stream`.
 
-use super::link::{Answer, Bytestream, Link, Question, Wanted};
+use super::link::{Answer, Link, Question, Wanted};
 use crate::{
     cluster::ClusterError,
     model::Effect,
-    net::http::{Http, Incoming, Request, Response, Unanswered, whole},
+    net::{
+        ByteStream,
+        http::{Http, Incoming, Request, Response, Unanswered, whole},
+    },
 };
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future::BoxFuture};
@@ -60,7 +63,7 @@ impl Link for HttpLink {
         })
     }
 
-    fn stream(&self, url: &str, wanted: Wanted, deadline: Instant) -> BoxFuture<'static, Result<Bytestream>> {
+    fn stream(&self, url: &str, wanted: Wanted, deadline: Instant) -> BoxFuture<'static, Result<ByteStream>> {
         let (link, url) = (self.clone(), format!("{url}{STREAM}"));
         Box::pin(async move {
             let response = link.post(url.clone(), wanted, deadline).await?;

@@ -1,7 +1,7 @@
 //! What one region asks another, and the frames a stream of commands comes in.
 //!
 //! ```text
-//!   length u32 | crc32 u32 of the rest | kind u8 | …
+//!   length u32 of the rest | crc32 u32 of the rest | kind u8 | …
 //!   commands 1:  first position u64 | zstd of (length u32 | command)*
 //!   alive 2:     nothing
 //!   step 3:      a command, zstd
@@ -16,9 +16,13 @@
 use crate::{
     cluster::{ClusterError, Description, HomeRecord, ShardLoss},
     model::{CollectionId, Generation, Position, ShardNumber},
+    net::{
+        ByteStream,
+        frames::{self, LENGTH_BYTES},
+    },
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
+use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use std::io;
 use tokio::time::Instant;
@@ -116,9 +120,6 @@ pub struct Wanted {
 
 type Result<T> = std::result::Result<T, ClusterError>;
 
-/// Bytes from another region; an error or an early end breaks it.
-pub type Bytestream = BoxStream<'static, io::Result<Bytes>>;
-
 /// The way to other regions.
 pub trait Link: Send + Sync + 'static {
     /// Asks the region at `url`.
@@ -130,7 +131,7 @@ pub trait Link: Send + Sync + 'static {
     /// Opens a stream of the region at `url`.
     ///
     /// Errors: what that region says, and `Unavailable`; `Expired` if the log does not reach back.
-    fn stream(&self, url: &str, wanted: Wanted, deadline: Instant) -> BoxFuture<'static, Result<Bytestream>>;
+    fn stream(&self, url: &str, wanted: Wanted, deadline: Instant) -> BoxFuture<'static, Result<ByteStream>>;
 }
 
 /// A part of a stream.
@@ -147,7 +148,8 @@ pub(super) enum Frame {
 const COMMANDS: u8 = 1;
 const ALIVE: u8 = 2;
 const STEP: u8 = 3;
-const HEAD_BYTES: usize = 8;
+/// Length and checksum.
+const HEAD_BYTES: usize = LENGTH_BYTES + 4;
 /// No frame is longer than a command of the largest kind and what is around it.
 const FRAME_BYTES_MAX: usize = 64 << 20;
 const UNPACKED_BYTES_MAX: usize = 256 << 20;
@@ -174,15 +176,19 @@ impl Frame {
                 out.extend_from_slice(&packed(command));
             }
         }
-        let length = u32::try_from(out.len() - HEAD_BYTES).expect("a frame is far below 4 GiB");
+        let length = u32::try_from(out.len() - LENGTH_BYTES).expect("a frame is far below 4 GiB");
         let checksum = crc32fast::hash(&out[HEAD_BYTES..]);
-        out[..4].copy_from_slice(&length.to_le_bytes());
-        out[4..HEAD_BYTES].copy_from_slice(&checksum.to_le_bytes());
+        out[..LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
+        out[LENGTH_BYTES..HEAD_BYTES].copy_from_slice(&checksum.to_le_bytes());
         out.freeze()
     }
 
     fn decode(mut body: Bytes) -> std::result::Result<Frame, String> {
         let short = |e: bytes::TryGetError| e.to_string();
+        let checksum = body.try_get_u32_le().map_err(short)?;
+        if crc32fast::hash(&body) != checksum {
+            return Err("checksum of a frame".to_owned());
+        }
         match body.try_get_u8().map_err(short)? {
             COMMANDS => {
                 let first = Position(body.try_get_u64_le().map_err(short)?);
@@ -212,55 +218,24 @@ fn unpacked(packed: &[u8]) -> std::result::Result<Vec<u8>, String> {
     zstd::bulk::decompress(packed, UNPACKED_BYTES_MAX).map_err(|e| e.to_string())
 }
 
-/// Frames out of a stream of bytes, however that is cut into pieces.
-pub(super) struct Frames {
-    stream: Bytestream,
-    read: BytesMut,
-}
+/// Frames out of a stream.
+pub(super) struct Frames(frames::Frames);
 
 impl Frames {
-    pub(super) fn over(stream: Bytestream) -> Frames {
-        Frames { stream, read: BytesMut::new() }
+    pub(super) fn over(stream: ByteStream) -> Frames {
+        Frames(frames::Frames::over(stream, FRAME_BYTES_MAX))
     }
 
-    /// The next frame; none at the end.
+    /// The next frame; none at the end. Dropping the future loses nothing.
     pub(super) async fn next(&mut self) -> io::Result<Option<Frame>> {
-        loop {
-            if let Some(frame) = self.take()? {
-                return Ok(Some(frame));
-            }
-            match self.stream.next().await {
-                Some(piece) => self.read.extend_from_slice(&piece?),
-                None if self.read.is_empty() => return Ok(None),
-                None => return Err(io::ErrorKind::UnexpectedEof.into()),
-            }
-        }
-    }
-
-    fn take(&mut self) -> io::Result<Option<Frame>> {
-        let wrong = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
-        let Some(mut head) = self.read.get(..HEAD_BYTES) else { return Ok(None) };
-        let (length, checksum) = (head.get_u32_le() as usize, head.get_u32_le());
-        if length > FRAME_BYTES_MAX {
-            return Err(wrong(format!("a frame of {length} bytes")));
-        }
-        if self.read.len() < HEAD_BYTES + length {
-            self.read.reserve(HEAD_BYTES + length - self.read.len());
-            return Ok(None);
-        }
-        self.read.advance(HEAD_BYTES);
-        let body = self.read.split_to(length).freeze();
-        if crc32fast::hash(&body) != checksum {
-            return Err(wrong("checksum of a frame".to_owned()));
-        }
-        Frame::decode(body).map(Some).map_err(wrong)
+        self.0.next().await?.map(|body| Frame::decode(body).map_err(frames::invalid)).transpose()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures::stream;
+    use futures::{StreamExt, stream};
 
     fn frames() -> Vec<Frame> {
         let commands = vec![Bytes::from_static(b"one"), Bytes::new(), Bytes::from(vec![7; 9_000])];

@@ -9,22 +9,18 @@
 use super::{Regions, Result, STEP_WITHIN, link::Ask, shards};
 use crate::{
     cluster::{ClusterError, Description, HomeRecord, Parts, RegionChange, ShardLoss, homes_of},
+    durable,
     model::{Position, ShardNumber, Vector},
     shard::Change,
     world,
 };
 use futures::{StreamExt, future::try_join_all};
 use serde_json::{Map, Value, json};
-use std::{
-    collections::BTreeSet,
-    fs::{self, File},
-    io::{BufWriter, Write},
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fs, time::Duration};
 use tokio::time::Instant;
 
 /// How long the reading of one lost command may take.
-const READ_WITHIN: std::time::Duration = std::time::Duration::from_secs(30);
+const READ_WITHIN: Duration = Duration::from_secs(30);
 
 impl Regions {
     /// An old home that knows of the new one: its shards are sealed, what they had beyond is told and kept, and then it
@@ -62,7 +58,7 @@ impl Regions {
             folder = %self.options().lost_dir.display(),
             "what the new home has not is kept as a file; the collection is copied anew"
         );
-        self.cluster().refollow(of, Vec::new(), None, Instant::now() + STEP_WITHIN).await
+        self.cluster().refollow(of, Instant::now() + STEP_WITHIN).await
     }
 
     /// Reads what a shard had from one position up to and with another, and writes it to a file.
@@ -80,15 +76,17 @@ impl Regions {
         }
         let deadline = Instant::now() + READ_WITHIN;
         let parts = Parts { payload: true, vectors: true, commands: false };
-        let followed = self.cluster().followed(&of.name, deadline).await?;
         let failed = |error: crate::cluster::FollowError| {
             ClusterError::Unavailable(format!(
                 "what shard {shard} of {} lost cannot be read: {error}",
                 of.name
             ))
         };
-        let mut events =
-            self.cluster().follow_shard(&followed, shard, from, parts, deadline).await.map_err(failed)?;
+        let mut events = self
+            .cluster()
+            .follow_shard(&of.followed(), shard, from, parts, deadline)
+            .await
+            .map_err(failed)?;
         let (mut ids, mut lines) = (BTreeSet::new(), Vec::new());
         let mut at = before;
         while at < to {
@@ -108,8 +106,13 @@ impl Regions {
             }
         }
         let file = format!("{}-shard{shard}-home{}.jsonl", of.id, next.generation);
-        let path = self.options().lost_dir.join(file);
-        let written = world::blocking(move || write(&path, &lines)).await;
+        let folder = self.options().lost_dir.clone();
+        let path = folder.join(file);
+        let written = world::blocking(move || {
+            fs::create_dir_all(&folder)?;
+            durable::write(&path, &lines)
+        })
+        .await;
         let kept = |why: String| ClusterError::Unavailable(format!("what was lost cannot be kept: {why}"));
         written.map_err(|e| kept(e.to_string()))?.map_err(|e| kept(e.to_string()))?;
         Ok(ShardLoss { from, to, ids: ids.into_iter().collect(), complete: true })
@@ -142,16 +145,4 @@ fn line(shard: ShardNumber, position: Position, change: &Change) -> Value {
             })
         }
     }
-}
-
-/// Writes a file whole and durably, or not.
-fn write(path: &Path, lines: &[u8]) -> std::io::Result<()> {
-    let folder = path.parent().map_or_else(PathBuf::new, Path::to_owned);
-    fs::create_dir_all(&folder)?;
-    let half = path.with_extension("half");
-    let mut out = BufWriter::new(File::create(&half)?);
-    out.write_all(lines)?;
-    out.into_inner()?.sync_all()?;
-    fs::rename(&half, path)?;
-    File::open(&folder)?.sync_all()
 }

@@ -12,7 +12,7 @@
 //! Not here: how the home reads its log (`home`), how old all this is (`pulse`).
 
 use super::{
-    ASK_WITHIN, FIRST, Regions, Result, STEP_WITHIN,
+    ASK_WITHIN, Regions, Result, STEP_WITHIN,
     link::{Frame, Frames, Wanted},
 };
 use crate::{
@@ -21,11 +21,12 @@ use crate::{
         Body, Command, Duty, Position, ShardNumber,
         region::{DIVERGED, Seed},
     },
+    net::ByteStream,
     world,
 };
 use bytes::Bytes;
 use futures::FutureExt;
-use std::{sync::PoisonError, time::Duration};
+use std::{convert::Infallible, sync::PoisonError, time::Duration};
 use tokio::time::{Instant, timeout};
 
 /// How often a node looks for shards that want a mirror here.
@@ -89,7 +90,7 @@ impl Regions {
         while self.still(&of, shard) {
             let began = Instant::now();
             match self.mirror_stream(&of, shard).await {
-                Ok(()) | Err(Stop::Over) => {}
+                Err(Stop::Over) => {}
                 Err(Stop::Failed(ClusterError::Conflict(why))) => {
                     tracing::warn!(collection = of.name, shard = shard.0, why, "the mirror cannot go on");
                 }
@@ -116,86 +117,66 @@ impl Regions {
     }
 
     /// Mirrors until something ends it.
-    async fn mirror_stream(&self, of: &Description, shard: ShardNumber) -> std::result::Result<(), Stop> {
-        let Part::Follower { home } = &of.region.part else { return Err(Stop::Over) };
-        let mut position = self.turn_to_follow(of, shard).await?;
-        let generation = of.region.generation();
-        let wanted = |from| Wanted { collection: of.name.clone(), id: of.id, generation, shard, from };
-        let deadline = || Instant::now() + ASK_WITHIN;
-        let open = |from| self.inner.link.stream(home, wanted(from), deadline());
-        let stream = match position {
-            // A copy that was cut off goes before the log, whatever that has.
-            None => Err(ClusterError::Expired("a copy was not whole".to_owned())),
-            Some(after) => open(Some(after.next())).await,
-        };
-        let stream = match stream {
-            Ok(stream) => stream,
-            Err(ClusterError::Expired(why)) if position.is_none_or(|after| after.next() == FIRST) => {
-                tracing::info!(
-                    collection = of.name,
-                    shard = shard.0,
-                    why,
-                    "a copy of the home's shard is taken in"
-                );
-                let copied = self.take_copy(of, shard, open(None).await?).await?;
-                position = Some(copied);
-                open(Some(copied.next())).await?
-            }
-            Err(ClusterError::Expired(why)) => {
-                // Too far behind: the home's log has forgotten what comes next.
-                tracing::warn!(collection = of.name, shard = shard.0, why, "the collection is copied anew");
-                self.cluster().refollow(of, Vec::new(), None, Instant::now() + STEP_WITHIN).await?;
-                return Err(Stop::Over);
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let mut at = position.unwrap_or_default();
-        let mut frames = Frames::over(stream);
-        let mut batch = Vec::new();
+    async fn mirror_stream(
+        &self,
+        of: &Description,
+        shard: ShardNumber,
+    ) -> std::result::Result<Infallible, Stop> {
+        let (mut at, stream) = self.open_stream(of, shard).await?;
+        let (generation, mut frames, mut batch) = (of.region.generation(), Frames::over(stream), Vec::new());
         loop {
-            let frame = match timeout(SILENT_FOR, frames.next()).await {
-                Ok(frame) => frame,
-                Err(_) => return Err(away("the home's stream is silent").into()),
-            };
-            self.gather(frame, &at, &mut batch)?;
+            gather(next_frame(&mut frames).await?, at, &mut batch)?;
             let mut bytes: usize = batch.iter().map(Bytes::len).sum();
             // What has come meanwhile joins.
             while bytes < BATCH_BYTES && batch.len() < BATCH_COMMANDS {
                 let before = batch.len();
                 let Some(frame) = frames.next().now_or_never() else { break };
-                self.gather(frame, &at, &mut batch)?;
+                gather(frame.map_err(away)?, at, &mut batch)?;
                 bytes += batch[before..].iter().map(Bytes::len).sum::<usize>();
             }
             if !self.still(of, shard) {
                 return Err(Stop::Over);
             }
-            if batch.is_empty() {
-                continue;
+            if !batch.is_empty() {
+                let body = Body::Mirror { generation, prev: at, commands: std::mem::take(&mut batch) };
+                at = self.cluster().turn_shard(of, shard, body, Instant::now() + STEP_WITHIN).await?;
             }
-            let body = Body::Mirror { generation, prev: at, commands: std::mem::take(&mut batch) };
-            at = self.cluster().turn_shard(of, shard, body, Instant::now() + STEP_WITHIN).await?;
         }
     }
 
-    /// Adds the commands of a frame that follows on the batch.
-    fn gather(
+    /// Opens the home's stream behind what is here, after a copy where that is wanted; gives the last position here.
+    async fn open_stream(
         &self,
-        frame: std::io::Result<Option<Frame>>,
-        at: &Position,
-        batch: &mut Vec<Bytes>,
-    ) -> Result<()> {
-        match frame.map_err(away)? {
-            None => Err(away("the home's stream has ended")),
-            Some(Frame::Alive) => Ok(()),
-            Some(Frame::Step(_)) => Err(away("a step of a copy within commands")),
-            Some(Frame::Commands(first, commands)) => {
-                let wanted = at.0 + batch.len() as u64 + 1;
-                if first.0 != wanted {
-                    return Err(away(format!("the home gives position {first} for {wanted}")));
-                }
-                batch.extend(commands);
-                Ok(())
+        of: &Description,
+        shard: ShardNumber,
+    ) -> std::result::Result<(Position, ByteStream), Stop> {
+        let Part::Follower { home } = &of.region.part else { return Err(Stop::Over) };
+        let generation = of.region.generation();
+        let open = |from| {
+            let wanted = Wanted { collection: of.name.clone(), id: of.id, generation, shard, from };
+            self.inner.link.stream(home, wanted, Instant::now() + ASK_WITHIN)
+        };
+        let here = self.turn_to_follow(of, shard).await?;
+        if let Some(at) = here {
+            match open(Some(at.next())).await {
+                Ok(stream) => return Ok((at, stream)),
+                Err(ClusterError::Expired(_)) if at == Position(0) => {}
+                // Too far behind: the home's log has forgotten what comes next.
+                Err(ClusterError::Expired(why)) => return Err(self.copy_anew(of, shard, &why).await),
+                Err(error) => return Err(error.into()),
             }
+        }
+        tracing::info!(collection = of.name, shard = shard.0, "a copy of the home's shard is taken in");
+        let at = self.take_copy(of, shard, open(None).await?).await?;
+        Ok((at, open(Some(at.next())).await?))
+    }
+
+    /// What is here cannot be gone on with: the collection begins with a copy again.
+    async fn copy_anew(&self, of: &Description, shard: ShardNumber, why: &str) -> Stop {
+        tracing::warn!(collection = of.name, shard = shard.0, why, "the collection is copied anew");
+        match self.cluster().refollow(of, Instant::now() + STEP_WITHIN).await {
+            Ok(()) => Stop::Over,
+            Err(error) => error.into(),
         }
     }
 
@@ -213,14 +194,7 @@ impl Regions {
             match self.cluster().turn_shard(of, shard, turn, deadline).await {
                 Ok(_) => {}
                 Err(ClusterError::Conflict(why)) if why.starts_with(DIVERGED) => {
-                    tracing::warn!(
-                        collection = of.name,
-                        shard = shard.0,
-                        why,
-                        "the collection is copied anew"
-                    );
-                    self.cluster().refollow(of, Vec::new(), None, deadline).await?;
-                    return Err(Stop::Over);
+                    return Err(self.copy_anew(of, shard, &why).await);
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -235,16 +209,12 @@ impl Regions {
         &self,
         of: &Description,
         shard: ShardNumber,
-        stream: super::Bytestream,
+        stream: ByteStream,
     ) -> std::result::Result<Position, Stop> {
         let attempt = world::chance() | 1;
         let mut frames = Frames::over(stream);
         loop {
-            let frame = match timeout(SILENT_FOR, frames.next()).await {
-                Ok(frame) => frame.map_err(away)?,
-                Err(_) => return Err(away("the home's stream is silent").into()),
-            };
-            let command = match frame {
+            let command = match next_frame(&mut frames).await? {
                 Some(Frame::Step(command)) => Command::decode(&command).map_err(away)?,
                 Some(_) => return Err(away("a command within a copy").into()),
                 None => return Err(away("the copy ended early").into()),
@@ -265,13 +235,36 @@ impl Regions {
             if let Some(end) = end {
                 let (at, hash) = self.cluster().shard_hash(of, shard, deadline).await?;
                 if at == end.position && hash != format!("{:032x}", end.hash) {
-                    tracing::error!(collection = of.name, shard = shard.0, %at, "a copy differs from its home: anew");
-                    self.cluster().refollow(of, Vec::new(), None, deadline).await?;
-                    return Err(Stop::Over);
+                    return Err(self.copy_anew(of, shard, "the copy differs from its home").await);
                 }
                 return Ok(position);
             }
         }
+    }
+}
+
+/// Adds the commands of a frame that follows on the batch.
+fn gather(frame: Option<Frame>, at: Position, batch: &mut Vec<Bytes>) -> Result<()> {
+    match frame {
+        None => Err(away("the home's stream has ended")),
+        Some(Frame::Alive) => Ok(()),
+        Some(Frame::Step(_)) => Err(away("a step of a copy within commands")),
+        Some(Frame::Commands(first, commands)) => {
+            let wanted = at.0 + batch.len() as u64 + 1;
+            if first.0 != wanted {
+                return Err(away(format!("the home gives position {first} for {wanted}")));
+            }
+            batch.extend(commands);
+            Ok(())
+        }
+    }
+}
+
+/// The next frame of a stream that is not silent.
+async fn next_frame(frames: &mut Frames) -> Result<Option<Frame>> {
+    match timeout(SILENT_FOR, frames.next()).await {
+        Ok(frame) => frame.map_err(away),
+        Err(_) => Err(away("the home's stream is silent")),
     }
 }
 

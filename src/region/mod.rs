@@ -28,11 +28,11 @@ mod steward;
 
 pub use http::{ASK, HttpLink, STREAM};
 pub use lag::{LagFigures, LinkReport, Role, ShardLag};
-pub use link::{Answer, Ask, Bytestream, Link, Question, Wanted};
+pub use link::{Answer, Ask, Link, Question, Wanted};
 
 use crate::{
     cluster::{Cluster, ClusterError, Description, Part, RegionChange},
-    model::{CollectionId, Invalid, Position, ShardNumber},
+    model::{CollectionId, Invalid, ShardNumber},
     world,
 };
 use futures::FutureExt;
@@ -290,6 +290,3 @@ fn checked_url(url: &str) -> Result<String> {
 fn other_kind(url: &str) -> ClusterError {
     ClusterError::Unavailable(format!("{url} answers something else than it was asked"))
 }
-
-/// The first position, if there is one before which nothing is.
-const FIRST: Position = Position(1);

@@ -395,28 +395,19 @@ impl StateMachine for Shard {
     }
 
     fn bookmark_at(&self, position: Position) -> Result<Option<(Position, Bookmark)>, MachineError> {
-        let view = self.view();
-        let from = Bound::Included(points::position_key(points::MARK, Position(0)));
-        let to = Bound::Included(points::position_key(points::MARK, position));
-        match view.store.last(&view.keyspace, (from, to))? {
-            Some((key, bookmark)) => Ok(Some((points::position_of_key(&key)?, Bookmark(bookmark)))),
-            None => Ok(None),
-        }
+        mark_at(&self.view(), position)
     }
 
     fn waymark(&self, position: Position) -> Result<Waymark, MachineError> {
         let view = self.view();
-        let from = Bound::Included(points::position_key(points::MARK, Position(0)));
-        let to = Bound::Included(points::position_key(points::MARK, position));
-        let Some((key, bookmark)) = view.store.last(&view.keyspace, (from, to))? else {
+        let Some((position, bookmark)) = mark_at(&view, position)? else {
             return Ok(Waymark { bookmark: None, counter: Box::new(Counting::default()) });
         };
-        let position = points::position_of_key(&key)?;
         // Of the same view, since a later batch may have left another mark at the position.
         let record = view.store.get(&view.keyspace, points::position_key(points::COUNTING, position))?;
         let record = record.map(|bytes| decode::<CountingRecord>("counting", bytes)).transpose()?;
         let counting = CountingRecord::at(record.as_ref(), position)?;
-        Ok(Waymark { bookmark: Some(Bookmark(bookmark)), counter: Box::new(counting) })
+        Ok(Waymark { bookmark: Some(bookmark), counter: Box::new(counting) })
     }
 
     fn write_snapshot(&self, out: &mut dyn io::Write) -> Result<(), MachineError> {
@@ -541,6 +532,14 @@ impl Shard {
         batch.commit()?;
         Ok(self.store.persist()?)
     }
+}
+
+/// The newest bookmark that a view has recorded at or below a position.
+fn mark_at(view: &ReadView, position: Position) -> Result<Option<(Position, Bookmark)>, MachineError> {
+    let [from, to] =
+        [Position(0), position].map(|at| Bound::Included(points::position_key(points::MARK, at)));
+    let last = view.store.last(&view.keyspace, (from, to))?;
+    last.map(|(key, bookmark)| Ok((points::position_of_key(&key)?, Bookmark(bookmark)))).transpose()
 }
 
 /// A command, and the hash of its body if it names an intent.

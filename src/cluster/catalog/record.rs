@@ -128,13 +128,18 @@ pub(in crate::cluster) struct CollectionRecord {
     pub schema: Schema,
     /// Version of the placement below.
     pub epoch: Epoch,
-    /// The home its positions count in.
-    pub generation: Generation,
     /// Its shards, by number.
     pub shards: Vec<GroupRecord>,
     /// What it is in this region.
     #[serde(default, skip_serializing_if = "is_default")]
     pub region: RegionRecord,
+}
+
+impl CollectionRecord {
+    /// The home its positions count in.
+    pub(in crate::cluster) fn generation(&self) -> Generation {
+        self.region.generation()
+    }
 }
 
 fn is_default(region: &RegionRecord) -> bool {

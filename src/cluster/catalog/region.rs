@@ -195,10 +195,6 @@ pub enum RegionChange {
     /// What is here is not the beginning of what the home has, or a copy is wanted anew: other groups take the place of
     /// those that are here.
     Refollow {
-        /// The homes after the first; those known if empty.
-        homes: Vec<HomeRecord>,
-        /// Where the home is; where it was if none.
-        home: Option<String>,
         /// For each shard, the nodes of its replicas.
         placement: Vec<Vec<NodeName>>,
     },
@@ -365,23 +361,17 @@ impl CollectionRecord {
                     (region.homes, region.part, region.tell) = (homes, Part::Follower { home }, None);
                 }
             }
-            RegionChange::Refollow { homes, home, placement } => {
-                let home = match &region.part {
-                    Part::Follower { home: before } => home.unwrap_or_else(|| before.clone()),
+            RegionChange::Refollow { placement } => {
+                match &region.part {
+                    Part::Follower { .. } => {}
                     Part::Fenced { homes, home } => {
-                        region.homes = homes.clone();
-                        home.clone()
+                        let (homes, home) = (homes.clone(), home.clone());
+                        (region.homes, region.part, region.tell) = (homes, Part::Follower { home }, None);
                     }
                     part => return Err(stale(format!("a home is not copied: {part:?}"))),
-                };
-                if !homes.is_empty() {
-                    region.homes = homes;
                 }
-                (region.part, region.tell) = (Part::Follower { home }, None);
-                let old = std::mem::replace(&mut self.shards, fresh(&placement));
                 self.epoch.0 += 1;
-                self.generation = self.region.generation();
-                return Ok(Some(old));
+                return Ok(Some(std::mem::replace(&mut self.shards, fresh(&placement))));
             }
             RegionChange::Lost { generation, shard, loss } => {
                 if shard >= shards {
@@ -402,7 +392,6 @@ impl CollectionRecord {
                 of.shards[shard] = loss;
             }
         }
-        self.generation = self.region.generation();
         Ok(None)
     }
 }

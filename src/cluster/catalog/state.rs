@@ -12,7 +12,7 @@ use super::{
 use crate::{
     cluster::{AliasAction, CollectionChange, CollectionSpec, NodeName},
     machine::Rejection,
-    model::{CollectionId, Epoch, FieldPath, FieldType, Generation, ReplicaId, Schema, VectorParams},
+    model::{CollectionId, Epoch, FieldPath, FieldType, ReplicaId, Schema, VectorParams},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -355,7 +355,6 @@ impl CatalogState {
             spec,
             schema,
             epoch: Epoch(1),
-            generation: Generation(1),
             shards,
             region: RegionRecord::default(),
         };
@@ -406,9 +405,8 @@ impl CatalogState {
         }
         let shards = self.next_groups(&placement);
         let region = RegionRecord { homes, part: Part::Follower { home }, ..RegionRecord::default() };
-        let (epoch, generation) = (Epoch(1), region.generation());
-        let record =
-            CollectionRecord { id, name: name.clone(), spec, schema, epoch, generation, shards, region };
+        let epoch = Epoch(1);
+        let record = CollectionRecord { id, name: name.clone(), spec, schema, epoch, shards, region };
         self.collections.insert(name, Arc::new(record));
         Ok(())
     }

@@ -9,7 +9,10 @@ use super::{ASK_WITHIN, Parts, Refusal, ShardEvents, source};
 use crate::{
     cluster::{Cluster, peers::PeerCalls},
     model::{Body, CollectionId, Command, Epoch, Generation, Position, ReplicaId},
-    net::ByteStream,
+    net::{
+        ByteStream,
+        frames::{self, LENGTH_BYTES},
+    },
     shard::Change,
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -48,7 +51,6 @@ const EVENTS: u8 = 2;
 const RETIRED: u8 = 1;
 /// What follows is the command itself.
 const COMMAND: u8 = 2;
-const LENGTH_BYTES: usize = 4;
 /// A frame is as large as what one command did: no more than this is believed.
 const FRAME_BYTES_MAX: usize = 1 << 30;
 /// Commands that are sent together if they are there together.
@@ -223,44 +225,17 @@ fn commands(changes: Vec<Change>) -> impl Iterator<Item = Command> {
     })
 }
 
-/// Frames out of a stream of bytes, however that is cut into pieces.
-struct Frames {
-    body: ByteStream,
-    read: BytesMut,
-}
+/// Frames out of a stream.
+struct Frames(frames::Frames);
 
 impl Frames {
     fn over(body: ByteStream) -> Frames {
-        Frames { body, read: BytesMut::new() }
+        Frames(frames::Frames::over(body, FRAME_BYTES_MAX))
     }
 
     /// The next frame; `None` at the end.
     async fn next(&mut self) -> io::Result<Option<Frame>> {
-        loop {
-            if let Some(frame) = self.take()? {
-                return Ok(Some(frame));
-            }
-            match self.body.next().await {
-                Some(piece) => self.read.extend_from_slice(&piece?),
-                None if self.read.is_empty() => return Ok(None),
-                None => return Err(io::ErrorKind::UnexpectedEof.into()),
-            }
-        }
-    }
-
-    /// The first frame of what was read, if it is whole.
-    fn take(&mut self) -> io::Result<Option<Frame>> {
-        let wrong = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
-        let Some(mut length) = self.read.get(..LENGTH_BYTES) else { return Ok(None) };
-        let length = length.get_u32_le() as usize;
-        if length > FRAME_BYTES_MAX {
-            return Err(wrong(format!("a frame of {length} bytes")));
-        }
-        if self.read.len() < LENGTH_BYTES + length {
-            return Ok(None);
-        }
-        self.read.advance(LENGTH_BYTES);
-        Frame::read(self.read.split_to(length).freeze()).map(Some).map_err(wrong)
+        self.0.next().await?.map(|body| Frame::read(body).map_err(frames::invalid)).transpose()
     }
 }
 

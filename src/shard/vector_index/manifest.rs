@@ -6,12 +6,12 @@
 //! Layout: `docs/FORMATS.md`, pinned by `tests/golden/manifest.txt`.
 
 use super::{VectorIndex, VectorIndexes, segment::Segment};
-use crate::model::Position;
+use crate::{durable, model::Position};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{self, Write},
+    io,
     path::Path,
 };
 
@@ -71,12 +71,7 @@ impl Manifest {
 
     /// Writes the folder's manifest; whole and durable when this returns, or the old one stays.
     pub(in crate::shard) fn write(&self, folder: &Path) -> io::Result<()> {
-        let new = folder.join("manifest.new");
-        let mut file = File::create(&new)?;
-        file.write_all(self.text()?.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, folder.join(FILE))?;
-        File::open(folder)?.sync_all()
+        durable::write(&folder.join(FILE), self.text()?.as_bytes())
     }
 
     /// Removes the folder's manifest durably: its files are garbage from now on.
