@@ -5,11 +5,14 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "process/connection.rs"]
+mod connection;
 #[path = "process/mod.rs"]
 mod process;
 #[path = "process/wire.rs"]
 mod wire;
 
+use connection::Connection;
 use process::{Answer, Client, Node, NodeOptions};
 use serde_json::{Value, json};
 use std::{
@@ -673,4 +676,65 @@ fn a_region_of_three_nodes_follows_though_they_die() {
     assert!(written > 50, "too few writes to say anything");
     let local = nodes[2].client().with("annal-consistency", "local");
     assert_eq!(all(&local, "c"), all(&home.client(), "c"));
+}
+
+/// Points of the next events of a feed, and the token of the last one; or the status by which it is refused.
+fn events(region: &Region, from: &str, count: usize) -> Result<(Vec<u64>, String), u16> {
+    let path = format!("/annal/v1/collections/c/changes?from={from}");
+    let connection = Connection::new(&region.client().url);
+    let mut lines =
+        connection.follow(&path, &[]).map_err(|(reply, _)| reply.map_or(0, |reply| reply.status))?;
+    let (mut ids, mut token) = (Vec::new(), from.to_owned());
+    while ids.len() < count {
+        let line = lines.next(Duration::from_secs(10)).unwrap().expect("a feed has no end");
+        let event: Value = serde_json::from_str(&line).unwrap();
+        ids.extend(event["id"].as_u64());
+        event["token"].as_str().unwrap().clone_into(&mut token);
+    }
+    Ok((ids, token))
+}
+
+#[test]
+fn a_consumer_goes_on_with_the_next_home_unless_what_it_saw_is_lost() {
+    let home = Region::start("home", Duration::ZERO, &[]);
+    let away = Region::start("away", Duration::ZERO, &[]);
+    create(&home, "c", 1);
+    away.follow("c", &home);
+    let put = |region: &Region, ids: std::ops::Range<u64>| {
+        ids.for_each(|id| drop(write(&region.client(), "c", &[point(id, id)]).ok()));
+    };
+    let turn = |region: &Region, verb: &str| {
+        let body = json!({"collection": "c"});
+        let answer = region.client().post(&format!("/annal/v1/regions/{verb}"), &body);
+        assert_eq!(answer.status, 200, "{verb}: {}", answer.text);
+    };
+    put(&home, 0..5);
+    let (ids, token) = events(&home, "begin", 5).unwrap();
+    assert_eq!(ids, [0, 1, 2, 3, 4]);
+    wait_equal("c", &home, &away);
+    turn(&away, "handover");
+    put(&away, 5..8);
+    // With the new home, and with the old one that follows it now.
+    wait_equal("c", &home, &away);
+    for region in [&away, &home] {
+        assert_eq!(events(region, &token, 3).unwrap().0, [5, 6, 7]);
+    }
+
+    // The home is cut off; what its consumer sees of it then is lost by a takeover.
+    away.wire.cut();
+    let (_, shared) = events(&away, &token, 3).unwrap();
+    put(&away, 8..10);
+    let (ids, lost) = events(&away, &shared, 2).unwrap();
+    assert_eq!(ids, [8, 9]);
+    turn(&home, "takeover");
+    put(&home, 20..22);
+    assert_eq!(events(&home, &shared, 2).unwrap().0, [20, 21], "what was shared goes on");
+    assert_eq!(events(&home, &lost, 1).expect_err("lost"), 410, "nothing is passed over in silence");
+    let session = |token: &str| {
+        let client = home.client().with("annal-consistency", "at-least").with("annal-token", token);
+        value_of(&client, "c", 20).0.status
+    };
+    let written = write(&away.client(), "c", &[point(30, 30)]);
+    written.ok();
+    assert_eq!(session(written.header("annal-token").unwrap()), 410, "a session's token of what is lost");
 }

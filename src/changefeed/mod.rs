@@ -98,7 +98,7 @@ pub async fn open(
     let shards = shards(&followed, options.shard)?;
     let mut token = ResumeToken {
         collection: followed.id,
-        generation: followed.generation,
+        generation: followed.generation(),
         shards: match from {
             From::Begin => shards.iter().map(|shard| (*shard, Place::before(Position(1)))).collect(),
             From::Now => places_now(cluster, &followed, &shards, options.deadline).await?,
@@ -161,11 +161,22 @@ fn places_of(
             token.collection, followed.id
         ));
     }
-    if token.generation != followed.generation {
+    if token.generation > followed.generation() {
         return Err(ClusterError::Expired(format!(
-            "the token counts in home {} of the collection, which has moved to home {}",
-            token.generation, followed.generation
+            "the token counts in home {} of the collection, here home {} is the last that is known",
+            token.generation,
+            followed.generation()
         )));
+    }
+    for (shard, place) in &token.shards {
+        let (homes, seen) = (followed.homes_of(*shard), place.seen());
+        if !homes.keeps(token.generation, seen) {
+            return Err(ClusterError::Expired(format!(
+                "the token has seen position {seen} of shard {shard} of home {}, which was lost when home {} came",
+                token.generation,
+                homes.current()
+            )));
+        }
     }
     let early = |place: Place| match place.position.0 > 1 && mutant::is(Mutant::DupTailOnReconnect) {
         true => Place::before(Position(place.position.0 - 1)),

@@ -43,6 +43,11 @@ impl Place {
     pub fn before(position: Position) -> Place {
         Place { position, delivered: 0 }
     }
+
+    /// The last position of which something was delivered.
+    pub fn seen(self) -> Position {
+        Position(self.position.0.saturating_sub(u64::from(self.delivered == 0)))
+    }
 }
 
 /// A feed's token (F), version 1: no token of a session begins so.

@@ -21,12 +21,12 @@ pub(super) use wire::FeedAsk;
 
 use super::{
     Cluster, ClusterError, NodeName, Result,
-    catalog::{CollectionRecord, Phase},
+    catalog::{CollectionRecord, HomeRecord, Phase, homes_of, newest},
     peers::PeerCalls,
     shards::LocalShard,
 };
 use crate::{
-    model::{CollectionId, Generation, Position, ReplicaId, ShardNumber},
+    model::{CollectionId, Generation, Homes, Position, ReplicaId, ShardNumber},
     shard::Change,
 };
 use bytes::Bytes;
@@ -54,16 +54,28 @@ pub struct Followed {
     pub id: CollectionId,
     /// Its name, not an alias.
     pub name: String,
-    /// The home its positions count in.
-    pub generation: Generation,
+    /// The homes its positions count in, after the first.
+    pub homes: Vec<HomeRecord>,
     /// How many shards it has.
     pub shards: u32,
 }
 
+impl Followed {
+    /// The home that gives positions now.
+    pub fn generation(&self) -> Generation {
+        newest(&self.homes)
+    }
+
+    /// The homes of a shard after the first.
+    pub fn homes_of(&self, shard: ShardNumber) -> Homes {
+        homes_of(&self.homes, shard.0 as usize)
+    }
+}
+
 impl From<&CollectionRecord> for Followed {
     fn from(record: &CollectionRecord) -> Self {
-        let (id, name, generation) = (record.id, record.name.clone(), record.generation());
-        Followed { id, name, generation, shards: record.shards.len() as u32 }
+        let (id, name, homes) = (record.id, record.name.clone(), record.region.homes.clone());
+        Followed { id, name, homes, shards: record.shards.len() as u32 }
     }
 }
 

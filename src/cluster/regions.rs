@@ -52,8 +52,8 @@ pub struct Description {
 impl Description {
     /// As those who follow its commands know it.
     pub fn followed(&self) -> Followed {
-        let (id, name, shards) = (self.id, self.name.clone(), self.spec.shard_number);
-        Followed { id, name, generation: self.region.generation(), shards }
+        let (id, name, homes) = (self.id, self.name.clone(), self.region.homes.clone());
+        Followed { id, name, homes, shards: self.spec.shard_number }
     }
 
     /// Whether the same groups have the same part after the same homes.

@@ -499,7 +499,7 @@ async fn a_dropped_collection_ends_its_feed() {
     ));
     // Nothing was ever acknowledged there.
     let beyond = (0..2).map(|n| (ShardNumber(n), Place::before(Position(1_000)))).collect();
-    let beyond = ResumeToken { collection, generation: followed.generation, shards: beyond };
+    let beyond = ResumeToken { collection, generation: followed.generation(), shards: beyond };
     assert!(matches!(
         open(&node.cluster, C, From::Token(beyond), all()).await.err(),
         Some(ClusterError::Expired(_))

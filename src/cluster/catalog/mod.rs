@@ -11,7 +11,7 @@ mod state;
 
 pub(super) use command::CatalogCommand;
 pub(super) use record::{CollectionRecord, GroupRecord, NodeRecord, NodeState, Phase, ReplicaRecord};
-pub(super) use region::Follow;
+pub(super) use region::{Follow, newest};
 pub use region::{HomeRecord, Loss, Part, RegionChange, RegionRecord, ShardLoss, homes_of};
 pub(super) use state::{CatalogState, EXISTS, MISSING, STALE};
 

@@ -251,7 +251,8 @@ impl RegionRecord {
     }
 }
 
-fn newest(homes: &[HomeRecord]) -> Generation {
+/// The last of some homes.
+pub(in crate::cluster) fn newest(homes: &[HomeRecord]) -> Generation {
     homes.last().map_or(Generation(1), |home| home.generation)
 }
 
