@@ -11,7 +11,10 @@
 
 #![allow(missing_docs, unreachable_pub, dead_code, unused_imports)]
 
-use annal::model::{self, Distance, HnswParams, Position};
+use annal::{
+    durable,
+    model::{self, Distance, HnswParams, Position},
+};
 use roaring::RoaringBitmap;
 use std::{
     collections::HashSet,

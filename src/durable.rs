@@ -1,4 +1,4 @@
-//! Small files that are replaced whole.
+//! Files that have their name only when they are whole and on the disk.
 
 use std::{
     fs::{self, File},
@@ -14,11 +14,14 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::create(&new)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    fs::rename(&new, path)?;
-    match path.parent() {
-        Some(folder) => File::open(folder)?.sync_all(),
-        None => Ok(()),
-    }
+    rename(&new, path)
+}
+
+/// Gives a file that is on the disk its name, durably.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 #[cfg(test)]

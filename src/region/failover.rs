@@ -71,7 +71,7 @@ impl Regions {
         let Part::Follower { .. } = &of.region.part else {
             let of = self.is_home_already(of)?;
             return loss_of(&of).ok_or_else(|| {
-                ClusterError::Conflict(format!("{} is the home of {collection}", "this region"))
+                ClusterError::Conflict(format!("this region is the home of {collection} already"))
             });
         };
         let next = next_generation(&of);

@@ -209,8 +209,7 @@ fn is_home_of(of: &Description, generation: Generation) -> Result<()> {
     match of.region.part == Part::Home && of.region.generation() == generation {
         true => Ok(()),
         false => Err(ClusterError::NotHome(format!(
-            "{} is not home {generation} of {}: {:?}, of home {}",
-            "this region",
+            "this region is not home {generation} of {}: {:?}, of home {}",
             of.name,
             of.region.part,
             of.region.generation()

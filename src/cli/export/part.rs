@@ -1,6 +1,7 @@
 //! A file that has its name only when it is whole: written as `NAME.part`, and renamed once it is on disk.
 
 use super::super::server::Failure;
+use annal::durable;
 use std::{
     ffi::OsString,
     fs::{self, File},
@@ -39,9 +40,7 @@ impl PartFile {
         let within = |e: io::Error| format!("{}: {e}", self.path.display());
         self.file.flush().map_err(within)?;
         self.file.get_ref().sync_all().map_err(within)?;
-        fs::rename(&self.part, &self.path).map_err(within)?;
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all()).map_err(within)?;
+        durable::rename(&self.part, &self.path).map_err(within)?;
         self.committed = true;
         Ok(self.path.clone())
     }

@@ -17,10 +17,13 @@ use super::{
     kernel::Metric,
     resident::Resident,
 };
-use crate::model::{Distance, Position};
+use crate::{
+    durable,
+    model::{Distance, Position},
+};
 use memmap2::Mmap;
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, BufWriter, Write},
     path::Path,
 };
@@ -265,11 +268,7 @@ impl Segment {
             at = section.end;
         }
         out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-        fs::rename(&new, path)?;
-        if let Some(folder) = path.parent() {
-            File::open(folder)?.sync_all()?;
-        }
-        Ok(())
+        Ok(durable::rename(&new, path)?)
     }
 
     /// Maps a file and checks every byte of it.
@@ -419,6 +418,7 @@ impl Segment {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn written(path: &Path, coder: &Coder) -> Vec<u8> {
         let vectors: Vec<f32> = (0..30).map(|n| n as f32 / 8.0).collect();
