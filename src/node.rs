@@ -86,6 +86,9 @@ pub enum NodeError {
     /// The log failed while the node ran.
     #[error("the log failed and the node stops: {0}")]
     Poisoned(Arc<str>),
+    /// The log went back behind what this node had acknowledged of the catalog.
+    #[error("the log lacks entries that this node has acknowledged; its next start takes it in anew from its peers")]
+    Forgot,
     /// The HTTP service failed.
     #[error("http: {0}")]
     Http(io::Error),
@@ -261,7 +264,7 @@ impl Up {
         &self.log
     }
 
-    /// Until asked to stop. Errors: the log or the HTTP service failed.
+    /// Until asked to stop. Errors: the log or the HTTP service failed, or the log forgot.
     async fn serve(
         &self,
         stopping: &CancellationToken,
@@ -282,6 +285,7 @@ impl Up {
                 Err(error) => error,
             })),
             why = poisoned => Err(NodeError::Poisoned(why)),
+            () = self.cluster.forgot() => Err(NodeError::Forgot),
         }
     }
 

@@ -244,6 +244,15 @@ impl Cluster {
         (!ready).then(|| "still applying what was committed before the start".to_owned())
     }
 
+    /// Returns once the catalog's log is found to lack what this node has acknowledged, and noted for the next start,
+    /// which takes the node in anew.
+    pub async fn forgot(&self) {
+        self.inner.catalog_replica.forgot().await;
+        if let Err(error) = self.inner.identity.set_lost() {
+            tracing::error!(%error, "node.json could not be written");
+        }
+    }
+
     /// Hands leadership over before this node stops, as far as there is somebody to take it.
     pub async fn drain(&self) {
         let deadline = Instant::now() + HAND_OVER_WITHIN;

@@ -1,21 +1,22 @@
 //! What a replica answers the others of its group.
 //!
 //! Invariants: a message for another replica is refused, so that nobody votes or acknowledges in another's name; an
-//! append that overtook the one before it waits a moment for it; a snapshot reaches the state machine only when all
+//! append that overtook the one before it waits a moment for it; a replica whose log lacks what it acknowledged to the
+//! leader stops, since it may vote twice; a snapshot reaches the state machine only when all
 //! of it has come and is whole.
 //! Not here: the bytes (`message`, `snapshot`), what an answer is decided by (openraft).
 
 use super::{
     ReadIndex, Replica, ReplicaError,
     entry::{RaftVote, Types},
-    message::{Answer, NoReadIndex, Request, Route, SnapshotHead},
+    message::{Answer, Before, NoReadIndex, Request, Route, SnapshotHead},
     snapshot::SnapshotStream,
 };
 use crate::{machine::StateMachine, model::ReplicaId};
 use annal_wal::LogIndex;
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use openraft::type_config::alias::SnapshotOf;
+use openraft::{raft::AppendEntriesResponse, type_config::alias::SnapshotOf};
 use std::{io, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
@@ -29,14 +30,22 @@ impl<M: StateMachine> Replica<M> {
     pub async fn answer(&self, message: Bytes) -> Result<Bytes, ReplicaError> {
         let (route, request) = Request::decode(message)?;
         self.check_route(route)?;
+        self.inner.progress.check_running()?;
         let stopped = |_| self.inner.progress.stopped(false);
         let raft = &self.inner.raft;
         let answer = match request {
-            Request::Append { append, follows } => {
-                if let Some(before) = append.prev_log_id.filter(|_| follows) {
-                    self.inner.progress.wait_submitted(LogIndex(before.index()), OVERTAKEN_WITHIN).await;
+            Request::Append { append, before } => {
+                if let Some(id) = append.prev_log_id.filter(|_| before == Before::UnderWay) {
+                    self.inner.progress.wait_submitted(LogIndex(id.index()), OVERTAKEN_WITHIN).await;
                 }
-                Answer::Append(raft.append_entries(append).await.map_err(stopped)?)
+                let appended = raft.append_entries(append).await.map_err(stopped)?;
+                if before == Before::Acknowledged && matches!(appended, AppendEntriesResponse::Conflict) {
+                    // It may have forgotten votes as well.
+                    self.inner.progress.forgets();
+                    self.inner.end_raft().await?;
+                    return Err(self.inner.progress.stopped(false));
+                }
+                Answer::Append(appended)
             }
             Request::Vote(ask) => Answer::Vote(raft.vote(ask).await.map_err(stopped)?),
             Request::PreVote(ask) => Answer::Vote(raft.pre_vote(ask).await.map_err(stopped)?),

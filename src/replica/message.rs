@@ -50,9 +50,8 @@ impl Route {
 /// What a replica asks another.
 #[derive(Debug)]
 pub(super) enum Request {
-    /// Raft's AppendEntries. `follows` says that it was sent while the one before it was still under way, so that it
-    /// may have overtaken it.
-    Append { append: Append, follows: bool },
+    /// Raft's AppendEntries, and what the leader knows of the entry that it goes after.
+    Append { append: Append, before: Before },
     /// Raft's RequestVote.
     Vote(Ask),
     /// Whether it would vote so.
@@ -66,6 +65,17 @@ pub(super) enum Request {
     Confirm { vote: RaftVote },
     /// What its log has from an index on, live or history, as far as it is applied.
     History { from: LogIndex },
+}
+
+/// What a leader knows of the entry that an append goes after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Before {
+    /// Nothing.
+    Unknown,
+    /// It is under way still, and may have been overtaken.
+    UnderWay,
+    /// The replica has told this leader that it is on its disk.
+    Acknowledged,
 }
 
 /// What it answers; for each request its own.
@@ -99,12 +109,13 @@ pub(super) struct SnapshotHead {
 impl Request {
     pub(super) fn encode(self, route: Route) -> Bytes {
         let body = match self {
-            Request::Append { append, follows } => Body::Append(AppendRecord {
+            Request::Append { append, before } => Body::Append(AppendRecord {
                 vote: Some(append.vote.into()),
                 before: append.prev_log_id.as_ref().map(LogIdRecord::from),
                 committed: append.leader_commit.as_ref().map(LogIdRecord::from),
                 entries: append.entries.into_iter().map(|e| entry::to_log(e).into()).collect(),
-                follows,
+                follows: before == Before::UnderWay,
+                acknowledged: before == Before::Acknowledged,
             }),
             Request::Vote(ask) => Body::Vote(ask.into()),
             Request::PreVote(ask) => Body::PreVote(ask.into()),
@@ -125,7 +136,14 @@ impl Request {
     pub(super) fn decode(message: Bytes) -> Result<(Route, Request), FormatError> {
         let (route, body) = decode(message)?;
         let request = match body {
-            Body::Append(record) => Request::Append { follows: record.follows, append: record.try_into()? },
+            Body::Append(record) => {
+                let before = match (record.follows, record.acknowledged) {
+                    (_, true) => Before::Acknowledged,
+                    (true, false) => Before::UnderWay,
+                    (false, false) => Before::Unknown,
+                };
+                Request::Append { append: record.try_into()?, before }
+            }
             Body::Vote(record) => Request::Vote(record.try_into()?),
             Body::PreVote(record) => Request::PreVote(record.try_into()?),
             Body::Transfer(record) => {
@@ -306,6 +324,8 @@ struct AppendRecord {
     entries: Vec<EntryRecord>,
     #[prost(bool, tag = "5")]
     follows: bool,
+    #[prost(bool, tag = "6")]
+    acknowledged: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -212,6 +212,12 @@ impl<M: StateMachine> Replica<M> {
         self.inner.progress.command_bytes()
     }
 
+    /// Returns once this replica has failed for good, because its log lacks entries that it has acknowledged: it may
+    /// have forgotten votes as well, and must not come back under its id.
+    pub async fn forgot(&self) {
+        self.inner.progress.forgot().await;
+    }
+
     /// The state machine, to read from.
     pub fn machine(&self) -> &Arc<M> {
         &self.machine
@@ -223,16 +229,14 @@ impl<M: StateMachine> Replica<M> {
     ///
     /// Errors: `Machine`: the state machine is not durable (nothing is lost, the log has it).
     pub async fn shutdown(&self) -> Result<(), ReplicaError> {
-        let Inner { proposer, progress, raft, ended, machine, machine_released, .. } = self.inner.as_ref();
+        let Inner { proposer, progress, machine, machine_released, .. } = self.inner.as_ref();
         proposer.close();
         // It goes on without if there is nobody to take over; the others then elect a leader themselves.
         if let Err(error) = self.transfer_leadership(None, Instant::now() + HAND_OVER_WITHIN).await {
             tracing::debug!(replica = self.inner.replica.0, %error, "leadership was not handed over");
         }
         progress.stop("shut down", false);
-        let end =
-            || async { raft.shutdown().await.map_err(|lost| ReplicaError::Raft(lost.to_string().into())) };
-        ended.get_or_try_init(end).await?;
+        self.inner.end_raft().await?;
         machine_released.cancelled().await;
         let machine = machine.clone();
         world::blocking(move || machine.persist())
@@ -243,6 +247,14 @@ impl<M: StateMachine> Replica<M> {
 }
 
 impl Inner {
+    /// Ends openraft, once.
+    async fn end_raft(&self) -> Result<(), ReplicaError> {
+        let end = || async {
+            self.raft.shutdown().await.map_err(|lost| ReplicaError::Raft(lost.to_string().into()))
+        };
+        self.ended.get_or_try_init(end).await.map(|_| ())
+    }
+
     /// openraft and the tasks around it. Once for all machines: its code is large.
     async fn open(
         options: ReplicaOptions,
@@ -276,6 +288,7 @@ impl Inner {
             replica,
             append_within: answer_within,
             progress: progress.clone(),
+            acknowledged: Arc::default(),
         };
         let shelf = Arc::new(Shelf::default());
         let raft = Raft::new(

@@ -6,8 +6,8 @@
 //! Not here: the bytes (`message`, `snapshot`), the receiving side (`answer`).
 
 use super::{
-    entry::Types,
-    message::{Answer, Append, Ask, Request, Route, SnapshotHead, Transfer, Transferred, Voted},
+    entry::{RaftLogId, RaftVote, Types},
+    message::{Answer, Append, Ask, Before, Request, Route, SnapshotHead, Transfer, Transferred, Voted},
     network::Network,
     pace::Pace,
     progress::Progress,
@@ -29,9 +29,10 @@ use openraft::{
     type_config::alias::{SnapshotOf, VoteOf},
 };
 use std::{
+    collections::BTreeMap,
     future::Future,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -67,6 +68,29 @@ pub(super) struct Peers {
     /// How long an append may stay unanswered: the other side flushes it first.
     pub(super) append_within: Duration,
     pub(super) progress: Arc<Progress>,
+    pub(super) acknowledged: Arc<Acknowledged>,
+}
+
+/// How far each replica's log has been acknowledged to this leader.
+#[derive(Debug, Default)]
+pub(super) struct Acknowledged(Mutex<(Option<RaftVote>, BTreeMap<ReplicaId, RaftLogId>)>);
+
+impl Acknowledged {
+    fn note(&self, leader: RaftVote, replica: ReplicaId, upto: Option<RaftLogId>) {
+        let Some(upto) = upto else { return };
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Under the next leader a replica may give up what it had acknowledged to this one.
+        if known.0 != Some(leader) {
+            *known = (Some(leader), BTreeMap::new());
+        }
+        let most = known.1.entry(replica).or_insert(upto);
+        *most = upto.max(*most);
+    }
+
+    fn covers(&self, leader: RaftVote, replica: ReplicaId, id: Option<RaftLogId>) -> bool {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.0 == Some(leader) && known.1.get(&replica).is_some_and(|upto| Some(*upto) >= id)
+    }
 }
 
 impl RaftNetworkFactory<Types> for Peers {
@@ -128,7 +152,7 @@ impl Peer {
     async fn append(
         self,
         append: Append,
-        follows: bool,
+        before: Before,
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
         if let Some(committed) = &append.leader_commit {
             self.peers.progress.tells(LogIndex(committed.index()));
@@ -137,13 +161,43 @@ impl Peer {
         let planted = mutant::is(Mutant::AckBeforeQuorum)
             && append.leader_commit.is_some_and(|id| id.index() > 20)
             && world::chance().is_multiple_of(4);
-        match self.call(Request::Append { append, follows }, self.peers.append_within).await {
+        let (vote, last) = (append.vote, last_of(&append));
+        match self.call(Request::Append { append, before }, self.peers.append_within).await {
             Err(_) if planted => Ok(AppendEntriesResponse::Success),
             Err(error) => Err(error),
-            Ok(Answer::Append(appended)) => Ok(appended),
+            Ok(Answer::Append(appended)) => {
+                let upto = match &appended {
+                    AppendEntriesResponse::Success => last,
+                    AppendEntriesResponse::PartialSuccess(upto) => *upto,
+                    AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_) => None,
+                };
+                self.peers.acknowledged.note(vote, self.to, upto);
+                Ok(appended)
+            }
             Ok(other) => Err(unexpected(&other)),
         }
     }
+
+    /// Sends an append again that met a conflict at an entry which the replica has acknowledged, all before it being
+    /// answered. Either it overtook the one before it by more than the other side waits, and is taken now; or the
+    /// replica's log lacks what it had, and it stops. openraft would go on as if it had never had it.
+    async fn again_if_acknowledged(
+        &self,
+        append: Append,
+        answer: Result<AppendEntriesResponse<Types>, RPCError<Types>>,
+    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+        let conflict = matches!(answer, Ok(AppendEntriesResponse::Conflict));
+        if !conflict || !self.peers.acknowledged.covers(append.vote, self.to, append.prev_log_id) {
+            return answer;
+        }
+        tracing::warn!(replica = %self.to, before = ?append.prev_log_id, "conflicts with what it has acknowledged");
+        self.clone().append(append, Before::Acknowledged).await
+    }
+}
+
+/// The last entry that a replica has if it takes all of an append.
+fn last_of(append: &Append) -> Option<RaftLogId> {
+    append.entries.last().map_or(append.prev_log_id, |entry| Some(entry.log_id))
 }
 
 /// Leaves out each append that only tells of a commit, if another one comes soon: under load that is every second
@@ -178,7 +232,8 @@ impl RaftNetworkV2<Types> for Peer {
         append: Append,
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
-        self.clone().append(append, false).await
+        let answer = self.clone().append(append.clone(), Before::Unknown).await;
+        self.again_if_acknowledged(append, answer).await
     }
 
     /// Several appends are under way at once, so that a follower writes one while the next is on its way; the
@@ -199,31 +254,25 @@ impl RaftNetworkV2<Types> for Peer {
         let (peer, again) = (self.clone(), self.clone());
         let answers = in_company(input, self.peers.progress.clone())
             .map(move |append| {
-                let follows = under_way.fetch_add(1, Ordering::Relaxed) > 0;
-                let answer = peer.clone().append(append.clone(), follows);
+                let alone = under_way.fetch_add(1, Ordering::Relaxed) == 0;
+                let before = if alone { Before::Unknown } else { Before::UnderWay };
+                let answer = peer.clone().append(append.clone(), before);
                 async move { (answer.await, append) }
             })
             .buffered(APPENDS_UNDER_WAY);
-        // With what the other side has acknowledged over this stream.
-        let in_order = stream::unfold(Some((Box::pin(answers), None)), move |state| {
+        let in_order = stream::unfold(Some(Box::pin(answers)), move |answers| {
             let (answered, again) = (answered.clone(), again.clone());
             async move {
-                let (mut answers, has) = state?;
-                let (mut answer, append) = answers.next().await?;
+                let mut answers = answers?;
+                let (answer, append) = answers.next().await?;
                 answered.fetch_sub(1, Ordering::Relaxed);
-                let before = append.prev_log_id;
-                let last = append.entries.last().map_or(before, |entry| Some(entry.log_id));
-                // It overtook the one before it by more than the other side waits, and that one has come since: openraft
-                // would take the conflict for a log that has lost entries.
-                if matches!(answer, Ok(AppendEntriesResponse::Conflict)) && has >= Some(before) {
-                    answer = again.append(append, false).await;
-                }
-                let result = match answer {
+                let (before, last) = (append.prev_log_id, last_of(&append));
+                let result = match again.again_if_acknowledged(append, answer).await {
                     Ok(appended) => appended.into_stream_result(before, last),
                     Err(error) => return Some((Err(error), None)),
                 };
                 let whole = matches!(&result, Ok(upto) if *upto == last);
-                Some((Ok(result), whole.then_some((answers, Some(last)))))
+                Some((Ok(result), whole.then_some(answers)))
             }
         });
         let in_order: BoxStream<'s, _> = Box::pin(in_order);

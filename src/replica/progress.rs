@@ -23,6 +23,7 @@ use tokio::{
     sync::{Notify, watch},
     time::Instant,
 };
+use tokio_util::sync::CancellationToken;
 
 /// The rungs, lowest first; `None` is before the first entry. See the head of [`super`] for what each means.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,6 +100,8 @@ pub(super) struct Progress {
     opened_at: Position,
     /// What others still need of the log: the last index they have, by number of the guard.
     kept: Mutex<(u64, BTreeMap<u64, Option<LogIndex>>)>,
+    /// This replica lacks entries that it has acknowledged.
+    forgot: CancellationToken,
     /// Told when another replica waits to hear how far its group is committed.
     pub(super) commits_wanted: Notify,
     /// Told when another replica fetches a part of the log that goes with a snapshot.
@@ -123,6 +126,7 @@ impl Progress {
             applied_bytes: AtomicU64::new(0),
             opened_at: position,
             kept: Mutex::default(),
+            forgot: CancellationToken::new(),
             commits_wanted: Notify::new(),
             history_asked: Notify::new(),
             log: Some(log),
@@ -147,6 +151,7 @@ impl Progress {
             applied_bytes: AtomicU64::default(),
             opened_at: Position(0),
             kept: Mutex::default(),
+            forgot: CancellationToken::new(),
             commits_wanted: Notify::new(),
             history_asked: Notify::new(),
             log: None,
@@ -349,6 +354,17 @@ impl Progress {
             }
             news
         });
+    }
+
+    /// The log lacks entries that this replica has acknowledged, and perhaps votes: it failed, for good.
+    pub(super) fn forgets(&self) {
+        self.stop("the log lacks entries that this replica has acknowledged", true);
+        self.forgot.cancel();
+    }
+
+    /// Returns once the log is found to lack what was acknowledged.
+    pub(super) async fn forgot(&self) {
+        self.forgot.cancelled().await;
     }
 
     /// Why it stopped, if it did.

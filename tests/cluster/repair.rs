@@ -63,3 +63,32 @@ fn a_lost_log() {
 fn a_damaged_store() {
     heals("store damaged", |cluster, i| println!("  {:?}", cluster.corrupt(i, Damage::Store)));
 }
+
+/// A data folder that was brought back from a copy lacks what its node has acknowledged since, votes too: it must not
+/// go on as who it was.
+#[test]
+fn a_data_folder_that_went_back() {
+    let mut cluster = cluster_with_c();
+    let load = Load::start(cluster.urls(), Plan { rest: Duration::from_millis(4), ..Plan::default() });
+    sleep(Duration::from_millis(500));
+    let harmed = 0;
+    cluster.kill(harmed);
+    let copies = tempfile::tempdir().unwrap();
+    let copy = copies.path().join("copy");
+    cluster.keep_copy(harmed, &copy);
+    // While it is away the others come to lead everything.
+    cluster.wait_led("c", SHARDS);
+    sleep(Duration::from_millis(1_500));
+    cluster.restart(harmed);
+    cluster.wait_all_ok();
+    sleep(Duration::from_millis(500));
+    cluster.kill(harmed);
+    cluster.bring_back(harmed, &copy);
+    cluster.restart(harmed);
+    assert!(!cluster.wait_end(harmed).success(), "it says that it cannot go on");
+    cluster.restart(harmed);
+    cluster.wait_all_ok();
+    settle("data folder brought back", &mut cluster, load, Order::Values);
+    let scrubbed = cluster.wait_equal("c", 3, true);
+    assert_eq!(scrubbed, cluster.wait_equal("c", 3, false), "the store is not what the hash says");
+}

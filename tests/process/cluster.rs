@@ -210,6 +210,31 @@ impl TestCluster {
         fs::remove_dir_all(self.data_dir(i)).unwrap();
     }
 
+    /// Keeps a copy of the data folder of a node that does not run.
+    pub fn keep_copy(&self, i: usize, to: &Path) {
+        assert!(!self.runs(i), "a running node's folder is not copied");
+        copy_all(&self.data_dir(i), to);
+    }
+
+    /// Puts such a copy in the place of what the node has written since.
+    pub fn bring_back(&mut self, i: usize, from: &Path) {
+        self.wipe(i);
+        copy_all(from, &self.data_dir(i));
+    }
+
+    /// Waits until a node ends by itself, and tells how.
+    pub fn wait_end(&mut self, i: usize) -> ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.nodes[i].child.as_mut().unwrap().try_wait().unwrap() {
+                self.nodes[i].child = None;
+                return status;
+            }
+            assert!(started.elapsed() < SETTLE, "{} still runs after {SETTLE:?}", self.name(i));
+            thread::sleep(Duration::from_millis(25));
+        }
+    }
+
     /// Damages the data of a node that does not run; tells which files.
     pub fn corrupt(&mut self, i: usize, what: Damage) -> Vec<PathBuf> {
         assert!(!self.runs(i), "a running node is not damaged");
@@ -460,6 +485,11 @@ impl TestCluster {
             lines[lines.len().saturating_sub(30)..].iter().for_each(|line| println!("{line}"));
         }
     }
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status();
+    assert!(copied.unwrap().success(), "cp -a {} {}", from.display(), to.display());
 }
 
 impl Drop for TestCluster {

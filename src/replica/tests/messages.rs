@@ -6,7 +6,7 @@ use crate::replica::{
         Commands, RaftEntry, RaftLeaderId, RaftLogId, RaftMembership, RaftPayload, RaftVote, StoredMembership,
     },
     message::{
-        Answer, Append, Appended, Ask, NoReadIndex, Request, Route, SnapshotHead, SnapshotMeta, Transfer,
+        Answer, Append, Appended, Ask, Before, NoReadIndex, Request, Route, SnapshotHead, SnapshotMeta, Transfer,
         Voted,
     },
 };
@@ -47,9 +47,16 @@ fn requests() -> Vec<(&'static str, Request)> {
     let mut by_transfer = Ask::new(vote(3, false), Some(id(2, 8)));
     by_transfer.leadership_transfer = true;
     vec![
-        ("heartbeat to an empty log", Request::Append { append: first, follows: false }),
-        ("append", Request::Append { append: append(entries), follows: false }),
-        ("append that follows", Request::Append { append: append(vec![RaftPayload::Blank]), follows: true }),
+        ("heartbeat to an empty log", Request::Append { append: first, before: Before::Unknown }),
+        ("append", Request::Append { append: append(entries), before: Before::Unknown }),
+        (
+            "append that follows",
+            Request::Append { append: append(vec![RaftPayload::Blank]), before: Before::UnderWay },
+        ),
+        (
+            "append after what was acknowledged",
+            Request::Append { append: append(Vec::new()), before: Before::Acknowledged },
+        ),
         ("vote", Request::Vote(Ask::new(vote(3, false), Some(id(2, 8))))),
         ("vote, leadership handed over", Request::Vote(by_transfer)),
         ("pre-vote with an empty log", Request::PreVote(Ask::new(vote(1, false), None))),
@@ -162,7 +169,7 @@ fn unknown_messages_are_refused() {
 fn entries_out_of_order_are_refused() {
     let mut wrong = append(vec![RaftPayload::Blank, RaftPayload::Blank]);
     wrong.entries.swap(0, 1);
-    let bytes = Request::Append { append: wrong, follows: false }.encode(ROUTE);
+    let bytes = Request::Append { append: wrong, before: Before::Unknown }.encode(ROUTE);
     assert!(Request::decode(bytes).unwrap_err().to_string().contains("entry 7 where 6 should be"));
 }
 

@@ -1,6 +1,9 @@
 //! What is found again after a restart, and what is refused.
 
-use super::*;
+use super::{
+    group::{Group, id, write},
+    *,
+};
 
 #[tokio::test]
 async fn acknowledged_commands_outlive_a_crash() {
@@ -299,4 +302,31 @@ async fn dropping_the_last_handle_stops_it() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     log.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_replica_whose_log_went_back_stops_for_good() {
+    let mut group = Group::of(3).await;
+    let leader = group.leader().await;
+    let back = (1..=3).map(id).find(|r| *r != leader.inner.replica).unwrap();
+    write(&group.replicas(), command(1)).await;
+    group.agree().await;
+    let (disk, machine) = group.kill(back).await;
+    let old = disk.copy();
+    group.start(back, disk, machine).await;
+    for n in 2..=20 {
+        write(&group.replicas(), command(n)).await;
+    }
+    group.agree().await;
+    // What it has acknowledged since is gone, as if its disk had been brought back from a copy.
+    let (_, machine) = group.kill(back).await;
+    group.start(back, old, machine).await;
+    let reverted = group.replica(back.0);
+    tokio::time::timeout(Duration::from_secs(10), reverted.forgot()).await.expect("it was told");
+    let failure = reverted.status().failure.expect("it failed");
+    assert!(failure.contains("lacks entries"), "{failure}");
+    assert_eq!(reverted.status().role, Role::Stopped);
+    // The others go on, by the same leader.
+    write(std::slice::from_ref(&leader), command(21)).await;
+    assert_eq!(leader.machine().commands(), (1..=21).map(command).collect::<Vec<_>>());
 }
