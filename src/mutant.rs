@@ -37,8 +37,8 @@ pub enum Shows {
     Everywhere,
     /// In real runs alone, and why.
     RealRuns(&'static str),
-    /// Nowhere yet, and why.
-    NotYet(&'static str),
+    /// In the simulation of regions.
+    Regions,
 }
 
 /// All of them: name, what it breaks, where that shows.
@@ -83,12 +83,7 @@ pub const MUTANTS: &[(Mutant, &str, &str, Shows)] = {
             "a snapshot keeps the old membership",
             Everywhere,
         ),
-        (
-            FollowerRegionSkip,
-            "follower_region_skip",
-            "a follower region passes over commands",
-            NotYet("neither the simulation nor the harness has regions; tests/regions.rs has"),
-        ),
+        (FollowerRegionSkip, "follower_region_skip", "a follower region passes over commands", Regions),
         (WrongShardAccept, "wrong_shard_accept", "a shard takes points of another", Everywhere),
         (NondetApply, "nondet_apply", "what a command does depends on the replica", Everywhere),
     ]

@@ -87,7 +87,9 @@ pub enum NodeError {
     #[error("the log failed and the node stops: {0}")]
     Poisoned(Arc<str>),
     /// The log went back behind what this node had acknowledged of the catalog.
-    #[error("the log lacks entries that this node has acknowledged; its next start takes it in anew from its peers")]
+    #[error(
+        "the log lacks entries that this node has acknowledged; its next start takes it in anew from its peers"
+    )]
     Forgot,
     /// The HTTP service failed.
     #[error("http: {0}")]

@@ -4,6 +4,8 @@
 //! cargo sim --seed 1                  # one run
 //! cargo sim --seed 1 --seeds 2000     # many
 //! cargo sim --seed 7 --trace FILE     # what happened, line by line; the same in every process
+//! cargo sim --scene regions --seeds 250
+//!                                     # several regions instead of one cluster: homes move, what is lost is compared
 //! ANNAL_LOG=annal=debug cargo sim --seed 7
 //!                                     # what the nodes say meanwhile
 //! cargo sim --mutant stale_read       # a planted bug: found within 20 seeds? (a build of its own, in target/mutants)
@@ -30,12 +32,16 @@ mod network;
 mod nodes;
 #[path = "simulation/record.rs"]
 mod record;
+#[path = "simulation/regions.rs"]
+mod regions;
 #[path = "simulation/run.rs"]
 mod run;
 #[path = "simulation/trace.rs"]
 mod trace;
+#[path = "simulation/ways.rs"]
+mod ways;
 
-use run::{Report, run};
+use run::{Report, Scene, run};
 use std::{
     collections::BTreeMap,
     env,
@@ -48,12 +54,21 @@ use std::{
 };
 
 /// What is wished for.
+#[derive(Clone)]
 struct Wish {
+    scene: Scene,
     seed: u64,
     seeds: u64,
     jobs: usize,
     trace: Option<String>,
     mutant: Option<String>,
+}
+
+impl Wish {
+    /// Seeds of a scene, two at a time.
+    fn of(scene: Scene, seed: u64, seeds: u64) -> Wish {
+        Wish { scene, seed, seeds, jobs: 2, trace: None, mutant: None }
+    }
 }
 
 fn main() -> ExitCode {
@@ -72,7 +87,8 @@ fn main() -> ExitCode {
         Ok(None) => test(&args),
         Err(why) => {
             eprintln!(
-                "{why}\nusage: cargo sim [--seed S] [--seeds N] [--jobs J] [--trace FILE] [--mutant M|all]"
+                "{why}\nusage: cargo sim [--scene cluster|regions] [--seed S] [--seeds N] [--jobs J] [--trace FILE] \
+                 [--mutant M|all]"
             );
             ExitCode::from(2)
         }
@@ -81,7 +97,7 @@ fn main() -> ExitCode {
 
 /// None: it is run as a test.
 fn wish(args: &[String]) -> Result<Option<Wish>, String> {
-    let mut wish = Wish { seed: 1, seeds: 1, jobs: 2, trace: None, mutant: None };
+    let mut wish = Wish::of(Scene::Cluster, 1, 1);
     let hunts = args.iter().any(|arg| arg == "--mutant");
     if hunts {
         wish.seeds = hunt::SEEDS_MAX;
@@ -89,7 +105,7 @@ fn wish(args: &[String]) -> Result<Option<Wish>, String> {
     let mut wished = false;
     let mut args = args.iter();
     while let Some(arg) = args.next() {
-        if !["--seed", "--seeds", "--jobs", "--trace", "--mutant"].contains(&arg.as_str()) {
+        if !["--scene", "--seed", "--seeds", "--jobs", "--trace", "--mutant"].contains(&arg.as_str()) {
             if wished {
                 return Err(format!("{arg} is not known here"));
             }
@@ -99,6 +115,10 @@ fn wish(args: &[String]) -> Result<Option<Wish>, String> {
         let value = args.next().ok_or_else(|| format!("{arg} wants a value"))?;
         let number = || value.parse::<u64>().map_err(|_| format!("{arg} wants a number, not {value}"));
         match arg.as_str() {
+            "--scene" => {
+                let scene = Scene::named(value);
+                wish.scene = scene.ok_or_else(|| format!("--scene is cluster or regions, not {value}"))?;
+            }
             "--seed" => wish.seed = number()?,
             "--seeds" => wish.seeds = number()?,
             "--jobs" => wish.jobs = number()?.max(1) as usize,
@@ -115,7 +135,7 @@ fn simulate(wish: &Wish) -> ExitCode {
         println!("{}", line(report));
         report.findings.iter().for_each(|finding| println!("    {finding}"));
         if !report.findings.is_empty() {
-            println!("    again: {}", again(report.seed));
+            println!("    again: {}", again(wish.scene, report.seed));
         }
     });
     if let (Some(file), Some(text)) = (&wish.trace, reports.first().and_then(|r| r.text.as_deref()))
@@ -144,7 +164,7 @@ fn all(wish: &Wish, each: impl Fn(&Report) + Sync) -> Vec<Report> {
                     if n >= wish.seeds {
                         return;
                     }
-                    let report = run(wish.seed + n, wish.trace.is_some() && n == 0);
+                    let report = run(wish.scene, wish.seed + n, wish.trace.is_some() && n == 0);
                     let mut reports = reports.lock().unwrap();
                     each(&report);
                     reports.push(report);
@@ -157,12 +177,13 @@ fn all(wish: &Wish, each: impl Fn(&Report) + Sync) -> Vec<Report> {
     reports
 }
 
-fn again(seed: u64) -> String {
-    format!("cargo sim --seed {seed} --trace trace.txt")
+fn again(scene: Scene, seed: u64) -> String {
+    let scene = if scene == Scene::Regions { "--scene regions " } else { "" };
+    format!("cargo sim {scene}--seed {seed} --trace trace.txt")
 }
 
 fn line(report: &Report) -> String {
-    let faults: Vec<String> = report.faults.iter().map(|(kind, count)| format!("{kind:?} {count}")).collect();
+    let faults: Vec<String> = report.faults.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
     format!(
         "seed {}: {}, {} nodes, {} ops ({} ok, {} unknown), {} checks, {} messages, {:.1} s simulated in {:.2} s, \
          trace {} lines {:08x}; {}",
@@ -186,7 +207,7 @@ fn summary(reports: &[Report], took: Duration) -> String {
     let sum = |of: fn(&Report) -> u64| reports.iter().map(of).sum::<u64>();
     let mut kinds = BTreeMap::new();
     for (kind, count) in reports.iter().flat_map(|report| &report.faults) {
-        *kinds.entry(*kind).or_insert(0) += count;
+        *kinds.entry(kind.clone()).or_insert(0) += count;
     }
     format!(
         "{} seeds: {} ops ({} ok), {} faults, {} checks, {} messages, {:.0} s simulated in {:.0} s; {kinds:?}",
@@ -201,15 +222,19 @@ fn summary(reports: &[Report], took: Duration) -> String {
     )
 }
 
-/// Seeds that every `cargo test` runs.
+/// Seeds that every `cargo test` runs: of a cluster, and of regions.
 const TEST_SEEDS: u64 = 8;
+const REGION_SEEDS: u64 = 6;
 
 type Test = fn() -> Result<(), String>;
 
 /// As `cargo test` calls it: with a filter, or `--list`, or neither.
 fn test(args: &[String]) -> ExitCode {
-    let tests: [(&str, Test); 2] =
-        [("seeds_are_valid", seeds_are_valid), ("a_seed_in_two_processes_is_the_same", twice)];
+    let tests: [(&str, Test); 3] = [
+        ("seeds_are_valid", seeds_are_valid),
+        ("regions_lose_only_what_they_name", regions_are_valid),
+        ("a_seed_in_two_processes_is_the_same", twice),
+    ];
     if args.iter().any(|arg| arg == "--list") {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
@@ -235,27 +260,42 @@ fn test(args: &[String]) -> ExitCode {
 const ONCE_WRONG: [u64; 2] = [862, 879];
 
 fn seeds_are_valid() -> Result<(), String> {
-    let wish = Wish { seed: 1, seeds: TEST_SEEDS, jobs: 2, trace: None, mutant: None };
     let began = Instant::now();
-    let mut reports = all(&wish, |_| ());
+    let mut reports = all(&Wish::of(Scene::Cluster, 1, TEST_SEEDS), |_| ());
     for seed in ONCE_WRONG {
-        reports.extend(all(&Wish { seed, seeds: 1, jobs: 1, trace: None, mutant: None }, |_| ()));
+        reports.extend(all(&Wish::of(Scene::Cluster, seed, 1), |_| ()));
     }
     println!("{}", summary(&reports, began.elapsed()));
+    let mut wrong = violations(Scene::Cluster, &reports);
+    // A run in which little happened says little.
+    if reports.iter().map(|report| report.ok).sum::<usize>() < 100 * TEST_SEEDS as usize / 2 {
+        wrong += "too few operations came through to say anything\n";
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+}
+
+fn regions_are_valid() -> Result<(), String> {
+    let began = Instant::now();
+    let reports = all(&Wish::of(Scene::Regions, 1, REGION_SEEDS), |_| ());
+    println!("{}", summary(&reports, began.elapsed()));
+    let mut wrong = violations(Scene::Regions, &reports);
+    if reports.iter().filter_map(|report| report.faults.get("takeover")).sum::<u64>() < REGION_SEEDS {
+        wrong += "too few takeovers to say anything\n";
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+}
+
+fn violations(scene: Scene, reports: &[Report]) -> String {
     let mut wrong = String::new();
     for report in reports.iter().filter(|report| !report.findings.is_empty()) {
         wrong += &format!(
             "{}\n    {}\n    again: {}\n",
             line(report),
             report.findings.join("\n    "),
-            again(report.seed)
+            again(scene, report.seed)
         );
     }
-    // A run in which little happened says little.
-    if reports.iter().map(|report| report.ok).sum::<usize>() < 100 * TEST_SEEDS as usize / 2 {
-        wrong += "too few operations came through to say anything\n";
-    }
-    if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+    wrong
 }
 
 /// One seed in two processes writes the same trace, byte by byte.

@@ -84,7 +84,7 @@ pub fn list(binary: Option<&Path>) -> Result<Vec<String>, String> {
 /// Errors: the binary has none, or not this one; nothing was checked.
 pub fn run(asked: &Asked<'_>) -> Result<bool, String> {
     let binary = built(asked.binary)?;
-    let mut mutants = run::mutants(&binary, &[])?;
+    let mut mutants = run::mutants(&binary, if asked.real { &["--real"] } else { &[] })?;
     if let Some(only) = asked.only {
         mutants.retain(|name| name == only);
     }

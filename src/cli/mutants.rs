@@ -12,6 +12,9 @@ pub(super) struct Mutants {
     /// Only those that a simulation shows.
     #[arg(long, conflicts_with = "all")]
     simulated: bool,
+    /// Only those that real runs of one cluster show.
+    #[arg(long, conflicts_with_all = ["all", "simulated"])]
+    real: bool,
 }
 
 impl Mutants {
@@ -22,7 +25,7 @@ impl Mutants {
                 let shows = match shows {
                     Shows::Everywhere => "everywhere".to_owned(),
                     Shows::RealRuns(why) => format!("in real runs: {why}"),
-                    Shows::NotYet(why) => format!("not yet: {why}"),
+                    Shows::Regions => "in the simulation of regions".to_owned(),
                 };
                 table.row([(*name).to_owned(), (*breaks).to_owned(), shows]);
             }
@@ -32,8 +35,8 @@ impl Mutants {
         for (_, name, _, shows) in MUTANTS {
             let listed = match shows {
                 Shows::Everywhere => true,
+                Shows::Regions => !self.real,
                 Shows::RealRuns(_) => !self.simulated,
-                Shows::NotYet(_) => false,
             };
             if listed {
                 println!("{name}");

@@ -92,7 +92,7 @@ impl Cluster {
             .find_map(|c| c.shards.iter().find(|g| g.replica(local.id).is_some()).map(|group| (c.id, group)));
         let Some((collection, group)) = found else { return Ok(()) };
         let deadline = Instant::now() + COMPARE_WITHIN;
-        let fresh = Freshness { consistency: Consistency::Local, at_least: None, of: None };
+        let fresh = Freshness { consistency: Consistency::Local, at_least: None, of: None, home: None };
         let read = Arc::new(ShardRead::HashAt(local.position()));
         let wish = Wish { collection, read, fresh, keep: false, deadline };
         let asked = group

@@ -38,6 +38,7 @@ use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::{
+    cmp,
     collections::{BTreeSet, HashMap, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
@@ -207,6 +208,9 @@ pub(super) struct Freshness {
     /// The home that the position counts in.
     #[serde(default)]
     pub(super) of: Option<Generation>,
+    /// The home that the answer's age counts from, as whoever reads knows it; none: the shard's own.
+    #[serde(default)]
+    pub(super) home: Option<Generation>,
 }
 
 /// A read of one replica, as it travels.
@@ -599,10 +603,16 @@ impl Cluster {
         match fresh.consistency {
             Consistency::Linearizable if mutant::is(Mutant::StaleRead) => {}
             Consistency::Linearizable => self.ask_and_apply(local, deadline).await?,
-            Consistency::Bounded(limit) if local.shard.view().follows() => {
-                age = Some(self.catch_up_with_home(local, limit, deadline).await?);
+            Consistency::Bounded(limit) => {
+                age = Some(match age_counts_from(&local.shard.view(), fresh)? {
+                    AgeFrom::Leader => self.catch_up_within(local, limit, deadline).await?,
+                    AgeFrom::Home(home) => self.catch_up_with_home(local, home, limit, deadline).await?,
+                    AgeFrom::Nothing => {
+                        let why = "the shard is of unknown age: it does not follow the new home yet";
+                        return Err(ClusterError::Unavailable(why.to_owned()));
+                    }
+                });
             }
-            Consistency::Bounded(limit) => age = Some(self.catch_up_within(local, limit, deadline).await?),
             Consistency::AtLeast | Consistency::Local => {}
         }
         if fresh.consistency != Consistency::Linearizable && local.position() < at_least {
@@ -640,11 +650,13 @@ impl Cluster {
             return Err(ClusterError::NotHome(why.to_owned()));
         }
         if matches!(fresh.consistency, Consistency::AtLeast | Consistency::Local) {
-            if view.follows() {
-                age = self.age_of(local.group, view.position());
-            } else {
-                age = self.inner.reads.newest_applied(local).await.map(|at| at.elapsed());
-                self.learn_age(local, age);
+            match age_counts_from(&view, fresh)? {
+                AgeFrom::Leader => {
+                    age = self.inner.reads.newest_applied(local).await.map(|at| at.elapsed());
+                    self.learn_age(local, age);
+                }
+                AgeFrom::Home(home) => age = self.age_of(local.group, home, view.position()),
+                AgeFrom::Nothing => {}
             }
         }
         Ok((view, age))
@@ -700,6 +712,29 @@ impl Cluster {
             });
         }
     }
+}
+
+/// What the age of a view counts from.
+enum AgeFrom {
+    /// From what the shard's own leader had committed.
+    Leader,
+    /// From what a home elsewhere had.
+    Home(Generation),
+    /// It is not known.
+    Nothing,
+}
+
+/// The age counts from the home that whoever reads names, even while the shard has taken over from that: not all of what it
+/// acknowledged may be there. Of a home that the shard does not follow yet nothing can be said.
+fn age_counts_from(view: &ReadView, fresh: &Freshness) -> Result<AgeFrom> {
+    let current = view.counting().map_err(ClusterError::from)?.homes.current();
+    let home = fresh.home.unwrap_or(current);
+    Ok(match home.cmp(&current) {
+        cmp::Ordering::Less => AgeFrom::Home(home),
+        cmp::Ordering::Equal if view.follows() => AgeFrom::Home(home),
+        cmp::Ordering::Equal => AgeFrom::Leader,
+        cmp::Ordering::Greater => AgeFrom::Nothing,
+    })
 }
 
 /// Whether a view has the position that is asked for.

@@ -18,13 +18,14 @@ use super::{
 };
 use crate::{
     machine::{Outcome, Verdict},
-    model::{Body, CollectionId, Command, Position, Schema, ShardNumber},
+    model::{Body, CollectionId, Command, Generation, Position, Schema, ShardNumber},
     replica::{Proposed, Role, Wait},
     shard::SeedCursor,
 };
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::{
+    cmp::Ordering,
     collections::{BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -79,13 +80,20 @@ const HEARD_EVERY: Duration = Duration::from_millis(2);
 /// How long a shard is waited for between two looks at its age.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
-/// What one replica's node has heard of the home: when it asked, and what the home had committed then.
+/// What one replica's node has heard of the last home it asked: when it asked, and what the home had committed then. Of
+/// the next home that says nothing.
 #[derive(Default)]
-struct HeardOfHome(Mutex<VecDeque<(Instant, Position)>>);
+struct HeardOfHome(Mutex<(Generation, VecDeque<(Instant, Position)>)>);
 
 impl HeardOfHome {
-    fn note(&self, asked: Instant, position: Position) {
-        let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn note(&self, home: Generation, asked: Instant, position: Position) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match known.0.cmp(&home) {
+            Ordering::Less => *known = (home, VecDeque::new()),
+            Ordering::Equal => {}
+            Ordering::Greater => return,
+        }
+        let heard = &mut known.1;
         if heard.back().is_none_or(|(last, _)| asked >= *last + HEARD_EVERY) {
             heard.push_back((asked, position));
         }
@@ -94,15 +102,17 @@ impl HeardOfHome {
         }
     }
 
-    /// When the home was last asked that had no more then than `applied`.
-    fn as_of(&self, applied: Position) -> Option<Instant> {
-        let heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// When this home was last asked that had no more then than `applied`.
+    fn as_of(&self, home: Generation, applied: Position) -> Option<Instant> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let heard = Some(&known.1).filter(|_| known.0 == home)?;
         heard.iter().rev().find(|(_, position)| *position <= applied).map(|(asked, _)| *asked)
     }
 
-    /// The highest position that the home is known to have committed.
-    fn highest(&self) -> Option<Position> {
-        let heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The highest position that this home is known to have committed.
+    fn highest(&self, home: Generation) -> Option<Position> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let heard = Some(&known.1).filter(|_| known.0 == home)?;
         heard.iter().map(|(_, position)| *position).max()
     }
 }
@@ -145,9 +155,10 @@ impl Cluster {
         self.inner.asking.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 
-    /// How old what is applied up to a position may be, of a group that follows; none: the home was not heard of.
-    pub(super) fn age_of(&self, group: u32, applied: Position) -> Option<Duration> {
-        self.inner.heard.of(group).as_of(applied).map(|asked| asked.elapsed())
+    /// How old what is applied up to a position of a home may be, of a group that follows; none: the home was not heard
+    /// of.
+    pub(super) fn age_of(&self, group: u32, home: Generation, applied: Position) -> Option<Duration> {
+        self.inner.heard.of(group).as_of(home, applied).map(|asked| asked.elapsed())
     }
 
     /// Waits until a shard that follows is not older than a limit; its age then.
@@ -156,11 +167,12 @@ impl Cluster {
     pub(super) async fn catch_up_with_home(
         &self,
         local: &LocalShard,
+        home: Generation,
         limit: Duration,
         deadline: Instant,
     ) -> Result<Duration> {
         loop {
-            let age = self.age_of(local.group, local.position());
+            let age = self.age_of(local.group, home, local.position());
             if let Some(age) = age.filter(|age| *age <= limit) {
                 return Ok(age);
             }
@@ -176,8 +188,9 @@ impl Cluster {
     /// How far a replica that follows is behind its home; none: the home was not heard of.
     pub(super) fn behind_home(&self, local: &LocalShard) -> Option<HomeFigures> {
         let (heard, applied) = (self.inner.heard.of(local.group), local.position());
-        let entries = heard.highest()?.0.saturating_sub(applied.0);
-        Some(HomeFigures { entries, age: heard.as_of(applied).map(|asked| asked.elapsed()) })
+        let home = local.shard.view().counting().ok()?.homes.current();
+        let entries = heard.highest(home)?.0.saturating_sub(applied.0);
+        Some(HomeFigures { entries, age: heard.as_of(home, applied).map(|asked| asked.elapsed()) })
     }
 
     /// The cluster's region, as this node has it.
@@ -380,7 +393,8 @@ impl Cluster {
         let collection = self.live(of)?;
         let live = collection.shards.get(shard.0 as usize).ok_or_else(|| no_shard(of, shard))?;
         let keep = matches!(read, ShardRead::Seed { .. });
-        let fresh = Freshness { consistency: super::Consistency::Linearizable, at_least: None, of: None };
+        let fresh =
+            Freshness { consistency: super::Consistency::Linearizable, at_least: None, of: None, home: None };
         let wish = Wish { collection: of.id, read: Arc::new(read), fresh, keep, deadline };
         match held {
             Some(held) => self.read_held(held, &wish).await,
@@ -409,19 +423,21 @@ impl Cluster {
     pub fn hear_of_home(&self, of: &Description, asked: Instant, positions: &[Position]) {
         let Ok(collection) = self.live(of) else { return };
         for (shard, position) in collection.shards.iter().zip(positions) {
-            self.inner.heard.of(shard.group().group).note(asked, *position);
+            self.inner.heard.of(shard.group().group).note(of.region.generation(), asked, *position);
         }
     }
 
     /// The highest position that the home of a collection is known to have had, by shard.
     pub fn heard_of(&self, of: &Description) -> Vec<Option<Position>> {
         let Ok(collection) = self.live(of) else { return Vec::new() };
-        collection.shards.iter().map(|shard| self.inner.heard.of(shard.group().group).highest()).collect()
+        let home = of.region.generation();
+        collection.shards.iter().map(|shard| self.inner.heard.of(shard.group().group).highest(home)).collect()
     }
 
     /// How far each shard of a collection that follows has come, as far as its replicas answer.
     pub async fn followed_shards(&self, of: &Description) -> Result<Vec<FollowedShard>> {
         let (collection, catalog) = (self.live(of)?, self.inner.catalog.state());
+        let home = of.region.generation();
         let reports = self.reports(&catalog).await;
         let shards = collection.shards.iter().map(|shard| {
             let replicas = &shard.group().replicas;
@@ -430,11 +446,11 @@ impl Cluster {
             let heard = self.inner.heard.of(shard.group().group);
             let at = |position: Option<Position>| {
                 let position = position.unwrap_or_default();
-                (position, heard.as_of(position).map(|asked| asked.elapsed()))
+                (position, heard.as_of(home, position).map(|asked| asked.elapsed()))
             };
             FollowedShard {
                 shard: shard.number,
-                home: heard.highest(),
+                home: heard.highest(home),
                 durable: at(positions.iter().max().copied()),
                 applied: at(positions.iter().min().copied()),
             }
@@ -510,17 +526,24 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_follows_is_as_old_as_the_question_whose_answer_it_has() {
-        let heard = HeardOfHome::default();
-        assert_eq!((heard.as_of(Position(9)), heard.highest()), (None, None));
+        let (heard, home, next) = (HeardOfHome::default(), Generation(1), Generation(2));
+        assert_eq!((heard.as_of(home, Position(9)), heard.highest(home)), (None, None));
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         for (ms, position) in [(0, 5), (10, 7), (20, 7), (30, 12)] {
-            heard.note(at(ms), Position(position));
+            heard.note(home, at(ms), Position(position));
         }
-        assert_eq!(heard.as_of(Position(4)), None);
-        assert_eq!(heard.as_of(Position(5)), Some(at(0)));
-        assert_eq!(heard.as_of(Position(11)), Some(at(20)));
-        assert_eq!(heard.as_of(Position(12)), Some(at(30)));
-        assert_eq!(heard.highest(), Some(Position(12)));
+        assert_eq!(heard.as_of(home, Position(4)), None);
+        assert_eq!(heard.as_of(home, Position(5)), Some(at(0)));
+        assert_eq!(heard.as_of(home, Position(11)), Some(at(20)));
+        assert_eq!(heard.as_of(home, Position(12)), Some(at(30)));
+        assert_eq!(heard.highest(home), Some(Position(12)));
+        // Of the next home all that says nothing, and what the old one says late is not heard.
+        assert_eq!((heard.as_of(next, Position(12)), heard.highest(next)), (None, None));
+        heard.note(next, at(40), Position(13));
+        heard.note(home, at(50), Position(12));
+        assert_eq!(heard.as_of(next, Position(12)), None);
+        assert_eq!(heard.as_of(next, Position(13)), Some(at(40)));
+        assert_eq!(heard.as_of(home, Position(12)), None);
     }
 }

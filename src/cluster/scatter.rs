@@ -201,7 +201,8 @@ impl Reading {
         let at_least = token.and_then(|token| token.shards.get(&shard)).copied();
         let lags = mutant::is(Mutant::IndexLagNoWait) && matches!(*read, ShardRead::Search(..));
         let consistency = if lags { Consistency::Local } else { self.options.consistency };
-        let fresh = Freshness { consistency, at_least, of: token.map(|token| token.generation) };
+        let home = Some(self.collection.record.generation());
+        let fresh = Freshness { consistency, at_least, of: token.map(|token| token.generation), home };
         Wish { collection: id, read, fresh, keep, deadline: self.options.deadline }
     }
 
@@ -457,7 +458,12 @@ impl Reading {
     ) -> Vec<(String, Position, String)> {
         let scrub = matches!(read, ShardRead::Hash { scrub: true });
         let within = if scrub { self.options.deadline } else { Instant::now() + HASH_WITHIN };
-        let fresh = Freshness { consistency: super::Consistency::AtLeast, at_least: Some(from), of: None };
+        let fresh = Freshness {
+            consistency: super::Consistency::AtLeast,
+            at_least: Some(from),
+            of: None,
+            home: None,
+        };
         let deadline = within.min(self.options.deadline);
         let wish = Wish { fresh, deadline, ..self.wish(shard.number, Arc::new(read), false) };
         let seats = self.cluster.inner.router.calls.seats(shard.group().group);

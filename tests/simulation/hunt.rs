@@ -4,7 +4,10 @@
 //! by a run that is not valid, under one of the first seeds.
 //! Not here: the bugs (`src/mutant.rs`, `wal/src/mutant.rs`), real runs (`cargo jepsen selftest`).
 
-use crate::{Wish, all, run::Report};
+use crate::{
+    Wish, all,
+    run::{Report, Scene},
+};
 use annal::mutant::{MUTANTS, Shows};
 use std::{
     env,
@@ -60,7 +63,13 @@ pub(crate) fn plant(mutant: &str, args: &[String]) -> ExitCode {
 }
 
 fn simulated() -> impl Iterator<Item = &'static str> {
-    MUTANTS.iter().filter(|(.., shows)| *shows == Shows::Everywhere).map(|(_, name, ..)| *name)
+    MUTANTS.iter().filter(|(.., shows)| !matches!(shows, Shows::RealRuns(_))).map(|(_, name, ..)| *name)
+}
+
+/// What shows a mutant.
+fn scene(mutant: &str) -> Scene {
+    let regions = |(_, name, _, shows): &&(_, &str, _, Shows)| *name == mutant && *shows == Shows::Regions;
+    if MUTANTS.iter().any(|known| regions(&known)) { Scene::Regions } else { Scene::Cluster }
 }
 
 /// Runs seed after seed until the mutant of this process is caught; or, for all of them, a process each.
@@ -71,7 +80,7 @@ pub(crate) fn hunt(wish: &Wish) -> ExitCode {
     let mutant = wish.mutant.as_deref().unwrap_or_default();
     let began = Instant::now();
     for seed in wish.seed..wish.seed + wish.seeds {
-        let one = Wish { seed, seeds: 1, jobs: 1, trace: None, mutant: None };
+        let one = Wish::of(scene(mutant), seed, 1);
         let caught = all(&one, |_| ()).pop().filter(|report: &Report| !report.findings.is_empty());
         if let Some(report) = caught {
             let (seeds, took) = (seed - wish.seed + 1, began.elapsed().as_secs_f64());
@@ -102,14 +111,13 @@ fn hunt_all(wish: &Wish) -> ExitCode {
     };
     std::thread::scope(|scope| (0..wish.jobs).for_each(|_| drop(scope.spawn(one_after_another))));
     let missed = missed.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let clean = Wish { seed: wish.seed, seeds: wish.seeds, jobs: wish.jobs, trace: None, mutant: None };
+    let clean = Wish { trace: None, mutant: None, ..wish.clone() };
     let accused: Vec<u64> =
         all(&clean, |_| ()).iter().filter(|report| !report.findings.is_empty()).map(|r| r.seed).collect();
     for (_, name, _, shows) in MUTANTS {
         match shows {
-            Shows::Everywhere => {}
+            Shows::Everywhere | Shows::Regions => {}
             Shows::RealRuns(why) => println!("{name}: in real runs alone ({why})"),
-            Shows::NotYet(why) => println!("{name}: not yet ({why})"),
         }
     }
     println!("without a mutant: {} seeds, violations under {accused:?}", wish.seeds);

@@ -7,11 +7,13 @@
 use crate::{
     network::{Net, address},
     trace::Trace,
+    ways::{Door, Ways, url_of},
 };
 use annal::{
     cluster::Cluster,
     config::{self, Config},
     node::{Machine, Up},
+    region::{RegionOptions, Regions},
     replica::CheckpointLimits,
     store::MemoryStore,
     world::Life,
@@ -35,6 +37,8 @@ pub(crate) struct Site {
     /// Segments of the log that are kept, if nobody needs more.
     pub(crate) segments: u64,
     pub(crate) replace_after: Duration,
+    /// Which region they are, if there are others.
+    pub(crate) region: Option<(String, Arc<Ways>)>,
 }
 
 /// One machine, and the node on it.
@@ -77,15 +81,24 @@ impl Host {
         self.site.folder.join(&self.name)
     }
 
+    /// Where it keeps what another home has not.
+    pub(crate) fn lost_dir(&self) -> PathBuf {
+        self.dir().join("lost")
+    }
+
     fn config(&self) -> Config {
         let cluster = config::Cluster {
             join: self.site.names.iter().map(|name| address(name)).collect(),
             replace_after_ms: self.site.replace_after.as_millis() as u64,
             ..config::Cluster::default()
         };
+        let mut node = config::Node { name: self.name.clone(), ..config::Node::default() };
+        if let Some((region, _)) = &self.site.region {
+            node.region.clone_from(region);
+        }
         Config {
             data_dir: self.dir(),
-            node: config::Node { name: self.name.clone(), ..config::Node::default() },
+            node,
             cluster,
             log: config::Log {
                 segment_bytes: self.site.segment_bytes,
@@ -112,22 +125,35 @@ impl Host {
             scrub_every: Duration::from_secs(15),
         };
         let (config, at, seen) = (self.config(), address(&self.name), self.seen.clone());
+        let (site, name, lost) = (self.site.clone(), self.name.clone(), self.lost_dir());
         let (tell, ended) = oneshot::channel();
         let (stop, stopped) = oneshot::channel();
         let within = life.clone();
         life.spawn(async move {
             let why = match Up::start(&config, machine, &at).await {
                 Ok(up) => {
+                    if let Some((region, ways)) = &site.region {
+                        let options = RegionOptions {
+                            url: url_of(region),
+                            pulse: Duration::from_millis(200),
+                            ask_within: Duration::from_secs(2),
+                            accept_unheard: true,
+                            lost_dir: lost,
+                        };
+                        let regions = Regions::start(up.cluster().clone(), ways.link(region), options);
+                        ways.open(region, &name, Door { life: within.clone(), regions });
+                    }
                     seen.send_replace(Some((within, up.cluster().clone())));
                     let mut failure = up.log().failure();
                     let failed = async move { drop(failure.wait_for(Option::is_some).await) };
-                    let asked = tokio::select! {
-                        () = failed => false,
-                        Ok(()) = stopped => true,
+                    let why = tokio::select! {
+                        () = failed => Some("the log failed"),
+                        () = up.cluster().forgot() => Some("the log lacks what was acknowledged"),
+                        Ok(()) = stopped => None,
                     };
-                    match asked {
-                        false => "the log failed".to_owned(),
-                        true => {
+                    match why {
+                        Some(why) => why.to_owned(),
+                        None => {
                             seen.send_replace(None);
                             // As the process does: leadership that finds nobody holds nothing back for long.
                             let _ = timeout(Duration::from_secs(5), up.cluster().drain()).await;

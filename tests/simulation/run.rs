@@ -10,10 +10,11 @@
 
 use crate::{
     clients::{Client, KEYS, Stage, witness},
-    faults::{Kind, Nemesis},
+    faults::Nemesis,
     network::Net,
     nodes::{Host, Site},
     record::{COLLECTION, Record, Told},
+    regions,
     trace::Trace,
 };
 use annal::{
@@ -77,7 +78,8 @@ pub(crate) struct Report {
     pub(crate) ok: usize,
     pub(crate) unknown: usize,
     pub(crate) messages: u64,
-    pub(crate) faults: BTreeMap<Kind, u64>,
+    /// What was done to it, and how often.
+    pub(crate) faults: BTreeMap<String, u64>,
     pub(crate) checked: u64,
     pub(crate) simulated: Duration,
     pub(crate) real: Duration,
@@ -108,12 +110,31 @@ pub(crate) fn note_panics() {
 }
 
 /// Whether something panicked in this run.
-fn has_panicked() -> bool {
+pub(crate) fn has_panicked() -> bool {
     PANICS.with_borrow(|panics| !panics.is_empty())
 }
 
+/// What is simulated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scene {
+    /// One cluster.
+    Cluster,
+    /// Several regions, a cluster each.
+    Regions,
+}
+
+impl Scene {
+    pub(crate) fn named(name: &str) -> Option<Scene> {
+        match name {
+            "cluster" => Some(Scene::Cluster),
+            "regions" => Some(Scene::Regions),
+            _ => None,
+        }
+    }
+}
+
 /// Runs one seed on a thread of its own.
-pub(crate) fn run(seed: u64, keep_trace: bool) -> Report {
+pub(crate) fn run(scene: Scene, seed: u64, keep_trace: bool) -> Report {
     let thread = std::thread::Builder::new().name(format!("seed {seed}")).stack_size(16 << 20);
     let work = move || {
         let began = RealInstant::now();
@@ -129,7 +150,10 @@ pub(crate) fn run(seed: u64, keep_trace: bool) -> Report {
         });
         let mut report = runtime.block_on(async {
             world::simulate(seed);
-            simulate(seed, keep_trace).await
+            match scene {
+                Scene::Cluster => simulate(seed, keep_trace).await,
+                Scene::Regions => regions::simulate(seed, keep_trace).await,
+            }
         });
         PANICS.with_borrow_mut(|panics| {
             report.findings.extend(panics.drain(..).map(|panic| format!("panic: {panic}")));
@@ -187,6 +211,7 @@ async fn simulate(seed: u64, keep_trace: bool) -> Report {
         segment_bytes: [16 << 10, 16 << 10, 64 << 10][rng.random_range(0..3usize)],
         segments: [6, 6, 12, 256][rng.random_range(0..4usize)],
         replace_after: Duration::from_secs(rng.random_range(3..30)),
+        region: None,
     });
     let mut hosts: Vec<Host> = site.names.iter().map(|name| Host::new(name, site.clone())).collect();
     hosts.iter_mut().for_each(Host::start);
@@ -236,7 +261,7 @@ async fn simulate(seed: u64, keep_trace: bool) -> Report {
         ok: count(Outcome::Ok),
         unknown: count(Outcome::Info),
         messages: net.messages(),
-        faults: std::mem::take(&mut nemesis.done),
+        faults: nemesis.done.iter().map(|(kind, count)| (format!("{kind:?}"), *count)).collect(),
         checked,
         simulated,
         real: Duration::ZERO,
@@ -247,7 +272,7 @@ async fn simulate(seed: u64, keep_trace: bool) -> Report {
 }
 
 /// A folder whose fsync costs nothing, where there is one.
-fn memory() -> std::path::PathBuf {
+pub(crate) fn memory() -> std::path::PathBuf {
     let shared = Path::new("/dev/shm");
     if shared.is_dir() { shared.to_owned() } else { std::env::temp_dir() }
 }
@@ -366,7 +391,7 @@ async fn live(rng: &mut StdRng, nemesis: &mut Nemesis, stage: &Arc<Stage>) {
 }
 
 /// A task of no node.
-fn spawn<F>(task: F) -> tokio::task::JoinHandle<F::Output>
+pub(crate) fn spawn<F>(task: F) -> tokio::task::JoinHandle<F::Output>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,

@@ -124,7 +124,12 @@ fn every_read_comes_back_as_it_was() {
         comes_back(&ReadAsk {
             replica: ReplicaId(5),
             collection: CollectionId(9),
-            fresh: Freshness { consistency, at_least: (n % 2 == 0).then_some(Position(n as u64)), of: None },
+            fresh: Freshness {
+                consistency,
+                at_least: (n % 2 == 0).then_some(Position(n as u64)),
+                of: None,
+                home: None,
+            },
             read: Arc::new(read),
             view: (n % 3 == 0).then_some(3),
             keep: n % 2 == 0,

@@ -6,8 +6,8 @@ use crate::replica::{
         Commands, RaftEntry, RaftLeaderId, RaftLogId, RaftMembership, RaftPayload, RaftVote, StoredMembership,
     },
     message::{
-        Answer, Append, Appended, Ask, Before, NoReadIndex, Request, Route, SnapshotHead, SnapshotMeta, Transfer,
-        Voted,
+        Answer, Append, Appended, Ask, Before, NoReadIndex, Request, Route, SnapshotHead, SnapshotMeta,
+        Transfer, Voted,
     },
 };
 use openraft::raft::TransferLeaderError;
