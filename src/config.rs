@@ -91,6 +91,9 @@ pub struct Regions {
     pub ask_ms: u64,
     /// Whether it takes writes then although one could not be asked.
     pub accept_unheard: bool,
+    /// A home that has heard from no majority of the regions that follow it for so long acknowledges no writes; 0: it goes
+    /// on alone.
+    pub home_lease_ms: u64,
     /// Whether what only a home elsewhere can answer is sent there; else it is refused.
     pub forward: bool,
 }
@@ -211,6 +214,7 @@ impl Default for Regions {
             pulse_ms: 20,
             ask_ms: 10_000,
             accept_unheard: true,
+            home_lease_ms: 0,
             forward: true,
         }
     }
@@ -294,6 +298,9 @@ impl Config {
         }
         if !(1..=60_000).contains(&self.regions.pulse_ms) {
             return wrong("regions.pulse_ms", "1 to 60000 milliseconds");
+        }
+        if !matches!(self.regions.home_lease_ms, 0 | 100..=3_600_000) {
+            return wrong("regions.home_lease_ms", "0, or 100 to 3600000 milliseconds");
         }
         let advertised = [
             ("node.peer_advertise", &self.node.peer_advertise),

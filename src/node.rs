@@ -359,6 +359,7 @@ fn region_options(config: &Config, http: &str) -> RegionOptions {
         pulse: Duration::from_millis(config.regions.pulse_ms),
         ask_within: Duration::from_millis(config.regions.ask_ms),
         accept_unheard: config.regions.accept_unheard,
+        home_lease: Some(config.regions.home_lease_ms).filter(|ms| *ms > 0).map(Duration::from_millis),
         lost_dir: config.data_dir.join("lost"),
     }
 }

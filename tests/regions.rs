@@ -488,6 +488,41 @@ fn a_takeover_names_exactly_what_it_lost() {
 }
 
 #[test]
+fn a_home_that_hears_of_nobody_stops_by_itself_if_that_is_wished() {
+    let delay = Duration::from_millis(2);
+    let home = Region::start("home", delay, &[("ANNAL__REGIONS__HOME_LEASE_MS", "1000")]);
+    let away = Region::start("away", delay, &[]);
+    create(&home, "c", 1);
+    create(&home, "alone", 1);
+    away.follow("c", &home);
+    wait_equal("c", &home, &away);
+    // For longer than the lease.
+    for id in 0..15 {
+        write(&home.client(), "c", &[point(id, id)]).ok();
+        thread::sleep(Duration::from_millis(100));
+    }
+    home.wire.cut();
+    away.wire.cut();
+    let cut = Instant::now();
+    let refused = wait_for("the home to stop", || {
+        let answer = write(&home.client(), "c", &[point(100, 1)]);
+        (answer.status == 503).then_some(answer)
+    });
+    assert!(cut.elapsed() < Duration::from_secs(3), "after {:?}", cut.elapsed());
+    assert_eq!(refused.header("annal-effect"), Some("none"), "{}", refused.text);
+    assert!(refused.text.contains("lease"), "{}", refused.text);
+    // What nobody follows is no affair of others, and reads go on.
+    write(&home.client(), "alone", &[point(1, 1)]).ok();
+    assert_eq!(value_of(&home.client(), "c", 3).1, Some(3));
+    home.wire.mend();
+    away.wire.mend();
+    wait_for("the home to go on", || {
+        (write(&home.client(), "c", &[point(200, 1)]).status == 200).then_some(())
+    });
+    wait_equal("c", &home, &away);
+}
+
+#[test]
 fn the_declared_age_is_never_smaller_than_the_true_one() {
     let delay = Duration::from_millis(35);
     let home = Region::start("home", delay, &[]);

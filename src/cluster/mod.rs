@@ -48,7 +48,7 @@ use annal_wal::GroupId;
 use catalog::{Catalog, CatalogCommand, NodeState};
 use read::Reads;
 use recall::RecallMeter;
-use regions::{Asking, Heard};
+use regions::{Asking, Heard, Leases};
 use router::{Router, Way};
 use shards::{LiveCollection, Shards};
 use std::{
@@ -86,6 +86,7 @@ struct Inner {
     reads: Arc<Reads>,
     heard: Heard,
     asking: Asking,
+    leases: Leases,
     recall: Arc<RecallMeter>,
     pool: rayon::ThreadPool,
     /// Set once all that was committed when the node started is applied here.

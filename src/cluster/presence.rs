@@ -12,7 +12,7 @@ use super::{
     internal, log_error, log_group,
     peers::{Ask, PeerCalls},
     recall::RecallMeter,
-    regions::{Asking, Heard},
+    regions::{Asking, Heard, Leases},
     router::Router,
     shards::{LocalShard, Shards},
 };
@@ -115,6 +115,7 @@ impl Cluster {
                 reads: Arc::default(),
                 heard: Heard::default(),
                 asking: Asking::default(),
+                leases: Leases::default(),
                 recall,
                 pool,
                 ready: AtomicBool::new(false),

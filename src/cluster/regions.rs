@@ -26,7 +26,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::{
     cmp::Ordering,
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -144,7 +144,29 @@ impl Asking {
     }
 }
 
+/// Until when collections are written here, where that is limited; none: not at all.
+#[derive(Default)]
+pub(super) struct Leases(Mutex<BTreeMap<CollectionId, Option<Instant>>>);
+
+impl Leases {
+    /// Errors: `Unavailable` if the time is over.
+    pub(super) fn check(&self, id: CollectionId) -> Result<()> {
+        match self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
+            Some(until) if until.is_none_or(|until| until <= Instant::now()) => {
+                let why = "no majority of the regions that follow the collection was heard from within the home's lease";
+                Err(ClusterError::Unavailable(why.to_owned()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Cluster {
+    /// Acknowledges writes of these collections here until a time, or not at all; of others without a limit.
+    pub fn lease_writes(&self, until: BTreeMap<CollectionId, Option<Instant>>) {
+        *self.inner.leases.0.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    }
+
     /// Takes no writes for these collections until [`Cluster::release_writes`].
     pub fn hold_writes(&self, ids: impl IntoIterator<Item = CollectionId>) {
         self.inner.asking.0.lock().unwrap_or_else(PoisonError::into_inner).extend(ids);
@@ -339,6 +361,18 @@ impl Cluster {
             Proposed::Applied(outcome) => Ok(outcome.position),
             Proposed::Committed(_) => Err(super::internal("it was to be waited for".to_owned())),
         }
+    }
+
+    /// Bytes of the largest command that a shard's log here takes.
+    ///
+    /// Errors: `Unavailable` if no replica is here.
+    pub fn command_bytes_max(&self, of: &Description, shard: ShardNumber) -> Result<usize> {
+        let collection = self.live(of)?;
+        let live = collection.shards.get(shard.0 as usize).ok_or_else(|| no_shard(of, shard))?;
+        let here = self.replica_here(live.group().group);
+        let here =
+            here.ok_or_else(|| ClusterError::Unavailable(format!("no replica of shard {shard} is here")))?;
+        Ok(here.replica.command_bytes_max())
     }
 
     /// How a shard counts, after all that its group had acknowledged before.

@@ -109,14 +109,24 @@ impl Cluster {
                     "{name} has its home elsewhere, or hands it over"
                 )));
             }
+            let id = collection.record.id;
             if !collection.record.region.followers.is_empty() {
-                self.inner.asking.check(collection.record.id)?;
+                self.inner.asking.check(id)?;
+                self.inner.leases.check(id)?;
             }
             match self.write(&collection, bodies, &options).await {
                 Err(ClusterError::Gone(id)) => {
                     collection = self.lookup_after(name, id, options.deadline).await?;
                 }
-                done => return done,
+                Ok(written) => {
+                    // It is committed here; whether a home elsewhere will have it cannot be said.
+                    let late = |error: ClusterError| ClusterError::Timeout {
+                        what: error.to_string(),
+                        effect: Effect::Unknown,
+                    };
+                    return self.inner.leases.check(id).map_err(late).map(|()| written);
+                }
+                failed => return failed,
             }
         }
     }

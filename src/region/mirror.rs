@@ -38,6 +38,9 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(2)
 /// A batch is about so many bytes.
 const BATCH_BYTES: usize = 1 << 20;
 const BATCH_COMMANDS: usize = 4_096;
+/// What is around the commands of a batch, and around each of them, at most.
+const MIRROR_HEAD_BYTES: usize = 1 << 10;
+const COMMAND_HEAD_BYTES: usize = 8;
 
 /// Why a mirror has stopped for the time being.
 enum Stop {
@@ -91,8 +94,8 @@ impl Regions {
             let began = Instant::now();
             match self.mirror_stream(&of, shard).await {
                 Err(Stop::Over) => {}
-                Err(Stop::Failed(ClusterError::Conflict(why))) => {
-                    tracing::warn!(collection = of.name, shard = shard.0, why, "the mirror cannot go on");
+                Err(Stop::Failed(error @ (ClusterError::Conflict(_) | ClusterError::Invalid(_)))) => {
+                    tracing::warn!(collection = of.name, shard = shard.0, %error, "the mirror cannot go on");
                 }
                 Err(Stop::Failed(error)) => {
                     tracing::debug!(collection = of.name, shard = shard.0, %error, "the mirror is interrupted");
@@ -124,6 +127,7 @@ impl Regions {
     ) -> std::result::Result<Infallible, Stop> {
         let (mut at, stream) = self.open_stream(of, shard).await?;
         let (generation, mut frames, mut batch) = (of.region.generation(), Frames::over(stream), Vec::new());
+        let bytes_max = self.cluster().command_bytes_max(of, shard)? - MIRROR_HEAD_BYTES;
         loop {
             gather(next_frame(&mut frames).await?, at, &mut batch)?;
             let mut bytes: usize = batch.iter().map(Bytes::len).sum();
@@ -134,11 +138,15 @@ impl Regions {
                 gather(frame.map_err(away)?, at, &mut batch)?;
                 bytes += batch[before..].iter().map(Bytes::len).sum::<usize>();
             }
-            if !self.still(of, shard) {
-                return Err(Stop::Over);
-            }
-            if !batch.is_empty() {
-                let body = Body::Mirror { generation, prev: at, commands: std::mem::take(&mut batch) };
+            loop {
+                // Also where there is nothing new: another copy may have begun.
+                if !self.still(of, shard) {
+                    return Err(Stop::Over);
+                }
+                if batch.is_empty() {
+                    break;
+                }
+                let body = Body::Mirror { generation, prev: at, commands: cut(&mut batch, bytes_max) };
                 at = self.cluster().turn_shard(of, shard, body, Instant::now() + STEP_WITHIN).await?;
             }
         }
@@ -243,6 +251,18 @@ impl Regions {
     }
 }
 
+/// Takes as many commands from the front of a batch as one command here may hold, at least one.
+fn cut(batch: &mut Vec<Bytes>, bytes_max: usize) -> Vec<Bytes> {
+    let mut bytes = 0;
+    let fit = batch.iter().take_while(|command| {
+        bytes += command.len() + COMMAND_HEAD_BYTES;
+        bytes <= bytes_max
+    });
+    let fit = fit.count().max(1);
+    let rest = batch.split_off(fit.min(batch.len()));
+    std::mem::replace(batch, rest)
+}
+
 /// Adds the commands of a frame that follows on the batch.
 fn gather(frame: Option<Frame>, at: Position, batch: &mut Vec<Bytes>) -> Result<()> {
     match frame {
@@ -270,4 +290,21 @@ async fn next_frame(frames: &mut Frames) -> Result<Option<Frame>> {
 
 fn away(why: impl std::fmt::Display) -> ClusterError {
     ClusterError::Unavailable(why.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_cut_to_what_a_log_takes() {
+        let command = |bytes| Bytes::from(vec![7; bytes]);
+        let mut batch = vec![command(40), command(40), command(500), command(0), command(1)];
+        let mut parts = Vec::new();
+        while !batch.is_empty() {
+            parts.push(cut(&mut batch, 100).iter().map(Bytes::len).collect::<Vec<_>>());
+        }
+        // One that is too large goes alone: the log says so itself.
+        assert_eq!(parts, [vec![40, 40], vec![500], vec![0, 1]]);
+    }
 }

@@ -20,6 +20,7 @@ mod failover;
 mod home;
 mod http;
 mod lag;
+mod lease;
 mod link;
 mod loss;
 mod mirror;
@@ -57,6 +58,8 @@ pub struct RegionOptions {
     pub ask_within: Duration,
     /// Whether it takes writes although one did not say.
     pub accept_unheard: bool,
+    /// A home that has heard from no majority of its followers for so long acknowledges no writes.
+    pub home_lease: Option<Duration>,
     /// Folder of what an old home had that the new one has not.
     pub lost_dir: PathBuf,
 }
@@ -91,6 +94,9 @@ impl Regions {
         let followed = regions.cluster().described().into_iter().filter(|of| !of.region.followers.is_empty());
         let followed: Vec<Description> = followed.collect();
         regions.cluster().hold_writes(followed.iter().map(|of| of.id));
+        if let Some(lease) = regions.options().home_lease {
+            world::spawn(regions.clone().keep_leases(lease, followed.clone()));
+        }
         for work in [
             regions.clone().ask_followers(followed).boxed(),
             regions.clone().mirror().boxed(),

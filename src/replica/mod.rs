@@ -218,6 +218,11 @@ impl<M: StateMachine> Replica<M> {
         self.inner.progress.forgot().await;
     }
 
+    /// Bytes of the largest command that the log here takes.
+    pub fn command_bytes_max(&self) -> usize {
+        self.inner.proposer.command_bytes_max()
+    }
+
     /// The state machine, to read from.
     pub fn machine(&self) -> &Arc<M> {
         &self.machine

@@ -113,6 +113,13 @@ pub(super) struct Proposer {
     progress: Arc<Progress>,
 }
 
+impl Proposer {
+    /// Bytes of the largest command that the log here takes.
+    pub(super) fn command_bytes_max(&self) -> usize {
+        self.limits.command_bytes_max
+    }
+}
+
 /// A command in the queue.
 struct Waiting {
     command: Bytes,

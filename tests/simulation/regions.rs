@@ -307,6 +307,7 @@ pub(crate) async fn simulate(seed: u64, keep_trace: bool) -> Report {
     let folder = tempfile::Builder::new().prefix("annal-sim-").tempdir_in(run::memory()).expect("a folder");
     let regions = [2, 2, 3][rng.random_range(0..3usize)];
     let shards = [1, 1, 2][rng.random_range(0..3usize)];
+    let lease = rng.random_ratio(1, 3).then(|| Duration::from_millis(rng.random_range(800..2_000)));
     let mut hosts = Vec::new();
     for region in &REGIONS[..regions] {
         let nodes = [1, 1, 3][rng.random_range(0..3usize)];
@@ -321,10 +322,11 @@ pub(crate) async fn simulate(seed: u64, keep_trace: bool) -> Report {
                 keep_bytes: 16 << 20,
                 keep_entries: 100,
             },
-            segment_bytes: 64 << 10,
+            // The least that the settings allow: steps of a copy are made for it.
+            segment_bytes: 1 << 20,
             segments: [6, 256, 256][rng.random_range(0..3usize)],
             replace_after: Duration::from_secs(600),
-            region: Some(((*region).to_owned(), ways.clone())),
+            region: Some(((*region).to_owned(), ways.clone(), lease)),
         });
         let mut region: Vec<Host> = site.names.iter().map(|name| Host::new(name, site.clone())).collect();
         region.iter_mut().for_each(Host::start);
@@ -348,6 +350,7 @@ pub(crate) async fn simulate(seed: u64, keep_trace: bool) -> Report {
         hosts,
         stage: stage.clone(),
         home: 0,
+        lease,
         done: BTreeMap::new(),
     };
     if let Err(why) = run.found(shards).await {
@@ -383,6 +386,7 @@ struct Run {
     stage: Arc<Stage>,
     /// Whose turn it is to be the home.
     home: usize,
+    lease: Option<Duration>,
     done: BTreeMap<String, u64>,
 }
 
@@ -480,36 +484,12 @@ impl Run {
         let wait = Duration::from_millis(self.rng.random_range(200..3_000));
         self.watch_over(wait).await;
         let to = (self.home + self.rng.random_range(1..self.stage.regions)) % self.stage.regions;
-        let (old, new) = (REGIONS[self.home], REGIONS[to]);
         let takes_over = match self.rng.random_range(0..10) {
             0..7 => Some(true),
             7..9 => Some(false),
             _ => None,
         };
-        // A handover wants a way; a takeover is for when there is none, but may come at any time.
-        let harms = if takes_over == Some(false) { 20 } else { 10 };
-        match self.rng.random_range(0..harms) {
-            0..3 => {
-                self.did("cut");
-                for other in REGIONS.iter().filter(|other| **other != old) {
-                    self.stage.ways.cut(old, other);
-                    self.stage.ways.cut(other, old);
-                }
-            }
-            3..5 => {
-                self.did("one way");
-                let hears = self.rng.random();
-                let (from, to) = if hears { (new, old) } else { (old, new) };
-                self.stage.ways.cut(from, to);
-            }
-            5 => {
-                self.did("lossy");
-                self.stage.ways.lose(200);
-            }
-            6..8 => self.harm_nodes(self.home).await,
-            8 => self.harm_nodes(to).await,
-            _ => {}
-        }
+        let cut_off = self.harm(to, takes_over).await;
         let wait = Duration::from_millis(self.rng.random_range(0..2_000));
         self.watch_over(wait).await;
         if self.rng.random() {
@@ -539,6 +519,9 @@ impl Run {
         }
         let wait = Duration::from_millis(self.rng.random_range(0..2_500));
         self.watch_over(wait).await;
+        if let Some(cut_off) = cut_off {
+            self.outlive_lease(cut_off).await;
+        }
         self.trace.line(format_args!("heal"));
         self.stage.ways.heal();
         self.net.heal();
@@ -560,6 +543,54 @@ impl Run {
                 return None;
             }
         }
+    }
+
+    /// Harms ways or nodes, before another region becomes the home perhaps; since when the home is cut off, if it is.
+    async fn harm(&mut self, to: usize, takes_over: Option<bool>) -> Option<Instant> {
+        let (old, new) = (REGIONS[self.home], REGIONS[to]);
+        // A handover wants a way; a takeover is for when there is none, but may come at any time.
+        let harms = if takes_over == Some(false) { 20 } else { 10 };
+        match self.rng.random_range(0..harms) {
+            0..3 => {
+                self.did("cut");
+                for other in REGIONS.iter().filter(|other| **other != old) {
+                    self.stage.ways.cut(old, other);
+                    self.stage.ways.cut(other, old);
+                }
+                return Some(Instant::now());
+            }
+            3..5 => {
+                self.did("one way");
+                let hears = self.rng.random();
+                let (from, to) = if hears { (new, old) } else { (old, new) };
+                self.stage.ways.cut(from, to);
+            }
+            5 => {
+                self.did("lossy");
+                self.stage.ways.lose(200);
+            }
+            6..8 => self.harm_nodes(self.home).await,
+            8 => self.harm_nodes(to).await,
+            _ => {}
+        }
+        None
+    }
+
+    /// A home that is cut off goes on for as long as its lease.
+    async fn outlive_lease(&mut self, cut_off: Instant) {
+        let Some(lease) = self.lease else { return };
+        self.watch_over(lease).await;
+        self.did("lease");
+        let (until, told) = (cut_off + lease, self.stage.told());
+        let late = |w: &&Acked| w.region == self.home && w.at > until;
+        let late = told
+            .acked
+            .iter()
+            .find(late)
+            .map(|w| format!("{w:?} though the home is cut off since {cut_off:?}"));
+        drop(told);
+        late.into_iter().for_each(|late| self.stage.find(late));
+        self.stage.checked(1);
     }
 
     /// Some of a region's nodes die.
@@ -587,7 +618,7 @@ impl Run {
             return Err("writes are under way".to_owned());
         }
         let mut described = Vec::new();
-        for region in 0..self.stage.regions {
+        for (region, name) in REGIONS.iter().enumerate().take(self.stage.regions) {
             let answer = self
                 .stage
                 .ask(region, |Door { regions, .. }| async move {
@@ -596,8 +627,8 @@ impl Run {
                 .await;
             match answer {
                 Some(Ok(of)) => described.push(of),
-                Some(Err(error)) => return Err(format!("{}: {error}", REGIONS[region])),
-                None => return Err(format!("{} does not answer", REGIONS[region])),
+                Some(Err(error)) => return Err(format!("{name}: {error}")),
+                None => return Err(format!("{name} does not answer")),
             }
         }
         let homes: Vec<usize> =
@@ -613,6 +644,9 @@ impl Run {
                     if *url == url_of(REGIONS[home]) && there.region.homes == of.region.homes => {}
                 part => return Err(format!("{} is {part:?} of {:?}", REGIONS[region], there.region.homes)),
             }
+        }
+        if of.region.followers.len() + 1 != self.stage.regions {
+            return Err(format!("the home knows of {:?}", of.region.followers));
         }
         if of.region.tell.is_some() {
             return Err("the old home is not told".to_owned());
