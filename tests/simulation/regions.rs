@@ -27,7 +27,7 @@ use annal::{
     },
     model::{
         Distance, Effect, Generation, HnswParams, PayloadSelector, Point, PointId, Position, Projection,
-        ScrollRequest, ShardNumber, Vector, VectorParams, VectorSelector,
+        RequestId, ScrollRequest, ShardNumber, Vector, VectorParams, VectorSelector,
     },
     replica::CheckpointLimits,
 };
@@ -69,6 +69,8 @@ struct Acked {
     key: u64,
     /// None: it is deleted.
     value: Option<u64>,
+    /// Its writer, and what that meant.
+    intent: (u64, u64),
     asked: Instant,
     at: Instant,
 }
@@ -140,20 +142,28 @@ fn soon() -> Instant {
     Instant::now() + OP_WITHIN
 }
 
-/// Writes wherever it is let.
-async fn write(stage: Arc<Stage>, mut rng: StdRng, pause_ms: u64) {
+/// Writes wherever it is let; now and then again what it meant before, whatever became of that.
+async fn write(stage: Arc<Stage>, mut rng: StdRng, writer: u64, pause_ms: u64) {
+    let mut meant: Vec<(u64, Option<u64>)> = Vec::new();
     while !stage.over.load(Relaxed) {
         sleep(Duration::from_millis(rng.random_range(0..=pause_ms))).await;
         if stage.rest.load(Relaxed) {
             continue;
         }
-        let (region, key) = (rng.random_range(0..stage.regions), rng.random_range(0..KEYS));
-        let value = (!rng.random_ratio(1, 5)).then(|| stage.next_value.fetch_add(1, Relaxed));
+        let region = rng.random_range(0..stage.regions);
+        let again = !meant.is_empty() && rng.random_ratio(1, 6);
+        let seq = if again { rng.random_range(0..meant.len()) } else { meant.len() };
+        if !again {
+            let value = (!rng.random_ratio(1, 5)).then(|| stage.next_value.fetch_add(1, Relaxed));
+            meant.push((rng.random_range(0..KEYS), value));
+        }
+        let ((key, value), intent) = (meant[seq], (writer, seq as u64));
+        let request = Some(RequestId { client: format!("writer{writer}"), seq: seq as u64 + 1 });
         stage.under_way.fetch_add(1, Relaxed);
         let asked = Instant::now();
         let answer = stage
             .ask(region, move |Door { regions, .. }| async move {
-                let options = WriteOptions { wait: true, deadline: soon(), request: None, token: None };
+                let options = WriteOptions { wait: true, deadline: soon(), request, token: None };
                 let cluster = regions.cluster();
                 match value {
                     Some(value) => cluster.upsert(COLLECTION, vec![point(key, value)], &options).await,
@@ -174,7 +184,7 @@ async fn write(stage: Arc<Stage>, mut rng: StdRng, pause_ms: u64) {
                     "{} took {key} {value:?} {generation:?} {shard} {position}",
                     REGIONS[region]
                 ));
-                told.acked.push(Acked { region, generation, shard, position, key, value, asked, at });
+                told.acked.push(Acked { region, generation, shard, position, key, value, intent, asked, at });
             }
             Some(Err(error)) if error.effect() == Effect::None => told.refused += 1,
             // Where nobody is up, nobody was asked; but that is not told apart from a death half-way.
@@ -229,6 +239,8 @@ struct Consumer {
     from: Option<From>,
     /// What the events come to.
     state: BTreeMap<u64, u64>,
+    /// Values that came since it began.
+    seen: BTreeSet<u64>,
     resumed: u64,
     expired: u64,
 }
@@ -271,7 +283,11 @@ impl Consumer {
                         Op::Upsert { payload, .. } => {
                             let payload: Value =
                                 serde_json::from_slice(payload.as_deref().unwrap_or_default()).expect("JSON");
-                            self.state.insert(id, payload["v"].as_u64().expect("a number"));
+                            let value = payload["v"].as_u64().expect("a number");
+                            if !self.seen.insert(value) {
+                                stage.find(format!("the feed has value {value} of point {id} twice"));
+                            }
+                            self.state.insert(id, value);
                         }
                     }
                 }
@@ -289,6 +305,7 @@ impl Consumer {
     /// Begins anew at what a region holds, which nobody changes meanwhile.
     async fn begin(&mut self, stage: &Stage, region: usize, held: &BTreeMap<u64, u64>) {
         self.state.clone_from(held);
+        self.seen.clear();
         self.from = Some(From::Now);
         if self.take(stage, region).await != Ok(true) {
             self.from = None;
@@ -455,9 +472,9 @@ impl Run {
     async fn live(&mut self) {
         let pause_ms = [60, 150, 400][self.rng.random_range(0..3usize)];
         let mut working = Vec::new();
-        for _ in 0..self.rng.random_range(2..5) {
+        for writer in 0..self.rng.random_range(2..5) {
             let rng = StdRng::seed_from_u64(self.rng.random());
-            working.push(spawn(write(self.stage.clone(), rng, pause_ms)));
+            working.push(spawn(write(self.stage.clone(), rng, writer, pause_ms)));
         }
         let rng = StdRng::seed_from_u64(self.rng.random());
         working.push(spawn(read(self.stage.clone(), rng)));
@@ -703,6 +720,13 @@ impl Run {
         let lost = |w: &Acked| {
             next_home(homes, w.generation).is_some_and(|next| w.position >= next.firsts[w.shard.0 as usize])
         };
+        let mut once = BTreeMap::new();
+        for write in acked.iter().filter(|w| !lost(w)) {
+            let first: &Acked = once.entry(write.intent).or_insert(write);
+            if first.position != write.position {
+                stage.find(format!("applied twice: {first:?} and {write:?}"));
+            }
+        }
         // The losses that this region knows are those of its own takeovers.
         for loss in &of.region.losses {
             let Some(next) = homes.iter().find(|home| home.generation == loss.generation) else {
