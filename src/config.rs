@@ -299,8 +299,8 @@ impl Config {
         if !(1..=60_000).contains(&self.regions.pulse_ms) {
             return wrong("regions.pulse_ms", "1 to 60000 milliseconds");
         }
-        if !matches!(self.regions.home_lease_ms, 0 | 100..=3_600_000) {
-            return wrong("regions.home_lease_ms", "0, or 100 to 3600000 milliseconds");
+        if !matches!(self.regions.home_lease_ms, 0 | 1_000..=3_600_000) {
+            return wrong("regions.home_lease_ms", "0, or 1000 to 3600000 milliseconds");
         }
         let advertised = [
             ("node.peer_advertise", &self.node.peer_advertise),

@@ -300,18 +300,27 @@ fn violations(scene: Scene, reports: &[Report]) -> String {
 
 /// One seed in two processes writes the same trace, byte by byte.
 fn twice() -> Result<(), String> {
+    twice_of("cluster", "3", 1_000)?;
+    twice_of("regions", "8", 100)
+}
+
+fn twice_of(scene: &str, seed: &str, lines_min: usize) -> Result<(), String> {
     let folder = tempfile::tempdir().unwrap();
     let traces = [1, 2].map(|n| {
         let file = folder.path().join(format!("{n}"));
         let this = env::current_exe().unwrap();
-        let run = Command::new(this).args(["--seed", "3", "--trace"]).arg(&file).output().unwrap();
+        let run = Command::new(this)
+            .args(["--scene", scene, "--seed", seed, "--trace"])
+            .arg(&file)
+            .output()
+            .unwrap();
         (run.status.success(), std::fs::read_to_string(file).unwrap_or_default())
     });
     let [(good, first), (also_good, second)] = traces;
     if !good || !also_good {
-        return Err("a run of seed 3 was not valid".to_owned());
+        return Err(format!("a run of seed {seed} of {scene} was not valid"));
     }
-    if first.lines().count() < 1_000 {
+    if first.lines().count() < lines_min {
         return Err(format!("a trace of {} lines says little", first.lines().count()));
     }
     match first.lines().zip(second.lines()).enumerate().find(|(_, (a, b))| a != b) {

@@ -250,7 +250,8 @@ impl Cluster {
     pub async fn forgot(&self) {
         self.inner.catalog_replica.forgot().await;
         if let Err(error) = self.inner.identity.set_lost() {
-            tracing::error!(%error, "node.json could not be written");
+            // At the next start its leader tells it again, as long as that leads.
+            tracing::error!(%error, "node.json could not be written: its next start does not know that its log lacks entries");
         }
     }
 

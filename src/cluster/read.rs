@@ -606,7 +606,7 @@ impl Cluster {
             Consistency::Bounded(limit) => {
                 age = Some(match age_counts_from(&local.shard.view(), fresh)? {
                     AgeFrom::Leader => self.catch_up_within(local, limit, deadline).await?,
-                    AgeFrom::Home(home) => self.catch_up_with_home(local, home, limit, deadline).await?,
+                    AgeFrom::Home(..) => self.catch_up_with_home(local, fresh, limit, deadline).await?,
                     AgeFrom::Nothing => {
                         let why = "the shard is of unknown age: it does not follow the new home yet";
                         return Err(ClusterError::Unavailable(why.to_owned()));
@@ -655,7 +655,7 @@ impl Cluster {
                     age = self.inner.reads.newest_applied(local).await.map(|at| at.elapsed());
                     self.learn_age(local, age);
                 }
-                AgeFrom::Home(home) => age = self.age_of(local.group, home, view.position()),
+                AgeFrom::Home(home, upto) => age = self.age_of(local.group, home, upto),
                 AgeFrom::Nothing => {}
             }
         }
@@ -715,23 +715,26 @@ impl Cluster {
 }
 
 /// What the age of a view counts from.
-enum AgeFrom {
+pub(super) enum AgeFrom {
     /// From what the shard's own leader had committed.
     Leader,
-    /// From what a home elsewhere had.
-    Home(Generation),
+    /// From what a home elsewhere had, of which the view has everything up to a position.
+    Home(Generation, Position),
     /// It is not known.
     Nothing,
 }
 
 /// The age counts from the home that whoever reads names, even while the shard has taken over from that: not all of what it
-/// acknowledged may be there. Of a home that the shard does not follow yet nothing can be said.
-fn age_counts_from(view: &ReadView, fresh: &Freshness) -> Result<AgeFrom> {
-    let current = view.counting().map_err(ClusterError::from)?.homes.current();
-    let home = fresh.home.unwrap_or(current);
-    Ok(match home.cmp(&current) {
-        cmp::Ordering::Less => AgeFrom::Home(home),
-        cmp::Ordering::Equal if view.follows() => AgeFrom::Home(home),
+/// acknowledged may be there, and what the next one gave is not its. Of a home that the shard does not follow yet nothing
+/// can be said.
+pub(super) fn age_counts_from(view: &ReadView, fresh: &Freshness) -> Result<AgeFrom> {
+    let homes = view.counting().map_err(ClusterError::from)?.homes;
+    let home = fresh.home.unwrap_or_else(|| homes.current());
+    let last = homes.end_of(home).map(|end| Position(end.0.saturating_sub(1)));
+    let upto = last.map_or(view.position(), |last| last.min(view.position()));
+    Ok(match home.cmp(&homes.current()) {
+        cmp::Ordering::Less => AgeFrom::Home(home, upto),
+        cmp::Ordering::Equal if view.follows() => AgeFrom::Home(home, upto),
         cmp::Ordering::Equal => AgeFrom::Leader,
         cmp::Ordering::Greater => AgeFrom::Nothing,
     })

@@ -12,7 +12,7 @@ use super::{
     catalog::{CatalogCommand, CollectionRecord, Follow, Part, RegionChange, RegionRecord},
     follow::Followed,
     placement,
-    read::{Found, Freshness, Part as Answered, ShardRead, ShardStanding, Wish},
+    read::{AgeFrom, Found, Freshness, Part as Answered, ShardRead, ShardStanding, Wish, age_counts_from},
     router::Way,
     shards::{LiveCollection, LocalShard},
 };
@@ -189,12 +189,15 @@ impl Cluster {
     pub(super) async fn catch_up_with_home(
         &self,
         local: &LocalShard,
-        home: Generation,
+        fresh: &Freshness,
         limit: Duration,
         deadline: Instant,
     ) -> Result<Duration> {
         loop {
-            let age = self.age_of(local.group, home, local.position());
+            let age = match age_counts_from(&local.shard.view(), fresh)? {
+                AgeFrom::Home(home, upto) => self.age_of(local.group, home, upto),
+                AgeFrom::Leader | AgeFrom::Nothing => None,
+            };
             if let Some(age) = age.filter(|age| *age <= limit) {
                 return Ok(age);
             }

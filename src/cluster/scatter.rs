@@ -263,7 +263,8 @@ impl Reading {
     fn note(&self, shard: ShardNumber, part: &Part) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let known = seen.entry(shard).or_insert((part.position, part.age));
-        *known = (part.position, known.1.max(part.age));
+        // An unknown age is that of the whole answer.
+        *known = (part.position, known.1.zip(part.age).map(|(a, b)| a.max(b)));
     }
 
     fn seen<T>(&self, value: T) -> Seen<T> {
@@ -276,7 +277,11 @@ impl Reading {
         Seen {
             value,
             token,
-            age: seen.values().filter_map(|(_, age)| *age).max(),
+            age: seen
+                .values()
+                .map(|(_, age)| *age)
+                .collect::<Option<Vec<_>>>()
+                .and_then(|ages| ages.into_iter().max()),
             explained: self.options.explain.then(|| explained.values().cloned().collect()),
         }
     }

@@ -190,7 +190,7 @@ impl Peer {
         if !conflict || !self.peers.acknowledged.covers(append.vote, self.to, append.prev_log_id) {
             return answer;
         }
-        tracing::warn!(replica = %self.to, before = ?append.prev_log_id, "conflicts with what it has acknowledged");
+        tracing::debug!(replica = %self.to, before = ?append.prev_log_id, "conflicts with what it has acknowledged");
         self.clone().append(append, Before::Acknowledged).await
     }
 }

@@ -358,7 +358,9 @@ impl Progress {
 
     /// The log lacks entries that this replica has acknowledged, and perhaps votes: it failed, for good.
     pub(super) fn forgets(&self) {
-        self.stop("the log lacks entries that this replica has acknowledged", true);
+        const WHY: &str = "the log lacks entries that this replica has acknowledged";
+        tracing::error!(group = ?self.log.as_ref().map(GroupLog::id), WHY);
+        self.stop(WHY, true);
         self.forgot.cancel();
     }
 
