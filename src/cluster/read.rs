@@ -19,6 +19,7 @@ use super::{
     Cluster, ClusterError, Consistency, Result,
     catalog::Phase,
     peers::within,
+    regions::{AgeFrom, age_counts_from},
     router::jittered,
     shards::{LiveShard, LocalShard},
 };
@@ -38,7 +39,6 @@ use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::{
-    cmp,
     collections::{BTreeSet, HashMap, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
@@ -712,32 +712,6 @@ impl Cluster {
             });
         }
     }
-}
-
-/// What the age of a view counts from.
-pub(super) enum AgeFrom {
-    /// From what the shard's own leader had committed.
-    Leader,
-    /// From what a home elsewhere had, of which the view has everything up to a position.
-    Home(Generation, Position),
-    /// It is not known.
-    Nothing,
-}
-
-/// The age counts from the home that whoever reads names, even while the shard has taken over from that: not all of what it
-/// acknowledged may be there, and what the next one gave is not its. Of a home that the shard does not follow yet nothing
-/// can be said.
-pub(super) fn age_counts_from(view: &ReadView, fresh: &Freshness) -> Result<AgeFrom> {
-    let homes = view.counting().map_err(ClusterError::from)?.homes;
-    let home = fresh.home.unwrap_or_else(|| homes.current());
-    let last = homes.end_of(home).map(|end| Position(end.0.saturating_sub(1)));
-    let upto = last.map_or(view.position(), |last| last.min(view.position()));
-    Ok(match home.cmp(&homes.current()) {
-        cmp::Ordering::Less => AgeFrom::Home(home, upto),
-        cmp::Ordering::Equal if view.follows() => AgeFrom::Home(home, upto),
-        cmp::Ordering::Equal => AgeFrom::Leader,
-        cmp::Ordering::Greater => AgeFrom::Nothing,
-    })
 }
 
 /// Whether a view has the position that is asked for.

@@ -12,7 +12,7 @@ use super::{
     catalog::{CatalogCommand, CollectionRecord, Follow, Part, RegionChange, RegionRecord},
     follow::Followed,
     placement,
-    read::{AgeFrom, Found, Freshness, Part as Answered, ShardRead, ShardStanding, Wish, age_counts_from},
+    read::{Found, Freshness, Part as Answered, ShardRead, ShardStanding, Wish},
     router::Way,
     shards::{LiveCollection, LocalShard},
 };
@@ -20,7 +20,7 @@ use crate::{
     machine::{Outcome, Verdict},
     model::{Body, CollectionId, Command, Generation, Position, Schema, ShardNumber},
     replica::{Proposed, Role, Wait},
-    shard::SeedCursor,
+    shard::{ReadView, SeedCursor},
 };
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -115,6 +115,32 @@ impl HeardOfHome {
         let heard = Some(&known.1).filter(|_| known.0 == home)?;
         heard.iter().map(|(_, position)| *position).max()
     }
+}
+
+/// What the age of a view counts from.
+pub(super) enum AgeFrom {
+    /// From what the shard's own leader had committed.
+    Leader,
+    /// From what a home elsewhere had, of which the view has everything up to a position.
+    Home(Generation, Position),
+    /// It is not known.
+    Nothing,
+}
+
+/// The age counts from the home that whoever reads names, even while the shard has taken over from that: not all of what it
+/// acknowledged may be there, and what the next one gave is not its. Of a home that the shard does not follow yet nothing
+/// can be said.
+pub(super) fn age_counts_from(view: &ReadView, fresh: &Freshness) -> Result<AgeFrom> {
+    let homes = view.counting().map_err(ClusterError::from)?.homes;
+    let home = fresh.home.unwrap_or_else(|| homes.current());
+    let last = homes.end_of(home).map(|end| Position(end.0.saturating_sub(1)));
+    let upto = last.map_or(view.position(), |last| last.min(view.position()));
+    Ok(match home.cmp(&homes.current()) {
+        Ordering::Less => AgeFrom::Home(home, upto),
+        Ordering::Equal if view.follows() => AgeFrom::Home(home, upto),
+        Ordering::Equal => AgeFrom::Leader,
+        Ordering::Greater => AgeFrom::Nothing,
+    })
 }
 
 /// What was heard of homes, by the group that follows.
