@@ -32,6 +32,10 @@ mod network;
 mod nodes;
 #[path = "simulation/record.rs"]
 mod record;
+#[path = "simulation/region_clients.rs"]
+mod region_clients;
+#[path = "simulation/region_truth.rs"]
+mod region_truth;
 #[path = "simulation/regions.rs"]
 mod regions;
 #[path = "simulation/run.rs"]

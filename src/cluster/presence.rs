@@ -251,7 +251,7 @@ impl Cluster {
         self.inner.catalog_replica.forgot().await;
         if let Err(error) = self.inner.identity.set_lost() {
             // At the next start its leader tells it again, as long as that leads.
-            tracing::error!(%error, "node.json could not be written: its next start does not know that its log lacks entries");
+            tracing::error!(%error, "node.json could not be written: the next start knows nothing of it");
         }
     }
 

@@ -110,7 +110,8 @@ impl Cluster {
                 )));
             }
             let id = collection.record.id;
-            if !collection.record.region.followers.is_empty() {
+            let followed = !collection.record.region.followers.is_empty();
+            if followed {
                 self.inner.asking.check(id)?;
                 self.inner.leases.check(id)?;
             }
@@ -118,7 +119,7 @@ impl Cluster {
                 Err(ClusterError::Gone(id)) => {
                     collection = self.lookup_after(name, id, options.deadline).await?;
                 }
-                Ok(written) => {
+                Ok(written) if followed => {
                     // It is committed here; whether a home elsewhere will have it cannot be said.
                     let late = |error: ClusterError| ClusterError::Timeout {
                         what: error.to_string(),
@@ -126,7 +127,7 @@ impl Cluster {
                     };
                     return self.inner.leases.check(id).map_err(late).map(|()| written);
                 }
-                failed => return failed,
+                done => return done,
             }
         }
     }

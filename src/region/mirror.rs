@@ -251,15 +251,14 @@ impl Regions {
     }
 }
 
-/// Takes as many commands from the front of a batch as one command here may hold, at least one.
+/// Takes as many commands from the front of a batch, which is not empty, as one command here may hold, at least one.
 fn cut(batch: &mut Vec<Bytes>, bytes_max: usize) -> Vec<Bytes> {
     let mut bytes = 0;
     let fit = batch.iter().take_while(|command| {
         bytes += command.len() + COMMAND_HEAD_BYTES;
         bytes <= bytes_max
     });
-    let fit = fit.count().max(1);
-    let rest = batch.split_off(fit.min(batch.len()));
+    let rest = batch.split_off(fit.count().max(1));
     std::mem::replace(batch, rest)
 }
 

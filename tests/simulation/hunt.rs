@@ -20,7 +20,7 @@ use std::{
 pub(crate) const SEEDS_MAX: u64 = 20;
 
 /// Seeds of regions under which the program without a bug is left in peace.
-const REGION_SEEDS: u64 = 2;
+const CLEAN_REGIONS: u64 = 2;
 
 /// Mutants that are sought from a later seed on, since the first ones have not just now what shows them: a node that comes
 /// back by a snapshot after a shard has moved; a read at a leader that was cut off, of what its successor has changed. What
@@ -71,8 +71,8 @@ fn simulated() -> impl Iterator<Item = &'static str> {
 
 /// What shows a mutant.
 fn scene(mutant: &str) -> Scene {
-    let regions = |(_, name, _, shows): &&(_, &str, _, Shows)| *name == mutant && *shows == Shows::Regions;
-    if MUTANTS.iter().any(|known| regions(&known)) { Scene::Regions } else { Scene::Cluster }
+    let of_regions = MUTANTS.iter().any(|(_, name, _, shows)| *name == mutant && *shows == Shows::Regions);
+    if of_regions { Scene::Regions } else { Scene::Cluster }
 }
 
 /// Runs seed after seed until the mutant of this process is caught; or, for all of them, a process each.
@@ -115,8 +115,7 @@ fn hunt_all(wish: &Wish) -> ExitCode {
     std::thread::scope(|scope| (0..wish.jobs).for_each(|_| drop(scope.spawn(one_after_another))));
     let missed = missed.into_inner().unwrap_or_else(PoisonError::into_inner);
     let clean = Wish { trace: None, mutant: None, ..wish.clone() };
-    // Of regions the test has more.
-    let regions = Wish { scene: Scene::Regions, seeds: REGION_SEEDS, ..clean.clone() };
+    let regions = Wish { scene: Scene::Regions, seeds: CLEAN_REGIONS, ..clean.clone() };
     let mut reports = all(&clean, |_| ());
     reports.extend(all(&regions, |_| ()));
     let accused: Vec<u64> =
@@ -127,7 +126,10 @@ fn hunt_all(wish: &Wish) -> ExitCode {
             Shows::RealRuns(why) => println!("{name}: in real runs alone ({why})"),
         }
     }
-    println!("without a mutant: {} seeds, violations under {accused:?}", wish.seeds);
+    println!(
+        "without a mutant: {} seeds and {CLEAN_REGIONS} of regions, violations under {accused:?}",
+        wish.seeds
+    );
     println!("not caught: {missed:?}");
     if missed.is_empty() && accused.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -37,8 +37,16 @@ pub(crate) struct Site {
     /// Segments of the log that are kept, if nobody needs more.
     pub(crate) segments: u64,
     pub(crate) replace_after: Duration,
-    /// Which region they are, if there are others, and how long a home goes on that hears nothing of them.
-    pub(crate) region: Option<(String, Arc<Ways>, Option<Duration>)>,
+    /// None: there are no others.
+    pub(crate) region: Option<OfRegion>,
+}
+
+/// Which region nodes are, among others.
+pub(crate) struct OfRegion {
+    pub(crate) name: String,
+    pub(crate) ways: Arc<Ways>,
+    /// How long a home goes on that hears nothing of the others.
+    pub(crate) home_lease: Option<Duration>,
 }
 
 /// One machine, and the node on it.
@@ -93,8 +101,8 @@ impl Host {
             ..config::Cluster::default()
         };
         let mut node = config::Node { name: self.name.clone(), ..config::Node::default() };
-        if let Some((region, ..)) = &self.site.region {
-            node.region.clone_from(region);
+        if let Some(region) = &self.site.region {
+            node.region.clone_from(&region.name);
         }
         Config {
             data_dir: self.dir(),
@@ -132,13 +140,13 @@ impl Host {
         life.spawn(async move {
             let why = match Up::start(&config, machine, &at).await {
                 Ok(up) => {
-                    if let Some((region, ways, lease)) = &site.region {
+                    if let Some(OfRegion { name: region, ways, home_lease }) = &site.region {
                         let options = RegionOptions {
                             url: url_of(region),
                             pulse: Duration::from_millis(200),
                             ask_within: Duration::from_secs(2),
                             accept_unheard: true,
-                            home_lease: *lease,
+                            home_lease: *home_lease,
                             lost_dir: lost,
                         };
                         let regions = Regions::start(up.cluster().clone(), ways.link(region), options);

@@ -149,6 +149,12 @@ impl Ways {
         }
     }
 
+    /// The message arrives at a node of the other region.
+    async fn reach(&self, from: &str, to: &str) -> Result<Door> {
+        self.pass(from, to).await;
+        self.door(to).ok_or_else(|| nobody(to))
+    }
+
     fn note(&self, region: &str, ask: &Ask, at: Instant) {
         let Ask::Fence { homes } = ask else { return };
         let Some(generation) = homes.last().map(|home| home.generation) else { return };
@@ -179,8 +185,7 @@ impl Link for Way {
         let (ways, from, to) = self.to(url);
         Box::pin(async move {
             let asked = async {
-                ways.pass(&from, &to).await;
-                let Door { life, regions } = ways.door(&to).ok_or_else(|| nobody(&to))?;
+                let Door { life, regions } = ways.reach(&from, &to).await?;
                 let (noting, region) = (ways.clone(), to.clone());
                 let answering = life.spawn(async move {
                     let ask = question.ask.clone();
@@ -202,8 +207,7 @@ impl Link for Way {
         let (ways, from, to) = self.to(url);
         Box::pin(async move {
             let opened = async {
-                ways.pass(&from, &to).await;
-                let Door { life, regions } = ways.door(&to).ok_or_else(|| nobody(&to))?;
+                let Door { life, regions } = ways.reach(&from, &to).await?;
                 let (tell, told) = oneshot::channel();
                 let (send, pieces) = mpsc::channel(PIECES);
                 let (carrying, back, forth) = (ways.clone(), from.clone(), to.clone());
