@@ -8,13 +8,15 @@
 //! the graph that usearch built, and one that it grew itself. Then searches that a share of the rows may answer, and
 //! the scan of a delta.
 //! usearch compares by our f32 kernel, which is faster than what it is compiled with here; its own is shown too.
+//! With `ANNAL_BENCH_PLOTS=DIR` each set's recall against queries a second is also drawn, as `DIR/NAME.svg`.
 
 #![allow(missing_docs, unreachable_pub, dead_code, unused_imports)]
 
 use annal::{
     durable,
-    model::{self, Distance, HnswParams, Position},
+    model::{self, Distance, HnswParams, Position, Residence},
 };
+use plotters::prelude::*;
 use roaring::RoaringBitmap;
 use std::{
     collections::HashSet,
@@ -82,8 +84,8 @@ fn run(set: &Set) -> Result<(), BuildError> {
         per(same.bytes() as usize)
     );
     let began = cpu_seconds();
-    let grid = Grid::of(dim, &set.base).expect("codes serve these vectors");
-    let codes = grid.encode(&set.base);
+    let grid = Grid::of(dim, set.base.chunks_exact(dim)).expect("codes serve these vectors");
+    let codes = grid.encode(set.base.chunks_exact(set.dim));
     let grown = grow::grow(Distance::Cosine, (&grid, &codes), Vec::new(), params, &AtomicBool::new(false))?;
     println!(
         "  grown over codes in {:.1} CPU-s, {} rows unreachable before the audit",
@@ -94,6 +96,10 @@ fn run(set: &Set) -> Result<(), BuildError> {
     let (same, grown) = (Ours { segment: &same, set }, Ours { segment: &grown, set });
     for recall in RECALLS {
         compare(set, recall, &index, &same, &grown);
+    }
+    if let Some(folder) = std::env::var_os("ANNAL_BENCH_PLOTS") {
+        let path = Path::new(&folder).join(format!("{}.svg", set.name));
+        plot(&path, set, &index, &same, &grown).expect("room for the plot");
     }
     filtered(set, &grown, params);
     fresh(set);
@@ -146,6 +152,55 @@ fn compare(set: &Set, recall: f64, index: &Index, same: &Ours<'_>, grown: &Ours<
     }
 }
 
+/// Recall against queries a CPU-second, for a range of `ef`; each the median of turns.
+fn plot(
+    path: &Path,
+    set: &Set,
+    index: &Index,
+    same: &Ours<'_>,
+    grown: &Ours<'_>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    const EFS: [usize; 13] = [10, 14, 20, 28, 40, 56, 80, 112, 160, 224, 320, 448, 640];
+    let mut scratch = Scratch::default();
+    let mut curves = [const { Vec::new() }; 3];
+    for ef in EFS {
+        let mut took = [const { Vec::new() }; 3];
+        for turn in 0..5 {
+            took[0].push(turn_of(set, turn, |query| _ = usearch_finds(index, query, ef)));
+            took[1].push(turn_of(set, turn, |query| _ = same.finds(query, ef, &mut scratch)));
+            took[2].push(turn_of(set, turn, |query| _ = grown.finds(query, ef, &mut scratch)));
+        }
+        let recalls = [recall_of_usearch(index, set, ef), same.recall(ef), grown.recall(ef)];
+        for ((curve, recall), took) in curves.iter_mut().zip(recalls).zip(&mut took) {
+            curve.push((recall, 1.0 / quantile(took, 0.5)));
+        }
+    }
+    let from = curves.iter().flatten().map(|(recall, _)| *recall).fold(1.0, f64::min).max(0.8);
+    let rates = || curves.iter().flatten().filter(|(recall, _)| *recall >= from).map(|(_, rate)| *rate);
+    let (least, most) = (rates().fold(f64::MAX, f64::min), rates().fold(0.0, f64::max));
+    let area = SVGBackend::new(path, (760, 480)).into_drawing_area();
+    area.fill(&WHITE)?;
+    let mut chart = ChartBuilder::on(&area)
+        .caption(format!("{}: recall@{K} against queries a CPU-second", set.name), ("sans-serif", 18))
+        .margin(12)
+        .x_label_area_size(36)
+        .y_label_area_size(64)
+        .build_cartesian_2d(from..1.0, (least * 0.8..most * 1.2).log_scale())?;
+    chart.configure_mesh().x_desc("recall").y_desc("queries a CPU-second").draw()?;
+    let names = ["usearch, f32", "Annal on the same graph", "Annal on a graph it grew"];
+    for ((curve, name), color) in curves.into_iter().zip(names).zip([&BLACK, &BLUE, &RED]) {
+        let seen: Vec<_> = curve.into_iter().filter(|(recall, _)| *recall >= from).collect();
+        chart
+            .draw_series(LineSeries::new(seen, color.stroke_width(2)).point_size(3))?
+            .label(name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
+    }
+    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK).draw()?;
+    area.present()?;
+    println!("  drawn: {}", path.display());
+    Ok(())
+}
+
 /// Searches that only a share of the rows may answer, evenly spread, as they are planned.
 fn filtered(set: &Set, ours: &Ours<'_>, params: HnswParams) {
     const FILTERED_QUERIES: usize = 200;
@@ -195,8 +250,8 @@ fn filtered(set: &Set, ours: &Ours<'_>, params: HnswParams) {
 fn fresh(set: &Set) {
     let rows = (set.base.len() / set.dim).min((32 << 20) / (4 * set.dim)).min(1 << 16);
     let vectors = &set.base[..rows * set.dim];
-    let grid = Grid::of(set.dim, vectors).expect("codes serve these vectors");
-    let codes = grid.encode(vectors);
+    let grid = Grid::of(set.dim, vectors.chunks_exact(set.dim)).expect("codes serve these vectors");
+    let codes = grid.encode(vectors.chunks_exact(set.dim));
     let metric = Metric::of(Distance::Cosine);
     let exact =
         |query: &[f32], row: u32| metric.distance(query, &vectors[row as usize * set.dim..][..set.dim]);
@@ -219,19 +274,18 @@ fn fresh(set: &Set) {
 fn sealed(path: &Path, set: &Set, built: &build::Built) -> Segment {
     let rows: Vec<Row> =
         (0..(set.base.len() / set.dim) as u32).map(|slot| Row { slot, version: Position(1) }).collect();
-    let grid = Grid::of(set.dim, &set.base).expect("codes serve these vectors");
-    let codes = grid.encode(&set.base);
+    let grid = Grid::of(set.dim, set.base.chunks_exact(set.dim)).expect("codes serve these vectors");
+    let codes = grid.encode(set.base.chunks_exact(set.dim));
     let coder = Coder::Numbers(grid);
     let content = Content {
         distance: Distance::Cosine,
         dim: set.dim,
         rows: &rows,
-        vectors: &set.base,
         built,
         coded: Some((&coder, &codes)),
     };
-    Segment::write(path, &content).expect("room for the segment");
-    Segment::open(path).expect("written just now")
+    Segment::write(path, &content, set.base.chunks_exact(set.dim)).expect("room for the segment");
+    Segment::open(path, Residence::Memory).expect("written just now")
 }
 
 struct Ours<'a> {
@@ -313,7 +367,7 @@ struct Set {
 
 impl Set {
     fn read(folder: &Path) -> Set {
-        let name = folder.display().to_string();
+        let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
         let ending = |end: &str| -> Option<PathBuf> {
             let files = fs::read_dir(folder).expect("a folder of data").map(|f| f.expect("its files").path());
             files.into_iter().find(|path| path.to_str().expect("a name in UTF-8").ends_with(end))

@@ -118,6 +118,8 @@ pub struct Log {
     pub retention_bytes: u64,
     /// Free space on the disk below which writes are turned away.
     pub free_bytes_min: u64,
+    /// Memory for the newest entries, over all shards, so that they need not be read again.
+    pub memory_bytes: usize,
 }
 
 /// The store.
@@ -126,6 +128,8 @@ pub struct Log {
 pub struct Store {
     /// Memory for blocks that were read.
     pub cache_bytes: u64,
+    /// Memory of one shard for what is not yet written to a table.
+    pub memtable_bytes: u64,
 }
 
 /// Vector indexes.
@@ -134,6 +138,8 @@ pub struct Store {
 pub struct Index {
     /// Bytes of vectors that are scanned before a graph is built over them.
     pub seal_bytes: usize,
+    /// Graphs that together hold more bytes of vectors are not made one.
+    pub segment_bytes_max: usize,
 }
 
 /// Searches.
@@ -222,19 +228,24 @@ impl Default for Regions {
 
 impl Default for Log {
     fn default() -> Self {
-        Log { segment_bytes: 64 << 20, retention_bytes: 4 << 30, free_bytes_min: 1 << 30 }
+        Log {
+            segment_bytes: 64 << 20,
+            retention_bytes: 4 << 30,
+            free_bytes_min: 1 << 30,
+            memory_bytes: 64 << 20,
+        }
     }
 }
 
 impl Default for Store {
     fn default() -> Self {
-        Store { cache_bytes: 256 << 20 }
+        Store { cache_bytes: 256 << 20, memtable_bytes: 16 << 20 }
     }
 }
 
 impl Default for Index {
     fn default() -> Self {
-        Index { seal_bytes: 32 << 20 }
+        Index { seal_bytes: 32 << 20, segment_bytes_max: 2 << 30 }
     }
 }
 
@@ -337,6 +348,12 @@ impl Config {
         }
         if self.log.retention_bytes < 2 * self.log.segment_bytes {
             return wrong("log.retention_bytes", "at least two segments (log.segment_bytes)");
+        }
+        if !(1 << 20..=1 << 30).contains(&self.store.memtable_bytes) {
+            return wrong("store.memtable_bytes", "between 1 MiB and 1 GiB");
+        }
+        if self.index.segment_bytes_max < self.index.seal_bytes {
+            return wrong("index.segment_bytes_max", "at least what is sealed at a time (index.seal_bytes)");
         }
         if self.limits.request_bytes_max as u64 > self.log.segment_bytes / 2 {
             return wrong("limits.request_bytes_max", "at most half a segment (log.segment_bytes)");

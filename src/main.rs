@@ -4,7 +4,8 @@ mod cli;
 
 use std::process::ExitCode;
 
-/// A tenth of a small write's processor time went into glibc's allocator (`docs/BENCHMARKS.md`).
+/// A tenth of a small write's processor time went into glibc's allocator (`docs/BENCHMARKS.md`). Without large pages, of
+/// which it would touch many and fill few; an index asks for its own.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

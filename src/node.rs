@@ -23,7 +23,7 @@ use crate::{
     region::{self, RegionOptions, Regions},
     replica::{CheckpointLimits, Pace, ReplicaOptions},
     shard::ShardOptions,
-    store::{Store, StoreError},
+    store::{Store, StoreError, StoreOptions},
     world,
 };
 use folder::Folder;
@@ -197,8 +197,9 @@ async fn start(
     let folder = Folder::new(&config.data_dir, machine.clone())?;
     let opening = folder.clone();
     let (log_options, own) = (log_options(config), at.peer.clone());
-    let cache_bytes = config.store.cache_bytes;
-    let opened = world::blocking(move || opening.open(log_options, cache_bytes, &own)).await??;
+    let store_options =
+        StoreOptions { cache_bytes: config.store.cache_bytes, memtable_bytes: config.store.memtable_bytes };
+    let opened = world::blocking(move || opening.open(log_options, store_options, &own)).await??;
     let folder::Opened { known, log, store, lost } = opened;
     // The node keeps the name it has in its cluster: the others know it by that.
     let named = known.as_ref().map(|file| file.get());
@@ -322,6 +323,7 @@ fn log_options(config: &Config) -> annal_wal::Options {
         segment_bytes: config.log.segment_bytes,
         retention_bytes: config.log.retention_bytes,
         free_bytes_min: config.log.free_bytes_min,
+        hot_bytes_max: config.log.memory_bytes,
         ..annal_wal::Options::default()
     }
 }
@@ -337,7 +339,11 @@ fn cluster_options(config: &Config, standing: &Standing, machine: Option<&Machin
         search_threads: if config.search.threads == 0 { cores } else { config.search.threads },
         recall_sample: config.search.recall_sample,
         index_dir: config.data_dir.join("index"),
-        shard: ShardOptions { seal_bytes: config.index.seal_bytes, ..ShardOptions::default() },
+        shard: ShardOptions {
+            seal_bytes: config.index.seal_bytes,
+            segment_bytes_max: config.index.segment_bytes_max,
+            ..ShardOptions::default()
+        },
         replica: ReplicaOptions {
             heartbeat_ms: config.cluster.heartbeat_ms,
             election_ms: config.cluster.election_ms_min..config.cluster.election_ms_max,

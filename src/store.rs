@@ -62,18 +62,18 @@ type Result<T> = std::result::Result<T, StoreError>;
 pub struct StoreOptions {
     /// Blocks kept in memory, in bytes.
     pub cache_bytes: u64,
+    /// A keyspace's newest writes that are held in memory before they are flushed, in bytes.
+    pub memtable_bytes: u64,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        StoreOptions { cache_bytes: 256 << 20 }
+        StoreOptions { cache_bytes: 256 << 20, memtable_bytes: 16 << 20 }
     }
 }
 
 /// Journals kept for recovery, in bytes: bounds the time to reopen.
 const JOURNAL_BYTES_MAX: u64 = 128 << 20;
-/// A keyspace's newest writes that are held in memory before they are flushed, in bytes.
-const MEMTABLE_BYTES: u64 = 16 << 20;
 /// Threads that flush and compact.
 const THREADS: usize = 2;
 
@@ -92,7 +92,8 @@ pub struct Store(Kind);
 
 #[derive(Clone)]
 enum Kind {
-    Disk(Database),
+    /// With the bytes of a memtable.
+    Disk(Database, u64),
     Memory(memory::Open),
 }
 
@@ -160,7 +161,7 @@ impl Store {
             .manual_journal_persist(true)
             .worker_threads(THREADS)
             .open()?;
-        Ok(Store(Kind::Disk(database)))
+        Ok(Store(Kind::Disk(database, options.memtable_bytes)))
     }
 
     /// Opens the store on a disk in memory.
@@ -172,18 +173,20 @@ impl Store {
     ///
     /// `name`: 1 to 255 bytes. `kind` counts only when it is made.
     pub fn keyspace(&self, name: &str, kind: KeyspaceKind) -> Result<Keyspace> {
-        let options = || {
+        let options = |memtable_bytes| {
             // Vectors do not compress; the journal is flushed by the batch that wrote it.
             let apart = KvSeparationOptions::default()
                 .separation_threshold(512)
                 .compression(fjall::CompressionType::None);
             KeyspaceCreateOptions::default()
-                .max_memtable_size(MEMTABLE_BYTES)
+                .max_memtable_size(memtable_bytes)
                 .manual_journal_persist(true)
                 .with_kv_separation((kind == KeyspaceKind::LargeValues).then_some(apart))
         };
         Ok(Keyspace(match &self.0 {
-            Kind::Disk(database) => KeyspaceOf::Disk(database.keyspace(name, options)?),
+            Kind::Disk(database, memtable_bytes) => {
+                KeyspaceOf::Disk(database.keyspace(name, || options(*memtable_bytes))?)
+            }
             Kind::Memory(store) => KeyspaceOf::Memory(store.keyspace(name)?),
         }))
     }
@@ -191,7 +194,7 @@ impl Store {
     /// Names of all keyspaces, ascending.
     pub fn keyspaces(&self) -> Vec<String> {
         let mut names: Vec<String> = match &self.0 {
-            Kind::Disk(database) => {
+            Kind::Disk(database, _) => {
                 database.list_keyspace_names().iter().map(|name| name.to_string()).collect()
             }
             Kind::Memory(store) => store.keyspaces(),
@@ -204,7 +207,7 @@ impl Store {
     /// was one.
     pub fn drop_keyspace(&self, name: &str) -> Result<bool> {
         let database = match &self.0 {
-            Kind::Disk(database) => database,
+            Kind::Disk(database, _) => database,
             Kind::Memory(store) => return store.drop_keyspace(name),
         };
         if !database.keyspace_exists(name) {
@@ -220,7 +223,7 @@ impl Store {
         // The journal's buffer goes to the operating system with each batch: a killed process loses nothing,
         // and a table never knows more than the journal.
         Batch(match &self.0 {
-            Kind::Disk(database) => BatchOf::Disk(database.batch().durability(Some(PersistMode::Buffer))),
+            Kind::Disk(database, _) => BatchOf::Disk(database.batch().durability(Some(PersistMode::Buffer))),
             Kind::Memory(store) => BatchOf::Memory(memory::Writes::on(store)),
         })
     }
@@ -228,7 +231,7 @@ impl Store {
     /// Everything as it stands now.
     pub fn view(&self) -> View {
         View(match &self.0 {
-            Kind::Disk(database) => ViewOf::Disk(database.snapshot()),
+            Kind::Disk(database, _) => ViewOf::Disk(database.snapshot()),
             Kind::Memory(store) => ViewOf::Memory(store.view()),
         })
     }
@@ -236,7 +239,7 @@ impl Store {
     /// Makes every committed batch durable.
     pub fn persist(&self) -> Result<()> {
         match &self.0 {
-            Kind::Disk(database) => Ok(database.persist(PersistMode::SyncAll)?),
+            Kind::Disk(database, _) => Ok(database.persist(PersistMode::SyncAll)?),
             Kind::Memory(store) => store.persist(),
         }
     }
@@ -244,7 +247,7 @@ impl Store {
     /// Bytes on disk.
     pub fn disk_bytes(&self) -> Result<u64> {
         match &self.0 {
-            Kind::Disk(database) => Ok(database.disk_space()?),
+            Kind::Disk(database, _) => Ok(database.disk_space()?),
             Kind::Memory(store) => Ok(store.bytes()),
         }
     }

@@ -1,4 +1,4 @@
-//! Rows of numbers in a file, read one after the other: `.npy`, `.fvecs`, `.bvecs`, `.ivecs`, `.fbin`.
+//! Rows of numbers in a file, read one after the other: `.npy`, `.fvecs`, `.bvecs`, `.ivecs`, `.fbin`, `.ibin`.
 //!
 //! Invariants: a file's length is held against what its head says before a row is read, so a file that was cut off is
 //! refused whole; every vector that is given out has finite numbers only.
@@ -48,7 +48,7 @@ const READ_AHEAD_BYTES: usize = 1 << 20;
 
 impl Matrix {
     /// Names that end in one of these can be opened.
-    pub(super) const ENDINGS: [&str; 5] = ["npy", "fvecs", "bvecs", "ivecs", "fbin"];
+    pub(super) const ENDINGS: [&str; 6] = ["npy", "fvecs", "bvecs", "ivecs", "fbin", "ibin"];
 
     /// Reads the head and checks it against the file's length.
     ///
@@ -95,7 +95,8 @@ impl Matrix {
         let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
         let (head_bytes, rows, columns, cell, big_endian) = match ending {
             "npy" => npy_head(&mut reader)?,
-            "fbin" => fbin_head(&mut reader)?,
+            "fbin" => bin_head(&mut reader, Cell::F32)?,
+            "ibin" => bin_head(&mut reader, Cell::I32)?,
             "fvecs" => vecs_head(&mut reader, bytes, Cell::F32)?,
             "bvecs" => vecs_head(&mut reader, bytes, Cell::U8)?,
             "ivecs" => vecs_head(&mut reader, bytes, Cell::I32)?,
@@ -189,12 +190,12 @@ fn npy_head(reader: &mut (impl Read + Seek)) -> Result<Head, Failure> {
     Ok((reader.stream_position()?, rows, columns, cell, name.starts_with('>')))
 }
 
-fn fbin_head(reader: &mut impl Read) -> Result<Head, Failure> {
+fn bin_head(reader: &mut impl Read, cell: Cell) -> Result<Head, Failure> {
     let mut head = [0; 8];
     reader.read_exact(&mut head).map_err(|_| "is shorter than its head of 8 bytes")?;
     let number =
         |at: usize| u64::from(u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]));
-    Ok((8, number(0), number(4), Cell::F32, false))
+    Ok((8, number(0), number(4), cell, false))
 }
 
 fn vecs_head(reader: &mut (impl Read + Seek), bytes: u64, cell: Cell) -> Result<Head, Failure> {
@@ -330,6 +331,7 @@ mod tests {
             Ok(Some(vec![large, 7]))
         );
         assert_eq!(ids("a.ivecs", &[1, 0, 0, 0, 9, 1, 0, 0]), Ok(Some(vec![265])));
+        assert_eq!(ids("a.ibin", &[1, 0, 0, 0, 1, 0, 0, 0, 9, 1, 0, 0]), Ok(Some(vec![265])));
         for bytes in [npy("<i4", "(1, 1)", &[255; 4]), npy("<f4", "(1, 1)", &[0; 4])] {
             assert!(ids("b.npy", &bytes).unwrap_err().contains("row 0: wants numbers of points"));
         }

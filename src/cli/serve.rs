@@ -4,9 +4,11 @@ use super::Done;
 use annal::{config::Config, node::Node};
 use clap::Args;
 use std::{
-    io::{IsTerminal, Write},
+    io::{self, IsTerminal, Write},
     net::SocketAddr,
     path::PathBuf,
+    thread,
+    time::Duration,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -57,10 +59,11 @@ impl Serve {
                 tracing_subscriber::EnvFilter::try_from_env("ANNAL_LOG")
                     .unwrap_or_else(|_| "info,openraft=warn,fjall=warn,lsm_tree=warn".into()),
             )
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal())
+            .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal())
             .init();
         let config = self.over(Config::read(self.config.as_deref())?);
+        give_memory_back()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(async {
             // Listened for before the node opens: a signal during a long start is not lost.
@@ -71,7 +74,7 @@ impl Serve {
             };
             let node = Node::open(config).await?;
             println!("listening http={} peer={}", node.http(), node.peer());
-            std::io::stdout().flush()?;
+            io::stdout().flush()?;
             node.run(stop).await?;
             Ok(())
         })
@@ -96,4 +99,21 @@ impl Serve {
         }
         config
     }
+}
+
+/// How often memory is given back.
+const GIVE_BACK_EVERY: Duration = Duration::from_secs(2);
+
+/// Sees to it that memory which the allocator keeps for later goes back to the system: by itself it looks at that only
+/// when other memory is freed, so a node at rest would keep what a load took (`docs/BENCHMARKS.md`).
+fn give_memory_back() -> io::Result<()> {
+    let keeper = || loop {
+        thread::sleep(GIVE_BACK_EVERY);
+        #[expect(unsafe_code, reason = "a call of the allocator's own, which no safe crate has")]
+        // SAFETY: it may be called at any time, from any thread; no memory that is in use is touched.
+        unsafe {
+            libmimalloc_sys::mi_collect(true);
+        }
+    };
+    thread::Builder::new().name("memory".to_owned()).spawn(keeper).map(drop)
 }

@@ -39,7 +39,7 @@ use crate::{
     machine::{Outcome, Verdict},
     model::{
         CollectionId, Explanation, FieldPath, Filter, HnswParams, PointId, Position, Quantization, ReplicaId,
-        RequestId, Schema, ShardNumber, SparseParams, VectorParams,
+        RequestId, Residence, Schema, ShardNumber, SparseParams, VectorParams,
     },
     replica::{Proposed, Replica, ReplicaError, ReplicaOptions, Wait},
     shard::ShardOptions,
@@ -153,6 +153,9 @@ pub struct CollectionChange {
     /// New shapes of codes, by vector.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub quantization_by_vector: BTreeMap<String, Quantization>,
+    /// Where graphs and codes are held from now on, by vector.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub residence_by_vector: BTreeMap<String, Residence>,
     /// Settings to merge into [`CollectionSpec::passthrough`], key by key.
     pub passthrough: serde_json::Map<String, serde_json::Value>,
 }

@@ -24,4 +24,6 @@ pub use query::{
     Target, VectorSelector,
 };
 pub use region::{Counted, Counting, Duty, Home, Homes, Turn};
-pub use schema::{Distance, FieldType, HnswParams, Quantization, Schema, SparseParams, VectorParams};
+pub use schema::{
+    Distance, FieldType, HnswParams, Quantization, Residence, Schema, SparseParams, VectorParams,
+};

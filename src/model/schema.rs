@@ -54,6 +54,9 @@ pub struct VectorParams {
     /// bytes, and their hash.
     #[serde(default, skip_serializing_if = "Quantization::is_usual")]
     pub quantization: Quantization,
+    /// Where its graph and codes are held; the usual place is left out too.
+    #[serde(default, skip_serializing_if = "Residence::is_usual")]
+    pub residence: Residence,
 }
 
 /// How the vectors of a graph are coded: codes choose candidates, and never answer.
@@ -68,6 +71,25 @@ pub enum Quantization {
     None,
 }
 
+/// Where that of a graph is held which a search jumps about in. Vectors as they were written are read from the file, few
+/// for each search.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Residence {
+    /// Links and codes in memory.
+    #[default]
+    Memory,
+    /// Codes in memory; links are read from the file.
+    Codes,
+    /// Both are read from the file; what is often read stays in the system's cache as long as there is room.
+    Disk,
+}
+
+impl Residence {
+    fn is_usual(&self) -> bool {
+        *self == Residence::default()
+    }
+}
+
 impl Quantization {
     fn is_usual(&self) -> bool {
         *self == Quantization::default()
@@ -75,9 +97,10 @@ impl Quantization {
 }
 
 impl VectorParams {
-    /// With the usual codes.
+    /// With the usual codes, in memory.
     pub fn new(dim: u32, distance: Distance, hnsw: HnswParams) -> Self {
-        VectorParams { dim, distance, hnsw, quantization: Quantization::default() }
+        let (quantization, residence) = Default::default();
+        VectorParams { dim, distance, hnsw, quantization, residence }
     }
 
     /// The largest dimension that is accepted (Qdrant's own limit).

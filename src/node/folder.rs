@@ -75,7 +75,7 @@ impl Folder {
     pub(super) fn open(
         &self,
         options: annal_wal::Options,
-        cache_bytes: u64,
+        store_options: StoreOptions,
         own: &str,
     ) -> Result<Opened, NodeError> {
         let path = self.identity();
@@ -88,7 +88,7 @@ impl Folder {
             return Ok(Opened {
                 known: None,
                 log,
-                store: self.open_store(cache_bytes)?,
+                store: self.open_store(store_options)?,
                 lost: lost(&recovery),
             });
         };
@@ -97,7 +97,7 @@ impl Folder {
             // It was set aside before, maybe not to the end.
             None => None,
             Some(catalog) => {
-                match self.open_left(options.clone(), cache_bytes, catalog, identity.founding)? {
+                match self.open_left(options.clone(), store_options, catalog, identity.founding)? {
                     Left::Whole { log, store, lost } => {
                         return Ok(Opened { known: Some(file), log, store, lost });
                     }
@@ -116,14 +116,14 @@ impl Folder {
         }
         self.set_aside(&["wal", "store", "index"])?;
         let (log, _) = self.open_wal(options)?;
-        Ok(Opened { known: Some(file), log, store: self.open_store(cache_bytes)?, lost: BTreeSet::new() })
+        Ok(Opened { known: Some(file), log, store: self.open_store(store_options)?, lost: BTreeSet::new() })
     }
 
     /// Opens what a node that lived here has left.
     fn open_left(
         &self,
         options: annal_wal::Options,
-        cache_bytes: u64,
+        store_options: StoreOptions,
         catalog: ReplicaId,
         founding: bool,
     ) -> Result<Left, NodeError> {
@@ -142,7 +142,7 @@ impl Folder {
         if lost.contains(&catalog) {
             return Ok(Left::Lost("entries of the catalog are damaged".to_owned()));
         }
-        let store = self.open_store(cache_bytes)?;
+        let store = self.open_store(store_options)?;
         match check_catalog(&log, &store, catalog) {
             Ok(()) => Ok(Left::Whole { log, store, lost }),
             Err(e) if e.kind() == Kind::Corrupt => Ok(Left::Lost(format!("of the catalog: {e}"))),
@@ -158,12 +158,12 @@ impl Folder {
     }
 
     /// Opens the store; one that is damaged is set aside, and an empty one opened.
-    fn open_store(&self, cache_bytes: u64) -> Result<Store, NodeError> {
+    fn open_store(&self, store_options: StoreOptions) -> Result<Store, NodeError> {
         if let Some(machine) = &self.machine {
             return Ok(Store::open_in_memory(&machine.store));
         }
         let dir = self.dir.join("store");
-        let open = || catch_unwind(AssertUnwindSafe(|| Store::open(&dir, StoreOptions { cache_bytes })));
+        let open = || catch_unwind(AssertUnwindSafe(|| Store::open(&dir, store_options)));
         let why = match open() {
             Ok(Ok(store)) => return Ok(store),
             Ok(Err(error)) if error.is_damage() => error.to_string(),
@@ -173,7 +173,7 @@ impl Folder {
         };
         tracing::error!(why, "the store is damaged: set aside, and folded again from the log");
         self.set_aside(&["store", "index"])?;
-        Ok(Store::open(&dir, StoreOptions { cache_bytes })?)
+        Ok(Store::open(&dir, store_options)?)
     }
 
     /// Moves parts of the folder to `damaged/`, in the place of older ones.
@@ -223,7 +223,7 @@ mod tests {
     use annal_wal::{Entry, GroupId, LogId, LogIndex, Term};
     use tempfile::TempDir;
 
-    const CACHE: u64 = 1 << 20;
+    const STORE: StoreOptions = StoreOptions { cache_bytes: 1 << 20, memtable_bytes: 1 << 20 };
     const OWN: &str = "127.0.0.1:1";
 
     fn options() -> annal_wal::Options {
@@ -234,7 +234,7 @@ mod tests {
     async fn lived_in(peers: &[&str]) -> (TempDir, Folder, Identity) {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::new(dir.path(), None).unwrap();
-        let log = folder.open(options(), CACHE, OWN).unwrap().log;
+        let log = folder.open(options(), STORE, OWN).unwrap().log;
         let group = log.create_group(GroupId(3)).await.unwrap();
         for index in 1..=50 {
             let id = LogId { term: Term(1), leader: 1, index: LogIndex(index) };
@@ -249,7 +249,7 @@ mod tests {
         drop((log, group));
         fs::remove_dir_all(dir.path().join("wal")).unwrap();
         fs::rename(dir.path().join("crashed"), dir.path().join("wal")).unwrap();
-        let store = folder.open_store(1 << 20).unwrap();
+        let store = folder.open_store(STORE).unwrap();
         let keyspace = store.keyspace("x", KeyspaceKind::Plain).unwrap();
         let mut batch = store.batch();
         batch.put(&keyspace, b"k", b"v");
@@ -293,7 +293,7 @@ mod tests {
     #[tokio::test]
     async fn a_good_folder_is_opened_as_it_is() {
         let (_dir, folder, member) = lived_in(&["127.0.0.1:2"]).await;
-        let opened = folder.open(options(), CACHE, OWN).unwrap();
+        let opened = folder.open(options(), STORE, OWN).unwrap();
         assert_eq!(opened.known.unwrap().get(), member);
         assert_eq!(opened.log.groups(), [GroupId(3)]);
         assert!(opened.lost.is_empty());
@@ -306,7 +306,7 @@ mod tests {
     async fn a_damaged_log_is_set_aside_only_if_peers_are_known() {
         let (dir, folder, member) = lived_in(&[OWN]).await;
         flip(dir.path());
-        match folder.open(options(), CACHE, OWN) {
+        match folder.open(options(), STORE, OWN) {
             Err(NodeError::Damaged(why)) => assert!(why.contains("is damaged at offset"), "{why}"),
             other => panic!("{:?}", other.map(|o| o.lost)),
         }
@@ -314,7 +314,7 @@ mod tests {
 
         let file = IdentityFile::read(&folder.identity()).unwrap().unwrap();
         file.set_peers(vec![OWN.into(), "127.0.0.1:2".into()]).unwrap();
-        let opened = folder.open(options(), CACHE, OWN).unwrap();
+        let opened = folder.open(options(), STORE, OWN).unwrap();
         let now = opened.known.unwrap().get();
         assert_ne!(now.incarnation, member.incarnation);
         assert_eq!((now.cluster_id.as_str(), now.node.as_str(), now.catalog_replica), ("c", "n", None));
@@ -327,7 +327,7 @@ mod tests {
         drop(opened.store);
         // Interrupted before it was taken in again: what there is by now is set aside too, the older one goes.
         fs::write(dir.path().join("store/later"), b"x").unwrap();
-        let again = folder.open(options(), CACHE, OWN).unwrap();
+        let again = folder.open(options(), STORE, OWN).unwrap();
         assert_eq!(again.known.unwrap().get(), now);
         again.log.shutdown().await.unwrap();
         assert!(dir.path().join("damaged/store/later").exists());
@@ -337,24 +337,24 @@ mod tests {
     async fn a_log_that_is_gone_is_no_new_beginning() {
         let (dir, folder, _) = lived_in(&["127.0.0.1:2"]).await;
         fs::remove_dir_all(dir.path().join("wal")).unwrap();
-        let opened = folder.open(options(), CACHE, OWN).unwrap();
+        let opened = folder.open(options(), STORE, OWN).unwrap();
         assert_eq!(opened.known.unwrap().get().catalog_replica, None);
         opened.log.shutdown().await.unwrap();
 
         let (dir, folder, _) = lived_in(&[]).await;
         fs::remove_dir_all(dir.path().join("wal")).unwrap();
-        assert!(matches!(folder.open(options(), CACHE, OWN), Err(NodeError::Damaged(_))));
+        assert!(matches!(folder.open(options(), STORE, OWN), Err(NodeError::Damaged(_))));
     }
 
     #[tokio::test]
     async fn a_log_without_an_owner_and_a_locked_one_are_left_alone() {
         let (dir, folder, _) = lived_in(&["127.0.0.1:2"]).await;
-        let Opened { log: held, store, .. } = folder.open(options(), CACHE, OWN).unwrap();
+        let Opened { log: held, store, .. } = folder.open(options(), STORE, OWN).unwrap();
         drop(store);
-        assert!(matches!(folder.open(options(), CACHE, OWN), Err(NodeError::Log(_))));
+        assert!(matches!(folder.open(options(), STORE, OWN), Err(NodeError::Log(_))));
         held.shutdown().await.unwrap();
         fs::remove_file(folder.identity()).unwrap();
-        assert!(matches!(folder.open(options(), CACHE, OWN), Err(NodeError::Ownerless(_))));
+        assert!(matches!(folder.open(options(), STORE, OWN), Err(NodeError::Ownerless(_))));
         assert!(!dir.path().join("damaged").exists());
     }
 
@@ -365,12 +365,12 @@ mod tests {
             let mut files = walk(&dir.path().join("store"));
             files.retain(|p| !p.ends_with("lock") && fs::metadata(p).unwrap().len() > 0);
             files.iter().for_each(|file| harm(file));
-            let store = folder.open_store(1 << 20).unwrap();
+            let store = folder.open_store(STORE).unwrap();
             assert!(store.keyspaces().is_empty());
             assert!(dir.path().join("damaged/store").exists(), "{name}");
             assert!(!dir.path().join("damaged/wal").exists());
             drop(store);
-            let opened = folder.open(options(), CACHE, OWN).unwrap();
+            let opened = folder.open(options(), STORE, OWN).unwrap();
             assert_eq!(opened.known.unwrap().get(), member);
             opened.log.shutdown().await.unwrap();
         }
@@ -381,13 +381,13 @@ mod tests {
     async fn a_catalog_that_the_log_does_not_reach_back_to_is_fetched_from_the_peers() {
         for (peers, taken_in_again) in [(&["127.0.0.1:2"][..], true), (&[], false)] {
             let (dir, folder, member) = lived_in(peers).await;
-            let opened = folder.open(options(), CACHE, OWN).unwrap();
+            let opened = folder.open(options(), STORE, OWN).unwrap();
             // As a snapshot leaves it.
             let group = opened.log.group(GroupId(3)).unwrap();
             group.purge(LogId { term: Term(1), leader: 1, index: LogIndex(60) }).await.unwrap();
             opened.log.shutdown().await.unwrap();
             drop((opened, group));
-            match folder.open(options(), CACHE, OWN) {
+            match folder.open(options(), STORE, OWN) {
                 Ok(opened) => {
                     let now = opened.known.unwrap().get();
                     assert!(taken_in_again && now.incarnation != member.incarnation);

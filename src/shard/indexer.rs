@@ -239,10 +239,22 @@ impl Indexer {
         }
     }
 
-    /// Does one merge; `false` if none is worth while.
+    /// Does one merge, or opens a segment anew that is to be held elsewhere; `false` if there is nothing to do.
     fn step(&self, shard: &Shard) -> Result<bool, IndexError> {
         let view = shard.view();
-        let next = view.vectors.iter().find_map(|(name, i)| Some((name.clone(), i.next_merge(&view.live)?)));
+        for (name, index) in &view.vectors {
+            let Some(old) = index.held_elsewhere() else { continue };
+            let segment = Segment::open(&self.folder.join(&old.file), index.params.residence)?;
+            let new = SealedSegment { file: old.file.clone(), segment };
+            let merge = Merge { params: index.params, segments: vec![old.clone()], sealed: Vec::new() };
+            shard.replace_parts(name, &merge, Some(Arc::new(new)));
+            return Ok(true);
+        }
+        let bytes_max = shard.options.segment_bytes_max;
+        let next = view.vectors.iter().find_map(|(name, index)| {
+            let merge = index.next_merge(&view.live, bytes_max)?;
+            Some((name.clone(), merge))
+        });
         let Some((name, merge)) = next else { return Ok(false) };
         let _turn = self.turn(&shard.options.build_turn)?;
         fs::create_dir_all(&self.folder).map_err(|e| IndexError::Segment(e.into()))?;
@@ -346,7 +358,7 @@ fn open_segment(
     slots: &SlotTable,
     covered: &RoaringBitmap,
 ) -> Result<(SealedSegment, RoaringBitmap), String> {
-    let segment = Segment::open(&folder.join(&entry.file)).map_err(|e| e.to_string())?;
+    let segment = Segment::open(&folder.join(&entry.file), params.residence).map_err(|e| e.to_string())?;
     if Entry::of(&entry.file, &segment) != *entry {
         return Err("it is not the file the manifest names".to_owned());
     }

@@ -69,6 +69,8 @@ pub struct ShardOptions {
     pub dedup_window: u64,
     /// Bytes of vectors that are scanned before they are sealed and built into a graph.
     pub seal_bytes: usize,
+    /// Bytes of vectors of a graph that is made from smaller ones, at most.
+    pub segment_bytes_max: usize,
     /// Sealed bytes that wait for a graph before writers are slowed; at four times as many they wait.
     pub waiting_bytes: usize,
     /// Whose turn it is to build a graph; the shards of a node share it.
@@ -80,6 +82,7 @@ impl Default for ShardOptions {
         ShardOptions {
             dedup_window: DEDUP_WINDOW,
             seal_bytes: 32 << 20,
+            segment_bytes_max: 2 << 30,
             waiting_bytes: 256 << 20,
             build_turn: BuildTurn::default(),
         }
@@ -113,6 +116,8 @@ struct Writer {
     unmarked_bytes: usize,
     clients: Clients,
     poisoned: Option<String>,
+    /// From then on the store may be taken away.
+    closed: bool,
 }
 
 /// Figures of a shard.
@@ -167,6 +172,7 @@ impl Shard {
                 unmarked_bytes: 0,
                 clients: Clients::default(),
                 poisoned: None,
+                closed: false,
             }),
             history_starts: AtomicU64::new(0),
             installs: AtomicU64::new(0),
@@ -235,7 +241,10 @@ impl Shard {
     /// Stops what runs in the background and waits for it; the shard takes no more commands. Views stay
     /// readable.
     pub fn close(&self) {
-        self.writer().poisoned.get_or_insert_with(|| "closed".to_owned());
+        let mut writer = self.writer();
+        writer.closed = true;
+        writer.poisoned.get_or_insert_with(|| "closed".to_owned());
+        drop(writer);
         self.absorbed.notify_all();
         self.indexer.stop();
         self.indexer.join();
@@ -316,7 +325,7 @@ impl Shard {
         writer.unmarked_bytes = if marked { 0 } else { writer.unmarked_bytes + bytes };
         let vectors = next_vectors(&base.vectors, &fold.schema, &fold.born, self.options.seal_bytes);
         writer.died += fold.died;
-        let waits = |index: &VectorIndex| !index.sealed.is_empty();
+        let waits = |index: &VectorIndex| !index.sealed.is_empty() || index.held_elsewhere().is_some();
         let worth_a_look = vectors.values().any(waits) || writer.died as u64 * 10 > fold.live.count();
         self.published.store(Arc::new(ReadView {
             state: fold.state,
@@ -559,7 +568,7 @@ fn next_vectors(
     let mut next = VectorIndexes::new();
     for (name, params) in &schema.vectors {
         let mut index = base.get(name).cloned().unwrap_or_else(|| VectorIndex::new(*params, Vec::new()));
-        // A new shape counts for the graphs that are built from now on.
+        // A new shape counts for the graphs that are built from now on, a new residence for all.
         index.params = *params;
         let (mut slots, mut values) = (Vec::new(), Vec::new());
         for (slot, vectors) in born {

@@ -28,14 +28,14 @@ const ROWS_AT_ONCE: u64 = 256;
 impl Shard {
     /// Computes the state hash anew from every row in the store, and checks the index files in use.
     ///
-    /// Errors: `Damaged` names what has rotted.
+    /// Errors: `Damaged` names what has rotted; `Poisoned` if the shard is closed.
     pub fn scrub(&self) -> Result<(Position, u128), MachineError> {
         let hash = self.scrub_gently(|_| ControlFlow::Continue(()))?;
-        Ok(hash.expect("nobody stopped it"))
+        hash.ok_or_else(|| MachineError::Poisoned("closed".to_owned()))
     }
 
     /// [`Shard::scrub`] at the caller's pace: `between` is called after every 256 rows with how many were read;
-    /// it may sleep, or stop the scrub, which then gives `None`.
+    /// it may sleep, or stop the scrub, which then gives `None`; so does that of a shard that is closed.
     ///
     /// Readers and the writer go on meanwhile; the store keeps what they replace until the scrub has ended.
     pub fn scrub_gently(
@@ -44,7 +44,10 @@ impl Shard {
     ) -> Result<Option<(Position, u128)>, MachineError> {
         // Under the lock no batch is half in the store, and the published view is of the last one.
         let (view, store) = {
-            let _writer = self.writer();
+            let writer = self.writer();
+            if writer.closed {
+                return Ok(None);
+            }
             (self.view(), self.store.view())
         };
         let mut scrub = Scrub { view, store, rows: 0, between };

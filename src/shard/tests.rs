@@ -5,6 +5,7 @@ mod cost;
 mod explain;
 mod intents;
 mod log;
+mod oracle;
 mod quantization;
 mod real;
 mod regions;
@@ -34,7 +35,9 @@ fn options() -> ShardOptions {
 }
 
 fn open(folder: &Path) -> Arc<Shard> {
-    let store = Store::open(&folder.join("store"), StoreOptions { cache_bytes: 1 << 20 }).unwrap();
+    let store =
+        Store::open(&folder.join("store"), StoreOptions { cache_bytes: 1 << 20, ..StoreOptions::default() })
+            .unwrap();
     Shard::open(store, "shard1", &folder.join("index"), COLLECTION, options()).unwrap()
 }
 
@@ -436,7 +439,7 @@ proptest! {
         let folder = tempfile::tempdir().unwrap();
         let options = ShardOptions { seal_bytes, ..options() };
         let open = |folder: &Path| {
-            let store = Store::open(&folder.join("store"), StoreOptions { cache_bytes: 1 << 20 }).unwrap();
+            let store = Store::open(&folder.join("store"), StoreOptions { cache_bytes: 1 << 20, ..StoreOptions::default() }).unwrap();
             Shard::open(store, "shard1", &folder.join("index"), COLLECTION, options.clone()).unwrap()
         };
         let mut shard = open(folder.path());

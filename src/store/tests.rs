@@ -142,7 +142,7 @@ proptest! {
     #[test]
     fn the_twin_shows_what_the_store_shows(script in proptest::collection::vec(step(), 1..40)) {
         let (folder, disk) = (tempfile::tempdir().unwrap(), MemoryStore::new());
-        let open = || Store::open(folder.path(), StoreOptions { cache_bytes: 1 << 20 }).unwrap();
+        let open = || Store::open(folder.path(), StoreOptions { cache_bytes: 1 << 20, ..StoreOptions::default() }).unwrap();
         let (mut real, mut twin) = (open(), Store::open_in_memory(&disk));
         for step in &script {
             if matches!(step, Step::Reopen) {

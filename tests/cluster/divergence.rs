@@ -51,7 +51,8 @@ fn a_replica_that_has_diverged() {
 }
 
 fn store_of(data_dir: &Path) -> Store {
-    Store::open(&data_dir.join("store"), StoreOptions { cache_bytes: 16 << 20 }).unwrap()
+    Store::open(&data_dir.join("store"), StoreOptions { cache_bytes: 16 << 20, ..StoreOptions::default() })
+        .unwrap()
 }
 
 fn keyspaces(data_dir: &Path) -> Vec<String> {

@@ -112,8 +112,9 @@ impl Host {
                 segment_bytes: self.site.segment_bytes,
                 retention_bytes: self.site.segments * self.site.segment_bytes,
                 free_bytes_min: 4 * self.site.segment_bytes,
+                ..config::Log::default()
             },
-            index: config::Index { seal_bytes: usize::MAX },
+            index: config::Index { seal_bytes: usize::MAX, ..config::Index::default() },
             // A sample would take from the chance of a seed, and a shard without graphs has nothing to be sampled.
             search: config::Search { threads: 1, recall_sample: 0.0 },
             ..Config::default()

@@ -8,7 +8,9 @@ use super::{
     aliases::resolved,
     index::type_name,
     refuse_unbuilt,
-    settings::{Dense, DenseChange, Hnsw, Optimizers, Placement, Quantization, Sparse, Wal, lay_over},
+    settings::{
+        Dense, DenseChange, Hnsw, Optimizers, Placement, Quantization, Sparse, Wal, lay_over, residence,
+    },
     within,
 };
 use crate::{
@@ -19,7 +21,7 @@ use crate::{
         wishes::Wishes,
     },
     cluster::{Cluster, CollectionChange, CollectionInfo, CollectionSpec, ReadOptions},
-    model::{HnswParams, Kind, SparseParams, VectorParams},
+    model::{HnswParams, Kind, Residence, SparseParams, VectorParams},
 };
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
@@ -183,6 +185,9 @@ impl CreateBody {
             ("quantization_config", self.quantization_config.as_ref().map(kept)),
             ("metadata", self.metadata.map(Value::Object)),
         ]);
+        for (name, params) in &mut vectors {
+            params.residence = residence(&passthrough, name);
+        }
         Ok(CollectionSpec {
             vectors,
             sparse: sparse.into_keys().map(|name| (name, SparseParams {})).collect(),
@@ -281,10 +286,17 @@ impl UpdateBody {
         let hnsw = self.hnsw_config.unwrap_or_default().over(now.hnsw)?;
         let hnsw_by_vector = shapes(now, &settings, hnsw)?;
         let quantization_by_vector = codes(now, &settings)?;
+        let residence_by_vector = residences(now, &settings);
         // Each changed key goes on whole, as it is after the change.
         let passthrough = settings.into_iter().filter(|(key, _)| changed.contains_key(key)).collect();
         let hnsw = (hnsw != now.hnsw).then_some(hnsw);
-        Ok(CollectionChange { hnsw_by_vector, hnsw, quantization_by_vector, passthrough })
+        Ok(CollectionChange {
+            hnsw_by_vector,
+            hnsw,
+            quantization_by_vector,
+            residence_by_vector,
+            passthrough,
+        })
     }
 }
 
@@ -319,6 +331,13 @@ fn codes(
         }
     }
     Ok(changed)
+}
+
+/// The vectors whose graphs and codes are held elsewhere from now on.
+fn residences(now: &CollectionSpec, settings: &Map<String, Value>) -> BTreeMap<String, Residence> {
+    let said = now.vectors.iter().map(|(name, params)| (name, params, residence(settings, name)));
+    let changed = said.filter(|(_, params, said)| params.residence != *said);
+    changed.map(|(name, _, said)| (name.clone(), said)).collect()
 }
 
 /// The vectors whose graphs get another shape, by their own settings over the collection's new shape.
@@ -628,6 +647,49 @@ mod tests {
         for bad in ["", ".", "..", "a/b", "a\\b", "a\0", "a\n", "a:b", "a*", &"x".repeat(256)] {
             check_name("name", bad).unwrap_err();
         }
+    }
+
+    #[test]
+    fn what_is_on_disk_is_read_from_there() {
+        let vectors = |more: Value| {
+            let mut body = json!({"vectors": {"a": {"size": 4, "distance": "Dot"}, "b": {"size": 4, "distance": "Dot"}}});
+            merge(&mut body, more);
+            create(body).unwrap()
+        };
+        fn merge(body: &mut Value, more: Value) {
+            match (body, more) {
+                (Value::Object(body), Value::Object(more)) => more
+                    .into_iter()
+                    .for_each(|(key, value)| merge(body.entry(key).or_insert(Value::Null), value)),
+                (body, more) => *body = more,
+            }
+        }
+        for (more, a, b) in [
+            (json!({}), Residence::Memory, Residence::Memory),
+            (json!({"vectors": {"a": {"on_disk": true}}}), Residence::Codes, Residence::Memory),
+            (json!({"vectors": {"b": {"memory": "cold"}}}), Residence::Memory, Residence::Codes),
+            (json!({"hnsw_config": {"on_disk": true}}), Residence::Codes, Residence::Codes),
+            (
+                json!({"hnsw_config": {"on_disk": true}, "vectors": {"a": {"hnsw_config": {"on_disk": false}}}}),
+                Residence::Memory,
+                Residence::Codes,
+            ),
+            (
+                json!({"vectors": {"a": {"on_disk": true}}, "quantization_config": {"scalar": {"type": "int8", "always_ram": false}}}),
+                Residence::Disk,
+                Residence::Memory,
+            ),
+        ] {
+            let spec = vectors(more.clone());
+            assert_eq!((spec.vectors["a"].residence, spec.vectors["b"].residence), (a, b), "{more}");
+        }
+        let now = vectors(json!({"vectors": {"a": {"on_disk": true}}}));
+        let update = |body: Value| parse_value::<UpdateBody>(body).unwrap().into_model(&now).unwrap();
+        let change = update(json!({"vectors": {"a": {"on_disk": false}, "b": {"on_disk": true}}}));
+        let changed =
+            [("a", Residence::Memory), ("b", Residence::Codes)].map(|(name, to)| (name.to_owned(), to));
+        assert_eq!(change.residence_by_vector, changed.into());
+        assert_eq!(update(json!({"metadata": {}})).residence_by_vector, BTreeMap::new());
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! Settings of a collection that are kept and returned as they came, every field known and typed.
 //!
-//! They speak of memory, threads and thresholds, which Annal chooses itself; none of them can change an answer.
-//! A quantization in particular is a hint: it chooses the shape of the codes that candidates are found by
-//! ([`Quantization::codes`]), and these are always scored again with the vectors as they were written. Fields whose type alone matters are checked and kept as
-//! JSON; what would change an answer is refused (here, or in `collections`).
+//! They speak of memory, threads and thresholds; none of them can change an answer. Those that Annal heeds are the shape
+//! of graphs, the quantization, a hint that chooses the shape of the codes that candidates are found by
+//! ([`Quantization::codes`]; these are always scored again with the vectors as they were written), and what is to be
+//! read from the disk ([`residence`]); the rest it chooses itself. Fields whose type alone matters are checked and kept
+//! as JSON; what would change an answer is refused (here, or in `collections`).
 
 use super::within;
 use crate::{
     api::error::{ApiError, Result},
-    model::{self, Distance, HnswParams, VectorParams},
+    model::{self, Distance, HnswParams, Residence, VectorParams},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -214,8 +215,30 @@ impl Quantization {
     }
 }
 
+/// Where the graph and the codes of a vector are held, by a collection's settings and the vector's own.
+///
+/// What is `on_disk`, be it the vector or its graph, has its links read from the file. Codes are read from there too
+/// only where a quantization says so (`always_ram: false`): without them in memory, a search waits for the disk at every
+/// step.
+pub(super) fn residence(settings: &Map<String, Value>, vector: &str) -> Residence {
+    let own = settings.get("vectors").and_then(|vectors| vectors.get(vector));
+    let on_disk = |settings: &Value| match (settings.get("on_disk"), settings.get("memory")) {
+        (Some(on_disk), _) => on_disk.as_bool(),
+        (None, memory) => memory.map(|memory| *memory == json!(Memory::Cold)),
+    };
+    let of = |name: &str| own.and_then(|own| own.get(name)).or_else(|| settings.get(name));
+    let graph = of("hnsw_config").and_then(on_disk).unwrap_or_default();
+    if !graph && !own.and_then(on_disk).unwrap_or_default() {
+        return Residence::Memory;
+    }
+    let kinds = of("quantization_config").and_then(Value::as_object);
+    let always_ram =
+        kinds.and_then(|kinds| kinds.values().find_map(|kind| kind.get("always_ram")?.as_bool()));
+    if always_ram == Some(false) { Residence::Disk } else { Residence::Codes }
+}
+
 impl Dense {
-    /// The vector's parameters; `usual` is the shape of graphs, and of codes, of a vector that says nothing.
+    /// The vector's parameters, in memory; `usual` is the shape of graphs, and of codes, of a vector that says nothing.
     pub(super) fn params(&self, usual: (HnswParams, model::Quantization)) -> Result<VectorParams> {
         if self.multivector_config.is_some() {
             return Err(ApiError::unbuilt("multivector_config", ""));
@@ -227,6 +250,7 @@ impl Dense {
             distance: self.distance.ok_or_else(|| missing("distance"))?,
             hnsw: self.hnsw_config.clone().unwrap_or_default().over(usual.0)?,
             quantization: self.quantization_config.as_ref().map_or(usual.1, Quantization::codes),
+            residence: Residence::Memory,
         })
     }
 }

@@ -107,7 +107,11 @@ impl Node {
         tokio::spawn(net::serve(listener, peers, Arc::new(door.clone()), stop.clone()));
         let identity = found::settle(&door, known, &path, &join).await.unwrap();
         let (log, _) = Log::open_in_memory(disk.clone(), options.clone()).unwrap();
-        let store = Store::open(&folder.path().join("store"), StoreOptions { cache_bytes: 1 << 20 }).unwrap();
+        let store = Store::open(
+            &folder.path().join("store"),
+            StoreOptions { cache_bytes: 1 << 20, ..StoreOptions::default() },
+        )
+        .unwrap();
         let mut replica =
             ReplicaOptions { incoming: folder.path().to_owned(), ..ReplicaOptions::new(ReplicaId(1)) };
         // So that a new replica is sent a snapshot rather than the log.

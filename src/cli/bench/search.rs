@@ -29,7 +29,7 @@ use std::{
 pub(in crate::cli) struct Search {
     #[command(flatten)]
     asked: Asked,
-    /// Row q holds the ids of the points nearest to query q, nearest first: .ivecs or .npy; without a filter.
+    /// Row q holds the ids of the points nearest to query q, nearest first: .ivecs, .ibin or .npy; without a filter.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["filter", "truth_sample"])]
     truth: Option<PathBuf>,
     #[command(flatten)]

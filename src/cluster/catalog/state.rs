@@ -523,6 +523,11 @@ impl CollectionSpec {
                 params.quantization = quantization;
             }
         }
+        for (name, residence) in change.residence_by_vector {
+            if let Some(params) = self.vectors.get_mut(&name) {
+                params.residence = residence;
+            }
+        }
         self.passthrough.extend(change.passthrough);
     }
 }

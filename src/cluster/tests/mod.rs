@@ -132,7 +132,11 @@ impl Node {
             found::settle(&door, None, &dir.path().join("node.json"), join).await.unwrap();
         let log_options = annal_wal::Options { segment_bytes: 4 << 20, ..annal_wal::Options::default() };
         let (log, _) = annal_wal::Log::open(&dir.path().join("wal"), log_options).unwrap();
-        let store = Store::open(&dir.path().join("store"), StoreOptions { cache_bytes: 8 << 20 }).unwrap();
+        let store = Store::open(
+            &dir.path().join("store"),
+            StoreOptions { cache_bytes: 8 << 20, ..StoreOptions::default() },
+        )
+        .unwrap();
         let options = ClusterOptions {
             region,
             zone,

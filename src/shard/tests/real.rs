@@ -72,7 +72,7 @@ pub(super) fn settle(shard: &Shard) {
     let deadline = Instant::now() + Duration::from_secs(240);
     loop {
         let view = shard.view();
-        let merged = view.vectors.values().all(|index| index.next_merge(&view.live).is_none());
+        let merged = view.vectors.values().all(|index| index.next_merge(&view.live, usize::MAX).is_none());
         // The manifest is written after a merged graph can be searched.
         let written =
             view.vectors.values().flat_map(|index| &index.segments).map(|s| s.segment.bytes()).sum::<u64>();
@@ -482,7 +482,7 @@ fn wordnet_100k() {
     let deadline = Instant::now() + Duration::from_secs(1800);
     loop {
         let view = shard.view();
-        if view.vectors.values().all(|index| index.next_merge(&view.live).is_none())
+        if view.vectors.values().all(|index| index.next_merge(&view.live, usize::MAX).is_none())
             || Instant::now() > deadline
         {
             break;

@@ -1,6 +1,7 @@
 //! What becomes of a delta while nothing is written.
 
 use super::*;
+use crate::model::Residence;
 use std::time::Instant;
 
 const DIM: usize = 4;
@@ -53,15 +54,76 @@ fn finds_itself(shard: &Shard, ids: impl Iterator<Item = u64>) {
     }
 }
 
+fn open(folder: &Path, options: ShardOptions) -> (Arc<Shard>, VectorParams) {
+    let store = Store::open(&folder.join("store"), StoreOptions::default()).unwrap();
+    let shard = Shard::open(store, "r", &folder.join("index"), COLLECTION, options).unwrap();
+    let params = VectorParams::new(DIM as u32, Distance::Euclid, HnswParams { m: 8, ef_construct: 32 });
+    configure(&shard, 1, params);
+    (shard, params)
+}
+
+fn configure(shard: &Shard, version: u64, params: VectorParams) {
+    let schema = Schema { version, vectors: [(String::new(), params)].into(), ..Schema::default() };
+    shard.apply(vec![command(Body::Configure(schema)).encode()], Bookmark(Bytes::new())).unwrap();
+}
+
+#[test]
+fn graphs_grow_no_larger_than_they_may() {
+    let folder = tempfile::tempdir().unwrap();
+    // Deltas of 100 rows; graphs of 700.
+    let row = DIM * 4;
+    let options = ShardOptions { seal_bytes: 100 * row, segment_bytes_max: 700 * row, ..options() };
+    let (shard, _) = open(folder.path(), options);
+    for hundred in 0..30 {
+        upsert(&shard, hundred * 100..(hundred + 1) * 100);
+    }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let sizes = loop {
+        let view = shard.view();
+        let index = &view.vectors[""];
+        if index.sealed.is_empty() && index.next_merge(&view.live, 700 * row).is_none() {
+            break index.segments.iter().map(|s| s.segment.rows().len()).collect::<Vec<_>>();
+        }
+        assert!(Instant::now() < deadline, "graphs are still built");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(sizes.iter().sum::<usize>(), 3000, "{sizes:?}");
+    assert!(sizes.iter().all(|rows| *rows <= 700) && sizes.len() <= 9, "{sizes:?}");
+    finds_itself(&shard, (0..3000).step_by(37));
+    shard.close();
+}
+
+#[test]
+fn a_graph_is_held_where_the_schema_says_and_found_there_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shard, params) = open(folder.path(), ShardOptions { seal_bytes: 1 << 30, ..options() });
+    upsert(&shard, 0..2200);
+    let file = one_graph_of(&shard, 2200);
+    let held = |shard: &Shard| shard.view().vectors[""].segments[0].segment.residence();
+    for (version, residence) in
+        [(2, Residence::Disk), (3, Residence::Codes), (4, Residence::Memory), (5, Residence::Codes)]
+    {
+        configure(&shard, version, VectorParams { residence, ..params });
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while held(&shard) != residence {
+            assert!(Instant::now() < deadline, "still held in {:?}", held(&shard));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(one_graph_of(&shard, 2200), file, "the same file");
+        finds_itself(&shard, (0..2200).step_by(11));
+    }
+    shard.close();
+    drop(shard);
+    let (shard, _) = open(folder.path(), options());
+    assert_eq!((held(&shard), one_graph_of(&shard, 2200)), (Residence::Codes, file));
+    finds_itself(&shard, (0..2200).step_by(11));
+    shard.close();
+}
+
 #[test]
 fn a_delta_at_rest_joins_the_graph_and_a_small_one_stays() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(&folder.path().join("store"), StoreOptions::default()).unwrap();
-    let options = ShardOptions { seal_bytes: 1 << 30, ..options() };
-    let shard = Shard::open(store, "r", &folder.path().join("index"), COLLECTION, options).unwrap();
-    let params = VectorParams::new(DIM as u32, Distance::Euclid, HnswParams { m: 8, ef_construct: 32 });
-    let schema = Schema { version: 1, vectors: [(String::new(), params)].into(), ..Schema::default() };
-    shard.apply(vec![command(Body::Configure(schema)).encode()], Bookmark(Bytes::new())).unwrap();
+    let (shard, _) = open(folder.path(), ShardOptions { seal_bytes: 1 << 30, ..options() });
     upsert(&shard, 0..2200);
     finds_itself(&shard, (0..2200).step_by(110));
     let first = one_graph_of(&shard, 2200);

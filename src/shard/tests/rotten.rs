@@ -9,7 +9,9 @@ fn long_window() -> ShardOptions {
 }
 
 fn open_in(folder: &Path) -> Result<Arc<Shard>, MachineError> {
-    let store = Store::open(&folder.join("store"), StoreOptions { cache_bytes: 1 << 20 }).unwrap();
+    let store =
+        Store::open(&folder.join("store"), StoreOptions { cache_bytes: 1 << 20, ..StoreOptions::default() })
+            .unwrap();
     Shard::open(store, "shard1", &folder.join("index"), COLLECTION, long_window())
 }
 
@@ -129,4 +131,16 @@ fn a_gentle_scrub_goes_at_the_callers_pace() {
         .scrub_gently(|rows| if rows > 1000 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) });
     assert_eq!(stopped.unwrap(), None);
     shard.close();
+}
+
+#[test]
+fn a_closed_shard_whose_rows_were_dropped_has_not_rotted() {
+    let folder = tempfile::tempdir().unwrap();
+    let shard = open_in(folder.path()).unwrap();
+    shard.apply(log()[..40].to_vec(), Bookmark(Bytes::new())).unwrap();
+    let scrubbed = || shard.scrub_gently(|_| ControlFlow::Continue(()));
+    assert!(scrubbed().unwrap().is_some());
+    shard.close();
+    Shard::drop_files(&shard.store, "shard1", &folder.path().join("index")).unwrap();
+    assert_eq!(scrubbed().unwrap(), None);
 }

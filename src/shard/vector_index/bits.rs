@@ -11,11 +11,12 @@
 
 use super::{
     bit_kernel::{self, UNIT},
-    codes::{Coded, CodedQuery},
+    codes::{Coded, CodedQuery, Vectors},
     graph::Scorer,
     kernel::Metric,
 };
 use crate::model::Distance;
+use std::iter;
 
 /// Candidates that are kept for each row that is wanted.
 pub(crate) const OVERSAMPLED: usize = 16;
@@ -35,30 +36,32 @@ pub(crate) struct Signs {
 }
 
 impl Signs {
-    /// Signs for `vectors [rows, dim]`, and their codes; `None` if these would say too little.
+    /// Signs for vectors of `dim` numbers, and their codes; `None` if these would say too little.
     ///
     /// Cost: [`PROBES`] comparisons of each row.
-    pub(crate) fn of(distance: Distance, dim: usize, vectors: &[f32]) -> Option<(Self, Vec<u8>)> {
-        let rows = vectors.len() / dim;
-        if rows < ROWS_MIN {
+    pub(crate) fn of<'a>(
+        distance: Distance,
+        dim: usize,
+        vectors: impl Vectors<'a>,
+    ) -> Option<(Self, Vec<u8>)> {
+        if vectors.len() < ROWS_MIN {
             return None;
         }
-        let signs = Signs { centre: super::codes::means(dim, vectors) };
-        let codes = signs.encode(vectors);
+        let signs = Signs { centre: super::codes::means(dim, vectors.clone()) };
+        let codes = signs.encode(vectors.clone());
         (signs.found(distance, vectors, &codes) >= FOUND_MIN).then_some((signs, codes))
     }
 
     /// The share of the rows nearest to some others that are among the candidates.
-    fn found(&self, distance: Distance, vectors: &[f32], codes: &[u8]) -> f64 {
-        let dim = self.centre.len();
-        let (rows, metric) = (vectors.len() / dim, Metric::of(distance));
+    fn found<'a>(&self, distance: Distance, vectors: impl Vectors<'a>, codes: &[u8]) -> f64 {
+        let (rows, metric) = (vectors.len(), Metric::of(distance));
         let all: Vec<u32> = (0..rows as u32).collect();
         let (mut keys, mut distances) = (vec![0u32; rows], vec![0f32; rows]);
         let (mut found, mut of) = (0, 0);
-        for (probe, vector) in vectors.chunks_exact(dim).enumerate().step_by(rows.div_ceil(PROBES)) {
+        for (probe, vector) in vectors.clone().enumerate().step_by(rows.div_ceil(PROBES)) {
             let query = self.query(vector);
             Coded { codes, query: &query }.score(&all, &mut keys);
-            for (out, row) in distances.iter_mut().zip(vectors.chunks_exact(dim)) {
+            for (out, row) in distances.iter_mut().zip(vectors.clone()) {
                 *out = metric.distance(vector, row);
             }
             // All but the row itself.
@@ -80,11 +83,10 @@ impl Signs {
         stride(self.centre.len())
     }
 
-    /// Codes `vectors [rows, dim]`: `[rows, stride]`.
-    pub(crate) fn encode(&self, vectors: &[f32]) -> Vec<u8> {
-        let dim = self.centre.len();
-        let mut codes = vec![0; vectors.len() / dim * self.stride()];
-        for (row, codes) in vectors.chunks_exact(dim).zip(codes.chunks_exact_mut(self.stride())) {
+    /// The vectors' codes, `[rows, stride]`.
+    pub(crate) fn encode<'a>(&self, vectors: impl Vectors<'a>) -> Vec<u8> {
+        let mut codes = vec![0; vectors.len() * self.stride()];
+        for (row, codes) in vectors.zip(codes.chunks_exact_mut(self.stride())) {
             for (at, (x, centre)) in row.iter().zip(&self.centre).enumerate() {
                 codes[at / 8] |= u8::from(x > centre) << (at % 8);
             }
@@ -94,7 +96,7 @@ impl Signs {
 
     /// A query `[dim]`.
     pub(crate) fn query(&self, query: &[f32]) -> CodedQuery {
-        CodedQuery::of_bits(self.encode(query), bit_kernel::best())
+        CodedQuery::of_bits(self.encode(iter::once(query)), bit_kernel::best())
     }
 }
 
@@ -112,7 +114,7 @@ mod tests {
     fn a_bit_is_the_side_of_the_mean() {
         let signs = Signs { centre: vec![0.5; 10] };
         let row = [0.6, 0.5, 0.4, 9.0, f32::MIN, 0.0, 0.0, 1.0, 1.0, 0.0];
-        let codes = signs.encode(&row);
+        let codes = signs.encode(iter::once(&row[..]));
         assert_eq!((codes.len(), codes[0], codes[1]), (UNIT, 0b1000_1001, 1));
         assert!(codes[2..].iter().all(|byte| *byte == 0));
         let mut key = [9];
@@ -125,13 +127,17 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(6);
         // Without any structure there is nothing that a bit could tell.
         let noise: Vec<f32> = (0..3000 * 64).map(|_| rng.random_range(-1.0..1.0)).collect();
-        assert_eq!(Signs::of(Distance::Euclid, 64, &noise), None);
+        assert_eq!(Signs::of(Distance::Euclid, 64, noise.chunks_exact(64)), None);
         // In heaps of 30, far from each other.
         let heaps: Vec<f32> = (0..100 * 256).map(|_| rng.random_range(-1.0..1.0)).collect();
         let mut number = |n: usize| heaps[n / 256 % 100 * 256 + n % 256] + rng.random_range(-0.3..0.3);
         let grouped: Vec<f32> = (0..3000 * 256).map(&mut number).collect();
-        assert!(Signs::of(Distance::Euclid, 256, &grouped).is_some());
-        assert_eq!(Signs::of(Distance::Euclid, 256, &grouped[..256 * 1000]), None, "so few are scanned");
-        assert_eq!(Signs::of(Distance::Euclid, 256, &[]), None);
+        assert!(Signs::of(Distance::Euclid, 256, grouped.chunks_exact(256)).is_some());
+        assert_eq!(
+            Signs::of(Distance::Euclid, 256, grouped[..256 * 1000].chunks_exact(256)),
+            None,
+            "so few are scanned"
+        );
+        assert_eq!(Signs::of(Distance::Euclid, 256, [].into_iter()), None);
     }
 }

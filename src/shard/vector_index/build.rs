@@ -9,7 +9,7 @@
 //! Source: HNSW (Malkov and Yashunin, 2018).
 
 use super::{
-    graph::{Exact, Graph, NONE, Scratch},
+    graph::{Exact, Graph, Hit, NONE, Scratch},
     kernel::Metric,
 };
 use crate::model::HnswParams;
@@ -46,7 +46,7 @@ const ENTRIES_MAX: usize = 64;
 /// Rows between two looks at `stop`.
 const STOP_EVERY: usize = 64;
 /// How many near rows are asked for a free place when a row is unreachable.
-const HOSTS_ASKED: usize = 64;
+pub(crate) const HOSTS_ASKED: usize = 64;
 
 /// Builds a graph over `vectors [rows, dim]`, row-major; gives up when `stop` becomes true.
 ///
@@ -61,7 +61,11 @@ pub(crate) fn build(
     let index = insert(metric, dim, vectors, params, stop)?;
     let mut built = flatten(&index, vectors.len() / dim, params);
     drop(index);
-    built.make_reachable(metric, dim, vectors);
+    let mut scratch = Scratch::default();
+    built.make_reachable(|graph, row| {
+        let query = &vectors[row as usize * dim..][..dim];
+        graph.nearest(&Exact { metric, vectors, query }, HOSTS_ASKED, &mut scratch).to_vec()
+    });
     Ok(built)
 }
 
@@ -159,13 +163,12 @@ impl Built {
     }
 
     /// The audit: gives each unreachable row a link from a near row that has a place free, or makes it an entry.
-    pub(crate) fn make_reachable(&mut self, metric: Metric, dim: usize, vectors: &[f32]) {
+    ///
+    /// `near`: the rows nearest to a row, as a walk over the graph finds them, nearest first.
+    pub(crate) fn make_reachable(&mut self, mut near: impl FnMut(Graph<'_>, u32) -> Vec<Hit>) {
         let mut lost = self.unreachable();
-        let mut scratch = Scratch::default();
         while let Some(row) = lost.first().copied() {
-            let vector = &vectors[row as usize * dim..][..dim];
-            let exact = Exact { metric, vectors, query: vector };
-            let near = self.graph().nearest(&exact, HOSTS_ASKED, &mut scratch);
+            let near = near(self.graph(), row);
             let degree = self.degree as usize;
             let free = near.iter().map(|hit| hit.row()).filter(|host| *host != row).find_map(|host| {
                 let links = host as usize * degree..(host as usize + 1) * degree;
@@ -248,7 +251,11 @@ mod tests {
             }
         }
         assert!(built.unreachable().len() >= 3);
-        built.make_reachable(metric, dim, &vectors);
+        let mut scratch = Scratch::default();
+        built.make_reachable(|graph, row| {
+            let exact = Exact { metric, vectors: &vectors, query: &vectors[row as usize * dim..][..dim] };
+            graph.nearest(&exact, HOSTS_ASKED, &mut scratch).to_vec()
+        });
         assert!(built.unreachable().is_empty());
     }
 

@@ -34,6 +34,11 @@ const HALF_WORST_MAX: f64 = 0.4;
 /// By how many deviations of their error two keys must differ to be taken at their word.
 const DEVIATIONS: f32 = 3.0;
 
+/// Vectors by row, wherever they lie.
+pub(crate) trait Vectors<'a>: ExactSizeIterator<Item = &'a [f32]> + Clone {}
+
+impl<'a, T: ExactSizeIterator<Item = &'a [f32]> + Clone> Vectors<'a> for T {}
+
 /// How numbers are coded.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Grid {
@@ -74,15 +79,15 @@ pub(crate) struct Coded<'a> {
 }
 
 impl Grid {
-    /// A grid for `vectors [rows, dim]`; `None` if there are none, or codes would say too little about them.
-    pub(crate) fn of(dim: usize, vectors: &[f32]) -> Option<Self> {
-        let rows = vectors.len() / dim;
+    /// A grid for vectors of `dim` numbers; `None` if there are none, or codes would say too little about them.
+    pub(crate) fn of<'a>(dim: usize, vectors: impl Vectors<'a>) -> Option<Self> {
+        let rows = vectors.len();
         if rows == 0 {
             return None;
         }
-        let centre = means(dim, vectors);
+        let centre = means(dim, vectors.clone());
         let sample_rows = (SAMPLE_NUMBERS / dim).max(SAMPLE_ROWS_MIN);
-        let sample = || vectors.chunks_exact(dim).step_by(rows.div_ceil(sample_rows));
+        let sample = || vectors.clone().step_by(rows.div_ceil(sample_rows));
         let apart = |row: &[f32]| row.iter().zip(&centre).map(|(x, c)| (x - c).abs()).collect::<Vec<_>>();
         let grid = |reach: f32, half| {
             let step = if reach > 0.0 { reach / 127.5 } else { 1.0 };
@@ -95,7 +100,7 @@ impl Grid {
             let halves = grid(reach, true);
             let error = halves.error(sample());
             if error.mean / (dim as f64).sqrt() < HALF_NOISE_MAX
-                && halves.error(vectors.chunks_exact(dim)).worst < HALF_WORST_MAX
+                && halves.error(vectors.clone()).worst < HALF_WORST_MAX
             {
                 return Some(halves);
             }
@@ -103,7 +108,7 @@ impl Grid {
         let largest = |most: f32, row: &[f32]| {
             row.iter().zip(&centre).fold(most, |most, (x, c)| most.max((x - c).abs()))
         };
-        let whole = grid(vectors.chunks_exact(dim).fold(0.0, largest), false);
+        let whole = grid(vectors.clone().fold(0.0, largest), false);
         (whole.step.is_finite() && whole.error(sample()).mean < ERROR_MAX).then_some(whole)
     }
 
@@ -137,12 +142,11 @@ impl Grid {
         stride(self.centre.len(), self.half)
     }
 
-    /// Codes `vectors [rows, dim]`: `[rows, stride]`.
-    pub(crate) fn encode(&self, vectors: &[f32]) -> Vec<u8> {
-        let dim = self.centre.len();
+    /// The vectors' codes, `[rows, stride]`.
+    pub(crate) fn encode<'a>(&self, vectors: impl Vectors<'a>) -> Vec<u8> {
         let per_step = 1.0 / self.step;
-        let mut codes = vec![0; vectors.len() / dim * self.stride()];
-        for (row, codes) in vectors.chunks_exact(dim).zip(codes.chunks_exact_mut(self.stride())) {
+        let mut codes = vec![0; vectors.len() * self.stride()];
+        for (row, codes) in vectors.zip(codes.chunks_exact_mut(self.stride())) {
             if self.half {
                 let halves = row.chunks(BLOCK).zip(self.centre.chunks(BLOCK));
                 for (number, (row, centre)) in halves.enumerate() {
@@ -213,15 +217,15 @@ impl Grid {
     }
 }
 
-/// The mean of each dimension of `vectors [rows, dim]`.
-pub(crate) fn means(dim: usize, vectors: &[f32]) -> Vec<f32> {
+/// The mean of each dimension of some vectors.
+pub(crate) fn means<'a>(dim: usize, vectors: impl Vectors<'a>) -> Vec<f32> {
+    let rows = vectors.len() as f64;
     let mut sums = vec![0f64; dim];
-    for row in vectors.chunks_exact(dim) {
+    for row in vectors {
         for (sum, x) in sums.iter_mut().zip(row) {
             *sum += f64::from(*x);
         }
     }
-    let rows = (vectors.len() / dim) as f64;
     sums.into_iter().map(|sum| (sum / rows) as f32).collect()
 }
 
@@ -348,30 +352,35 @@ mod tests {
     #[test]
     fn half_a_byte_serves_many_dimensions_unless_a_row_would_be_cut_off() {
         let mut vectors = numbers(1000 * 256);
-        assert!(Grid::of(256, &vectors).expect("codes serve").half);
-        assert!(!Grid::of(32, &vectors).expect("codes serve").half);
+        assert!(Grid::of(256, vectors.chunks_exact(256)).expect("codes serve").half);
+        assert!(!Grid::of(32, vectors.chunks_exact(32)).expect("codes serve").half);
         // Three times as long as the others: no inner product with it may be taken for a smaller one.
         vectors[256 * 77..256 * 78].iter_mut().for_each(|x| *x *= 3.0);
-        let whole = Grid::of(256, &vectors).expect("codes serve");
+        let whole = Grid::of(256, vectors.chunks_exact(256)).expect("codes serve");
         assert!(!whole.half);
-        let cut = whole.encode(&vectors).iter().filter(|code| matches!(code, 0 | 255)).count();
+        let cut =
+            whole.encode(vectors.chunks_exact(256)).iter().filter(|code| matches!(code, 0 | 255)).count();
         assert!(cut <= 2, "{cut} numbers at the ends");
         // So long that the others would be nothing beside it.
         vectors[256 * 77..256 * 78].iter_mut().for_each(|x| *x *= 1e6);
-        assert_eq!(Grid::of(256, &vectors), None);
+        assert_eq!(Grid::of(256, vectors.chunks_exact(256)), None);
     }
 
     #[test]
     fn rows_that_say_nothing_and_no_rows() {
-        assert_eq!(Grid::of(3, &[]), None);
-        let equal = Grid::of(3, &[0.5; 30]).expect("one code is enough");
-        assert_eq!(equal.encode(&[0.5; 3])[..4], [128, 128, 128, 0]);
-        assert_eq!(Grid::of(1, &[f32::MAX, f32::MAX, f32::MIN]), None, "a difference that no number holds");
+        assert_eq!(Grid::of(3, [].into_iter()), None);
+        let equal = Grid::of(3, [0.5; 30].chunks_exact(3)).expect("one code is enough");
+        assert_eq!(equal.encode([0.5; 3].chunks_exact(3))[..4], [128, 128, 128, 0]);
+        assert_eq!(
+            Grid::of(1, [f32::MAX, f32::MAX, f32::MIN].chunks_exact(1)),
+            None,
+            "a difference that no number holds"
+        );
     }
 
     #[test]
     fn a_query_far_from_all_rows_is_compared_by_its_numbers() {
-        let grid = Grid::of(8, &numbers(800)).expect("codes serve");
+        let grid = Grid::of(8, numbers(800).chunks_exact(8)).expect("codes serve");
         assert!(grid.query(Distance::Euclid, &[100.0; 8]).is_none());
         assert!(grid.query(Distance::Euclid, &[0.9; 8]).is_some());
         assert!(grid.query(Distance::Dot, &[100.0; 8]).is_some());

@@ -56,8 +56,9 @@ impl Delta {
             self.blocks.pop();
         }
         if last.slots.len() >= CODED_ROWS_MIN {
-            last.coded = Grid::of(dim, &last.values).map(|grid| {
-                let codes = grid.encode(&last.values);
+            let vectors = last.values.chunks_exact(dim);
+            last.coded = Grid::of(dim, vectors.clone()).map(|grid| {
+                let codes = grid.encode(vectors);
                 (grid, codes)
             });
         }

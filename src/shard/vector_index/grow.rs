@@ -149,20 +149,21 @@ fn link_back(
 }
 
 /// Rows of codes, compared with each other.
-struct Rows<'a> {
+pub(crate) struct Rows<'a> {
     codes: &'a [u8],
     query: CodedQuery,
 }
 
 impl<'a> Rows<'a> {
-    fn new(distance: Distance, grid: &Grid, codes: &'a [u8]) -> Self {
+    /// `codes [rows, stride]` are of `grid`.
+    pub(crate) fn new(distance: Distance, grid: &Grid, codes: &'a [u8]) -> Self {
         // Vectors of one length are as far apart as their angle is wide.
         let distance = if distance == Distance::Cosine { Distance::Euclid } else { distance };
         Rows { codes, query: CodedQuery::between_rows(grid, distance) }
     }
 
     /// Compares with this row.
-    fn from(&mut self, row: u32) -> Coded<'_> {
+    pub(crate) fn from(&mut self, row: u32) -> Coded<'_> {
         self.query.set_row(self.codes, row);
         Coded { codes: self.codes, query: &self.query }
     }
@@ -225,8 +226,8 @@ mod tests {
     static GO: AtomicBool = AtomicBool::new(false);
 
     fn grown(distance: Distance, dim: usize, vectors: &[f32], old: Vec<Old>) -> Built {
-        let grid = Grid::of(dim, vectors).expect("codes serve");
-        let codes = grid.encode(vectors);
+        let grid = Grid::of(dim, vectors.chunks_exact(dim)).expect("codes serve");
+        let codes = grid.encode(vectors.chunks_exact(dim));
         grow(distance, (&grid, &codes), old, HnswParams::default(), &GO).expect("grown")
     }
 
@@ -312,7 +313,7 @@ mod tests {
             assert!(built.unreachable().is_empty(), "{rows} equal rows");
         }
         let grid = Grid { centre: vec![0.0; 2], step: 1.0, half: false };
-        let codes = grid.encode(&[0.0; 20]);
+        let codes = grid.encode([0.0; 20].chunks_exact(2));
         let stopped = grow(
             Distance::Euclid,
             (&grid, &codes),

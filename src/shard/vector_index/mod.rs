@@ -78,11 +78,10 @@ pub(super) struct Merge {
     pub(super) sealed: Vec<Arc<Delta>>,
 }
 
-/// The live rows of a merge, ascending by slot.
-pub(super) struct Gathered {
+/// The live rows of a merge, ascending by slot; their vectors stay where they are.
+pub(super) struct Gathered<'a> {
     pub(super) rows: Vec<Row>,
-    /// `[rows, dim]`.
-    vectors: Vec<f32>,
+    vectors: Vec<&'a [f32]>,
     /// Those that are linked already.
     old: Vec<Old>,
 }
@@ -267,31 +266,51 @@ impl VectorIndex {
     ///
     /// A graph grows by what joins its largest part, so that a row is linked once, and again only when what it lies
     /// in joins a part several times as large; what is written anew is all of it.
-    pub(super) fn next_merge(&self, live: &LiveSet) -> Option<Merge> {
+    ///
+    /// Parts that would come to more than `bytes_max` of vectors stay apart.
+    pub(super) fn next_merge(&self, live: &LiveSet, bytes_max: usize) -> Option<Merge> {
         let mut by_size = self.segments.clone();
         by_size.sort_by_key(|s| s.segment.rows().len());
         let rows = |s: &Arc<SealedSegment>| s.segment.rows().len();
         let merge = |segments: Vec<_>, sealed| Merge { params: self.params, segments, sealed };
         if !self.sealed.is_empty() {
-            let mut gathered = self.waiting_rows();
+            let mut gathered = 0;
+            let waiting = self.sealed.iter().take_while(|delta| {
+                let first = gathered == 0;
+                gathered += delta.rows();
+                first || self.bytes(gathered) <= bytes_max
+            });
+            let waiting: Vec<_> = waiting.cloned().collect();
+            gathered = waiting.iter().map(|delta| delta.rows()).sum();
             let worth_while = by_size.into_iter().take_while(|s| {
-                let fits = joins(gathered, rows(s));
+                let fits = joins(gathered, rows(s)) && self.bytes(gathered + rows(s)) <= bytes_max;
                 gathered += if fits { rows(s) } else { 0 };
                 fits
             });
-            return Some(merge(worth_while.collect(), self.sealed.clone()));
+            return Some(merge(worth_while.collect(), waiting));
         }
         let dead =
             |s: &Arc<SealedSegment>| s.segment.rows().iter().filter(|r| !live.contains(r.slot)).count();
         if let Some(rotten) = by_size.iter().find(|s| dead(s) * DEAD_SHARE > rows(s)) {
             return Some(merge(vec![rotten.clone()], Vec::new()));
         }
-        let largest = by_size.pop()?;
-        let others: usize = by_size.iter().map(rows).sum();
+        let mut gathered = 0;
+        let small = by_size.into_iter().take_while(|s| {
+            gathered += rows(s);
+            self.bytes(gathered) <= bytes_max
+        });
+        let mut small: Vec<_> = small.collect();
+        let largest = small.pop()?;
+        let others: usize = small.iter().map(rows).sum();
         if joins(others, rows(&largest)) {
-            by_size.push(largest);
+            small.push(largest);
         }
-        (by_size.len() > 1).then(|| merge(by_size, Vec::new()))
+        (small.len() > 1).then(|| merge(small, Vec::new()))
+    }
+
+    /// A segment that is not held where it is to be, if there is one.
+    pub(super) fn held_elsewhere(&self) -> Option<&Arc<SealedSegment>> {
+        self.segments.iter().find(|s| s.segment.residence() != self.params.residence)
     }
 
     /// Seals the open delta if it is worth a graph, or a place in one, while nothing is written; whether it did.
@@ -323,7 +342,7 @@ impl VectorIndex {
 
 impl Merge {
     /// The rows that are live.
-    pub(super) fn gather(&self, live: &LiveSet, slots: &SlotTable) -> Gathered {
+    pub(super) fn gather(&self, live: &LiveSet, slots: &SlotTable) -> Gathered<'_> {
         let dim = self.params.dim as usize;
         let mut rows: Vec<(Slot, &[f32])> = Vec::new();
         for sealed in &self.segments {
@@ -337,13 +356,13 @@ impl Merge {
         rows.sort_unstable_by_key(|(slot, _)| *slot);
         let mut gathered = Gathered {
             rows: Vec::with_capacity(rows.len()),
-            vectors: Vec::with_capacity(rows.len() * dim),
+            vectors: Vec::with_capacity(rows.len()),
             old: Vec::new(),
         };
         for (slot, vector) in rows {
             if let Some(version) = slots.born(slot) {
                 gathered.rows.push(Row { slot, version });
-                gathered.vectors.extend_from_slice(vector);
+                gathered.vectors.push(vector);
             }
         }
         if let Some(largest) = self.segments.iter().max_by_key(|s| s.segment.rows().len()) {
@@ -357,7 +376,7 @@ impl Merge {
     }
 }
 
-impl Gathered {
+impl Gathered<'_> {
     /// Builds the graph and writes the segment's file.
     pub(super) fn build(
         self,
@@ -366,23 +385,30 @@ impl Gathered {
         stop: &std::sync::atomic::AtomicBool,
     ) -> Result<Segment, IndexError> {
         let dim = params.dim as usize;
-        let grid = Grid::of(dim, &self.vectors);
-        let codes = grid.as_ref().map(|grid| grid.encode(&self.vectors)).unwrap_or_default();
-        let metric = Metric::of(params.distance);
+        let vectors = self.vectors.iter().copied();
+        let grid = Grid::of(dim, vectors.clone());
+        let codes = grid.as_ref().map(|grid| grid.encode(vectors.clone())).unwrap_or_default();
         let built = match &grid {
             Some(grid) if grow::can_grow(params.distance) => {
                 let mut built = grow::grow(params.distance, (grid, &codes), self.old, params.hnsw, stop)?;
-                built.make_reachable(metric, dim, &self.vectors);
+                let (mut rows, mut scratch) =
+                    (grow::Rows::new(params.distance, grid, &codes), Scratch::default());
+                built.make_reachable(|graph, row| {
+                    graph.nearest(&rows.from(row), build::HOSTS_ASKED, &mut scratch).to_vec()
+                });
                 built
             }
-            _ => build::build(metric, dim, &self.vectors, params.hnsw, stop)?,
+            _ => {
+                let vectors = self.vectors.concat();
+                build::build(Metric::of(params.distance), dim, &vectors, params.hnsw, stop)?
+            }
         };
         // Links are chosen by the finest codes there are, whichever are kept for the searches.
         let usual = grid.map(|grid| (Coder::Numbers(grid), codes));
         let coded = match params.quantization {
             Quantization::None => None,
             Quantization::Scalar => usual,
-            Quantization::Binary => match Signs::of(params.distance, dim, &self.vectors) {
+            Quantization::Binary => match Signs::of(params.distance, dim, vectors.clone()) {
                 Some((signs, codes)) => Some((Coder::Signs(signs), codes)),
                 None => usual,
             },
@@ -391,12 +417,11 @@ impl Gathered {
             distance: params.distance,
             dim,
             rows: &self.rows,
-            vectors: &self.vectors,
             built: &built,
             coded: coded.as_ref().map(|(coder, codes)| (coder, &codes[..])),
         };
-        Segment::write(path, &content)?;
-        Ok(Segment::open(path)?)
+        Segment::write(path, &content, vectors)?;
+        Ok(Segment::open(path, params.residence)?)
     }
 }
 

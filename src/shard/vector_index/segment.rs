@@ -1,7 +1,7 @@
 //! A sealed graph with its vectors and their codes: one checksummed file.
 //!
-//! Adjacency and codes, which a walk jumps about in, are copied into memory; the vectors, of which a search reads a
-//! few, stay mapped.
+//! Adjacency and codes, which a walk jumps about in, are copied into memory, if the vector's [`Residence`] does not say
+//! otherwise; the vectors, of which a search reads a few, stay mapped.
 //!
 //! Invariants: a file is written whole (temporary name, fsync, rename, fsync of the folder) and never changed;
 //! every byte is checked against its checksum before a search may use it, so a damaged file is an error, never a
@@ -12,19 +12,19 @@
 use super::{
     bits::{self, Signs},
     build::Built,
-    codes::{self, CodedQuery, Grid},
+    codes::{self, CodedQuery, Grid, Vectors},
     graph::{Exact, Graph, NONE, ROWS_MAX},
-    kernel::Metric,
+    kernel::{self, Metric},
     resident::Resident,
 };
 use crate::{
     durable,
-    model::{Distance, Position},
+    model::{Distance, Position, Residence},
 };
-use memmap2::Mmap;
+use memmap2::{Advice, Mmap};
 use std::{
     fs::File,
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, Seek, SeekFrom, Write},
     path::Path,
 };
 
@@ -35,13 +35,11 @@ pub(crate) struct Row {
     pub(crate) version: Position,
 }
 
-/// What a segment is made of.
+/// What a segment is made of, beside its vectors.
 pub(crate) struct Content<'a> {
     pub(crate) distance: Distance,
     pub(crate) dim: usize,
     pub(crate) rows: &'a [Row],
-    /// `[rows, dim]`.
-    pub(crate) vectors: &'a [f32],
     pub(crate) built: &'a Built,
     /// How the vectors are coded, and their codes `[rows, stride]`; `None`: not at all.
     pub(crate) coded: Option<(&'a Coder, &'a [u8])>,
@@ -62,9 +60,12 @@ pub(crate) struct Segment {
     head: Head,
     metric: Metric,
     rows: Vec<Row>,
-    adjacency: Resident,
+    residence: Residence,
+    /// Unless they are read from the file.
+    adjacency: Option<Resident>,
     coder: Option<Coder>,
-    codes: Resident,
+    /// Unless they are read from the file.
+    codes: Option<Resident>,
 }
 
 /// A file that is not a segment, or not any more.
@@ -232,47 +233,64 @@ impl Coder {
 }
 
 impl Segment {
-    /// Writes a segment; it is there whole and durable when this returns, or not at all.
-    pub(crate) fn write(path: &Path, content: &Content<'_>) -> Result<(), SegmentError> {
+    /// Writes a segment over vectors, a row of the content each; it is there whole and durable when this returns, or
+    /// not at all.
+    pub(crate) fn write<'v>(
+        path: &Path,
+        content: &Content<'_>,
+        vectors: impl Vectors<'v>,
+    ) -> Result<(), SegmentError> {
+        assert_eq!(vectors.len(), content.rows.len(), "every row has a vector");
         let rows: Vec<u8> = content
             .rows
             .iter()
             .flat_map(|row| [&row.slot.to_le_bytes()[..], &[0; 4], &row.version.0.to_le_bytes()].concat())
             .collect();
-        let bodies: [&[u8]; SECTIONS] = [
-            bytemuck::cast_slice(content.vectors),
+        let bodies: [&[u8]; SECTIONS - 1] = [
             bytemuck::cast_slice(&content.built.adjacency),
             &rows,
             bytemuck::cast_slice(&content.built.entries),
             content.coded.map_or(&[], |(coder, _)| bytemuck::cast_slice(coder.centre())),
             content.coded.map_or(&[], |(_, codes)| codes),
         ];
-        let head = Head {
+        let mut head = Head {
             distance: content.distance,
             dim: content.dim,
             degree: content.built.degree as usize,
             entries: content.built.entries.len(),
             rows: content.rows.len(),
             coding: content.coded.map(|(coder, _)| coder.coding()),
-            checksums: bodies.map(crc32fast::hash),
+            checksums: [0; SECTIONS],
         };
         let (sections, _) = head.sections().ok_or(SegmentError::Damaged("larger than any file"))?;
         let new = path.with_extension("new");
         let mut out = BufWriter::with_capacity(1 << 20, File::create(&new)?);
-        out.write_all(&head.encode())?;
-        let mut at = HEAD_BYTES;
-        for (section, body) in sections.into_iter().zip(bodies) {
+        // The checksums of the head are known when all else is written.
+        out.write_all(&[0; HEAD_BYTES])?;
+        let mut checksum = crc32fast::Hasher::new();
+        for vector in vectors {
+            assert_eq!(vector.len(), content.dim, "every vector has its dimension");
+            let bytes = bytemuck::cast_slice(vector);
+            checksum.update(bytes);
+            out.write_all(bytes)?;
+        }
+        head.checksums[VECTORS] = checksum.finalize();
+        let mut at = sections[VECTORS].end;
+        for ((section, checksum), body) in sections.into_iter().zip(&mut head.checksums).skip(1).zip(bodies) {
             assert_eq!(section.len(), body.len(), "every section has its size");
             out.write_all(&[0; ALIGN][..section.start - at])?;
             out.write_all(body)?;
+            *checksum = crc32fast::hash(body);
             at = section.end;
         }
+        out.seek(SeekFrom::Start(0))?;
+        out.write_all(&head.encode())?;
         out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
         Ok(durable::rename(&new, path)?)
     }
 
-    /// Maps a file and checks every byte of it.
-    pub(crate) fn open(path: &Path) -> Result<Self, SegmentError> {
+    /// Maps a file and checks every byte of it; `residence` says what of it is copied into memory.
+    pub(crate) fn open(path: &Path, residence: Residence) -> Result<Self, SegmentError> {
         let file = File::open(path)?;
         #[expect(
             unsafe_code,
@@ -306,8 +324,11 @@ impl Segment {
                 Coding::Signs => Coder::Signs(Signs { centre }),
             }
         });
-        let (adjacency, codes) = (Resident::copy(section(ADJACENCY))?, Resident::copy(section(CODES))?);
-        let segment = Segment { metric: Metric::of(head.distance), rows, adjacency, coder, codes, head, map };
+        let resident = |number| Resident::copy(section(number));
+        let adjacency = (residence == Residence::Memory).then(|| resident(ADJACENCY)).transpose()?;
+        let codes = (residence != Residence::Disk).then(|| resident(CODES)).transpose()?;
+        let metric = Metric::of(head.distance);
+        let segment = Segment { metric, rows, residence, adjacency, coder, codes, head, map };
         let graph = segment.graph();
         let names_a_row = |row: &u32| (*row as usize) < head.rows;
         if !graph.entries.iter().all(names_a_row)
@@ -316,6 +337,10 @@ impl Segment {
             return Err(SegmentError::Damaged("a link to no row"));
         }
         segment.let_go();
+        if residence != Residence::Memory {
+            // Where memory is short, what is read beside a row takes the place of what is needed.
+            segment.map.advise(Advice::Random)?;
+        }
         Ok(segment)
     }
 
@@ -336,7 +361,10 @@ impl Segment {
     pub(super) fn graph(&self) -> Graph<'_> {
         Graph {
             degree: self.head.degree,
-            adjacency: bytemuck::cast_slice(self.adjacency.bytes()),
+            adjacency: match &self.adjacency {
+                Some(adjacency) => bytemuck::cast_slice(adjacency.bytes()),
+                None => self.section(ADJACENCY),
+            },
             entries: self.section(ENTRIES),
         }
     }
@@ -344,6 +372,18 @@ impl Segment {
     /// The vectors, to be compared with a query.
     pub(super) fn exact<'a>(&'a self, query: &'a [f32]) -> Exact<'a> {
         Exact { metric: self.metric, vectors: self.section(VECTORS), query }
+    }
+
+    /// Asks for the vectors of some rows all at once, so that they are not waited for one by one.
+    pub(super) fn prefetch(&self, rows: &[u32]) {
+        let bytes = 4 * self.head.dim;
+        for row in rows {
+            match self.residence {
+                Residence::Memory => kernel::prefetch(self.vector(*row)),
+                // No more than a wish: a search reads them in any case. Vectors are the first section.
+                _ => _ = self.map.advise_range(Advice::WillNeed, HEAD_BYTES + *row as usize * bytes, bytes),
+            }
+        }
     }
 
     /// The query in codes, if they say enough about it.
@@ -373,7 +413,12 @@ impl Segment {
 
     /// The rows' codes `[rows, stride]`.
     pub(super) fn codes(&self) -> &[u8] {
-        self.codes.bytes()
+        self.codes.as_ref().map_or_else(|| self.section(CODES), Resident::bytes)
+    }
+
+    /// What of it is in memory.
+    pub(crate) fn residence(&self) -> Residence {
+        self.residence
     }
 
     /// Whose vectors the rows are, by row.
@@ -433,18 +478,17 @@ mod tests {
             entries: vec![4, 9],
         };
         let codes = match coder {
-            Coder::Numbers(grid) => grid.encode(&vectors),
-            Coder::Signs(signs) => signs.encode(&vectors),
+            Coder::Numbers(grid) => grid.encode(vectors.chunks_exact(3)),
+            Coder::Signs(signs) => signs.encode(vectors.chunks_exact(3)),
         };
         let content = Content {
             distance: Distance::Euclid,
             dim: 3,
             rows: &rows,
-            vectors: &vectors,
             built: &built,
             coded: Some((coder, &codes)),
         };
-        Segment::write(path, &content).expect("written");
+        Segment::write(path, &content, vectors.chunks_exact(3)).expect("written");
         fs::read(path).expect("read")
     }
 
@@ -474,7 +518,7 @@ mod tests {
         let path = folder.path().join("a.seg");
         for (name, coder) in coders() {
             written(&path, &coder);
-            let segment = Segment::open(&path).expect("whole");
+            let segment = Segment::open(&path, Residence::Memory).expect("whole");
             assert_eq!(segment.rows()[3], Row { slot: 103, version: Position(10) });
             assert_eq!(segment.vector(1), [3.0 / 8.0, 4.0 / 8.0, 5.0 / 8.0]);
             assert!(segment.fits(Distance::Euclid, 3) && !segment.fits(Distance::Dot, 3));
@@ -508,11 +552,11 @@ mod tests {
             fs::write(path, &damaged).expect("written");
             // Bytes between two sections say nothing.
             let counts = at < HEAD_BYTES || sections.iter().any(|s| s.contains(&at));
-            assert_eq!(Segment::open(path).is_err(), counts, "byte {at}");
+            assert_eq!(Segment::open(path, Residence::Memory).is_err(), counts, "byte {at}");
         }
         for length in 0..bytes.len() {
             fs::write(path, &bytes[..length]).expect("written");
-            assert!(Segment::open(path).is_err(), "{length} bytes");
+            assert!(Segment::open(path, Residence::Memory).is_err(), "{length} bytes");
         }
     }
 
@@ -525,6 +569,9 @@ mod tests {
         let crc = crc32fast::hash(&bytes[..HEAD_BYTES - 4]);
         bytes[HEAD_BYTES - 4..HEAD_BYTES].copy_from_slice(&crc.to_le_bytes());
         fs::write(&path, bytes).expect("written");
-        assert!(matches!(Segment::open(&path), Err(SegmentError::Damaged("another format"))));
+        assert!(matches!(
+            Segment::open(&path, Residence::Memory),
+            Err(SegmentError::Damaged("another format"))
+        ));
     }
 }

@@ -68,7 +68,7 @@ impl Segment {
         };
         let (scored, links) = scratch.take_counts();
         let (codes, vectors) = if coded.is_some() { (scored, 0) } else { (0, scored) };
-        distances(&exact, rows, Tally { codes, vectors, links })
+        self.distances(&exact, rows, Tally { codes, vectors, links })
     }
 
     /// The rows that [`Segment::nearest`] compares by their vectors.
@@ -115,7 +115,13 @@ impl Segment {
             Some(query) => Coded { codes: self.codes(), query }.shortlist(rows, self.candidates_min(count)),
             None => (rows.collect(), 0),
         };
-        distances(&exact, rows, Tally { codes, ..Tally::default() })
+        self.distances(&exact, rows, Tally { codes, ..Tally::default() })
+    }
+
+    fn distances(&self, exact: &Exact<'_>, rows: Vec<u32>, mut tally: Tally) -> Searched {
+        self.prefetch(&rows);
+        tally.vectors += rows.len() as u64;
+        Searched { near: rows.into_iter().map(|row| (exact.distance(row), row)).collect(), tally }
     }
 
     /// What the graph of other rows takes over of this one's links: those of rows that both have, ascending by slot
@@ -160,14 +166,6 @@ impl Segment {
 /// Of what a walk found, at most one row in so many may be refused before it is walked again for accepted rows alone.
 const REFUSED_SHARE: usize = 10;
 
-fn distances(exact: &Exact<'_>, rows: Vec<u32>, mut tally: Tally) -> Searched {
-    for row in &rows {
-        exact.prefetch(*row);
-    }
-    tally.vectors += rows.len() as u64;
-    Searched { near: rows.into_iter().map(|row| (exact.distance(row), row)).collect(), tally }
-}
-
 #[cfg(test)]
 mod tests {
     use super::{
@@ -179,7 +177,7 @@ mod tests {
         },
         *,
     };
-    use crate::model::{Distance, HnswParams, Position};
+    use crate::model::{Distance, HnswParams, Position, Residence};
     use rand::{Rng, SeedableRng, rngs::StdRng};
     use std::sync::atomic::AtomicBool;
 
@@ -218,14 +216,14 @@ mod tests {
             let built = super::super::build::build(metric, dim, &vectors, HnswParams::default(), &stop)
                 .expect("built");
             let rows: Vec<Row> = (0..ROWS as u32).map(|slot| Row { slot, version: Position(1) }).collect();
-            let grid = Grid::of(dim, &vectors).expect("codes serve");
+            let grid = Grid::of(dim, vectors.chunks_exact(dim)).expect("codes serve");
             assert_eq!(grid.half, dim >= 128, "{distance:?}");
-            let codes = grid.encode(&vectors);
+            let codes = grid.encode(vectors.chunks_exact(dim));
             let coder = Coder::Numbers(grid);
             for coded in [Some((&coder, &codes[..])), None] {
-                let content = Content { distance, dim, rows: &rows, vectors: &vectors, built: &built, coded };
-                Segment::write(&path, &content).expect("written");
-                let segment = Segment::open(&path).expect("whole");
+                let content = Content { distance, dim, rows: &rows, built: &built, coded };
+                Segment::write(&path, &content, vectors.chunks_exact(dim)).expect("written");
+                let segment = Segment::open(&path, Residence::Memory).expect("whole");
                 let (mut walked, mut scanned) = (0, 0);
                 for query in queries.chunks_exact(dim) {
                     let odd = |row: u32| row % 2 == 1;
@@ -267,11 +265,12 @@ mod tests {
         vectors.chunks_exact_mut(DIM).for_each(crate::model::schema::normalise);
         let rows = vectors.len() / DIM;
         let stop = AtomicBool::new(false);
-        let (grid, params) = (Grid::of(DIM, &vectors).expect("codes serve"), HnswParams::default());
-        let codes = grid.encode(&vectors);
+        let (grid, params) =
+            (Grid::of(DIM, vectors.chunks_exact(DIM)).expect("codes serve"), HnswParams::default());
+        let codes = grid.encode(vectors.chunks_exact(DIM));
         let built = super::super::grow::grow(Distance::Cosine, (&grid, &codes), Vec::new(), params, &stop)
             .expect("grown");
-        let (signs, codes) = Signs::of(Distance::Cosine, DIM, &vectors).expect("bits serve");
+        let (signs, codes) = Signs::of(Distance::Cosine, DIM, vectors.chunks_exact(DIM)).expect("bits serve");
         assert_eq!(codes.len(), rows * DIM / 8);
         let numbers: Vec<Row> = (0..rows as u32).map(|slot| Row { slot, version: Position(1) }).collect();
         let coder = Coder::Signs(signs);
@@ -279,14 +278,13 @@ mod tests {
             distance: Distance::Cosine,
             dim: DIM,
             rows: &numbers,
-            vectors: &vectors,
             built: &built,
             coded: Some((&coder, &codes)),
         };
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a.seg");
-        Segment::write(&path, &content).expect("written");
-        let segment = Segment::open(&path).expect("whole");
+        Segment::write(&path, &content, vectors.chunks_exact(DIM)).expect("written");
+        let segment = Segment::open(&path, Residence::Memory).expect("whole");
         let (metric, ef) = (Metric::of(Distance::Cosine), segment.candidates_min(10));
         let (mut walked, mut scanned, mut of, mut compared) = (0, 0, 0, 0);
         for query in queries.chunks_exact(DIM) {

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# A node that may use a quarter of what its vectors take still answers: recall and latency of a collection on disk.
+#
+#   benches/on_disk.sh BASE.fbin|.npy QUERY TRUTH [DISTANCE]     (as root, for the control group)
+#
+# The vectors are loaded without a limit, at rest in one graph; then the node is started again in a control group whose
+# memory is limited to a quarter of the vectors' bytes (f32), page cache included, and searched. `DIM` and `ROWS` are
+# those of the file; `MEMORY` another limit in bytes.
+set -euo pipefail
+base="$1" query="$2" truth="$3" distance="${4:-cosine}"
+annal="${ANNAL:-target/release/annal}"
+url=http://127.0.0.1:16333
+work="$(mktemp -d -p "${TMPDIR:-/tmp}")"
+group=""
+pid=""
+finish() {
+  if [ -n "$pid" ]; then kill "$pid" && wait "$pid" || true; fi
+  if [ -n "$group" ]; then rmdir "$group"; fi
+  rm -rf "$work"
+}
+trap finish EXIT
+
+# Caches of a size that fits; the same for both halves.
+export ANNAL__STORE__CACHE_BYTES=$((2 << 20)) ANNAL__STORE__MEMTABLE_BYTES=$((1 << 20)) ANNAL__LOG__MEMORY_BYTES=$((1 << 20))
+export ANNAL__LOG__SEGMENT_BYTES=$((64 << 20)) ANNAL__SEARCH__RECALL_SAMPLE=0
+
+serve() {
+  (
+    if [ -n "$group" ]; then echo "$BASHPID" > "$group/cgroup.procs"; fi
+    exec "$annal" serve --data-dir "$work/data" --http 127.0.0.1:16333 --peer 127.0.0.1:16335 --grpc off --node n1
+  ) > "$work/log" 2>&1 &
+  pid=$!
+  for _ in $(seq 600); do
+    if curl -sf "$url/readyz" > "$work/ready"; then return; fi
+    sleep 0.1
+  done
+  cat "$work/log" >&2
+  exit 1
+}
+
+serve
+read -r rows dim < <(python3 - "$base" <<'PY'
+import struct, sys
+file = open(sys.argv[1], "rb")
+if sys.argv[1].endswith(".fbin"):
+    print(*struct.unpack("<II", file.read(8)))
+else:
+    import ast
+    file.seek(8)
+    print(*ast.literal_eval(file.read(struct.unpack("<H", file.read(2))[0]).decode())["shape"])
+PY
+)
+curl -sf -X PUT "$url/collections/c" -H 'content-type: application/json' -d \
+  "{\"vectors\":{\"size\":$dim,\"distance\":\"$(tr '[:lower:]' '[:upper:]' <<< "${distance:0:1}")${distance:1}\",\"on_disk\":true},\"shard_number\":1,\"replication_factor\":1}" > "$work/made"
+"$annal" bench ingest --url "$url" --collection c --vectors "$base" --distance "$distance" --batch 200 --clients 2 --until-green --pid "$pid"
+sleep 8 # At rest the last delta joins the graph.
+echo "at rest, without a limit: $(grep RssAnon "/proc/$pid/status" | tr -s '\t ' ' ')"
+kill "$pid" && wait "$pid" || true
+
+limit="${MEMORY:-$((rows * dim))}" # A quarter of four bytes a number.
+if [ -d /sys/fs/cgroup/memory ]; then
+  group=/sys/fs/cgroup/memory/annal-on-disk limit_file=memory.limit_in_bytes peak_file=memory.max_usage_in_bytes
+else
+  group=/sys/fs/cgroup/annal-on-disk limit_file=memory.max peak_file=memory.peak
+fi
+mkdir "$group"
+echo "$limit" > "$group/$limit_file"
+serve
+echo "limit $((limit >> 20)) MiB, for $((rows * dim * 4 >> 20)) MiB of vectors"
+for ef in 64 128 256; do
+  echo "ef $ef, one client"
+  "$annal" bench search --url "$url" --collection c --queries "$query" --truth "$truth" --ef "$ef" --clients 1 --count 2000 --pid "$pid"
+done
+"$annal" bench search --url "$url" --collection c --queries "$query" --truth "$truth" --ef 128 --clients 4 --count 4000 --pid "$pid"
+echo "peak $(($(cat "$group/$peak_file") >> 20)) MiB; $(grep RssAnon "/proc/$pid/status" | tr -s '\t ' ' ')"
