@@ -12,6 +12,7 @@ use crate::{
     cluster::NetKind,
     nemesis::Family,
     run::{self, Plan, Results},
+    workload,
 };
 use std::{
     collections::BTreeMap,
@@ -63,6 +64,7 @@ const BAITS: &[Bait] = &[
     ("info_as_fail", &["register"], &[Family::Kill, Family::Partition]),
     ("ignore_eio", &["register", "set"], &[Family::Eio, Family::Power]),
     ("membership_stale_on_snapshot", &["membership"], &[Family::Membership, Family::Wipe]),
+    ("follower_region_skip", &[workload::REGION], &[Family::Handover, Family::Kill]),
     ("wrong_shard_accept", &["membership"], &[Family::Membership]),
     ("nondet_apply", &["register", "batch"], &[Family::Kill]),
 ];
@@ -193,6 +195,7 @@ fn plan(binary: &Path, bait: &str, mutant: Option<&str>, seed: u64, out: &Path) 
         workloads: workloads.iter().map(|name| (*name).to_owned()).collect(),
         families: families.to_vec(),
         nodes: 3,
+        way: run::WAY,
         time: RUN,
         seed,
         net: NetKind::Proxy,
@@ -207,7 +210,6 @@ fn plan(binary: &Path, bait: &str, mutant: Option<&str>, seed: u64, out: &Path) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workload;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]

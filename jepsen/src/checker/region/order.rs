@@ -8,6 +8,9 @@
 //! An age counts back from when the read was begun, by the harness's clock, which is the strictest there is: the node
 //! measured it later. A write counts as acknowledged when its answer had come.
 //!
+//! An age is in relation to one home: what that had, not what the next one has given since. Linearizable reads are of the
+//! next one's too, if it was handed the home.
+//!
 //! Invariants: within what one home has, a write has a higher position than whatever ended before it began.
 
 use super::{
@@ -43,7 +46,8 @@ pub(super) fn check(told: &Told<'_>, verdict: &mut Verdict) {
         })
         .collect();
     reached.sort_by_key(|one| one.ended);
-    let written = Floors::of(told, &reached);
+    let written = Floors::of(told, &reached, Later::IfHanded);
+    let held = Floors::of(told, &reached, Later::Not);
     for (write, place) in told.acknowledged().filter(|(write, _)| !write.again) {
         verdict.checked += 1;
         let before = written.before(place.generation, place.shard, |one| one.ended < write.op.invoked);
@@ -65,9 +69,9 @@ pub(super) fn check(told: &Told<'_>, verdict: &mut Verdict) {
         })
     }));
     seen.sort_by_key(|one| one.ended);
-    let seen = Floors::of(told, &seen);
+    let seen = Floors::of(told, &seen, Later::IfHanded);
     for read in &told.reads {
-        check_age(read, &written, verdict);
+        check_age(read, &held, verdict);
         match &read.wish {
             Wish::Linearizable => {
                 let stale = find(read, &seen, |one| one.ended < read.op.invoked, verdict);
@@ -99,10 +103,10 @@ pub(super) fn check(told: &Told<'_>, verdict: &mut Verdict) {
 }
 
 /// An answer holds everything that its home had acknowledged before the age that it declares.
-fn check_age(read: &Read<'_>, written: &Floors, verdict: &mut Verdict) {
+fn check_age(read: &Read<'_>, held: &Floors, verdict: &mut Verdict) {
     let Some(age) = read.age_ms else { return };
     let as_of = read.op.time.0.saturating_sub(age.saturating_mul(1_000_000));
-    if let Some((shard, before)) = find(read, written, |one| one.at <= as_of, verdict) {
+    if let Some((shard, before)) = find(read, held, |one| one.at <= as_of, verdict) {
         tell(read, "younger", shard, &before, verdict);
     }
 }
@@ -147,12 +151,20 @@ fn check_token(told: &Told<'_>, read: &Read<'_>, token: &crate::token::Seen, ver
     }
 }
 
+/// Whether what the next homes gave counts too.
+#[derive(Clone, Copy, PartialEq)]
+enum Later {
+    Not,
+    /// Of those that lost nothing of it.
+    IfHanded,
+}
+
 /// By home, what was reached in it and in those before it that count there: in order of their ends, each with the highest
 /// so far.
 struct Floors(BTreeMap<(u64, u64), Vec<(Reached, Reached)>>);
 
 impl Floors {
-    fn of(told: &Told<'_>, reached: &[Reached]) -> Self {
+    fn of(told: &Told<'_>, reached: &[Reached], later: Later) -> Self {
         let homes: BTreeSet<u64> = told.reads.iter().map(|read| read.seen.generation).collect();
         let homes: BTreeSet<u64> =
             homes.into_iter().chain(reached.iter().map(|one| one.generation)).collect();
@@ -161,8 +173,8 @@ impl Floors {
             for one in reached {
                 let Reached { generation, shard, position, .. } = *one;
                 let kept = told.lineage.keeps(Place { generation, shard, position }, home);
-                // After a handover the old home's reads are not for itself alone.
-                if kept || told.lineage.joined(home, generation) {
+                let joined = || later == Later::IfHanded && told.lineage.joined(home, generation);
+                if kept || joined() {
                     let of = floors.entry((home, shard)).or_default();
                     let highest =
                         of.last().map_or(
