@@ -63,7 +63,7 @@ const GROUPS: &[(&str, &[Family], NetKind)] = &[
 
 /// Families that are broken together where there are two regions, how many nodes each has, and where.
 const OF_REGIONS: &[(&str, &[Family], usize, NetKind)] = &[
-    ("turns", &[Family::Takeover, Family::Handover], 1, NetKind::Proxy),
+    ("homes", &[Family::Takeover, Family::Handover], 1, NetKind::Proxy),
     ("ways", &[Family::Apart, Family::Narrow, Family::Takeover], 1, NetKind::Netns),
     (
         "nodes",
@@ -163,13 +163,14 @@ mod tests {
             .iter()
             .flat_map(|plan| plan.families.iter().map(|family| (plan.workloads[0].clone(), *family)))
             .collect();
-        let (turned, met): (BTreeSet<_>, BTreeSet<_>) = met.into_iter().partition(|(name, _)| name == REGION);
+        let (of_regions, met): (BTreeSet<_>, BTreeSet<_>) =
+            met.into_iter().partition(|(name, _)| name == REGION);
         assert_eq!(met.len(), workload::of_one_region().count() * Family::all(1).len());
         assert!(
             Family::all(2)
                 .iter()
                 .filter(|family| family.is_of_regions())
-                .all(|family| { turned.contains(&(REGION.to_owned(), *family)) })
+                .all(|family| { of_regions.contains(&(REGION.to_owned(), *family)) })
         );
         let folders: BTreeSet<_> = plans.iter().map(|plan| &plan.out).collect();
         assert_eq!(folders.len(), plans.len());

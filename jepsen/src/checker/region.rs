@@ -21,16 +21,16 @@
 //!
 //! Invariants, each a room: what is seen at a position is what the home's acknowledged writes come to there (`prefix`);
 //! positions agree with real time, declared ages and tokens (`order`); a loss names what was lost, and the file holds it
-//! (`loss`); a home that has heard of the next one acknowledges nothing (`turns`), and regions settle, and hold the same
-//! at the end (`turns`).
+//! (`loss`); a home that has heard of the next one acknowledges nothing (`homes`), and regions settle, and hold the same
+//! at the end (`homes`).
 //! Not here: how operations are read (`told`), which positions count in which home (`lineage`).
 
+mod homes;
 mod lineage;
 mod loss;
 mod order;
 mod prefix;
 mod told;
-mod turns;
 
 use super::Verdict;
 use crate::history::Op;
@@ -43,6 +43,6 @@ pub fn check(ops: &[Op]) -> Verdict {
     prefix::check(&told, &mut verdict);
     order::check(&told, &mut verdict);
     loss::check(&told, &mut verdict);
-    turns::check(&told, &mut verdict);
+    homes::check(&told, &mut verdict);
     verdict
 }

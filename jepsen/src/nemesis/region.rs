@@ -5,10 +5,10 @@
 //! handover   mostly no harm                    -> handed over            -> heal -> settle
 //! ```
 //!
-//! Turns, and what the regions have settled on after each, are operations in the history of the workload, since
+//! Moves of the home, and what the regions have settled on after each, are operations in the history of the workload, since
 //! what may be true depends on them.
 //!
-//! Invariants: a turn counts as installed if there is another home after it than before; no turn begins before the
+//! Invariants: a move counts as installed if there is another home after it than before; none begins before the
 //! regions have settled after the last one.
 //! Not here: whether what they say of it is true (see `checker::region`).
 
@@ -28,13 +28,13 @@ use std::{
     time::Duration,
 };
 
-/// How long regions may take to settle before a turn,
+/// How long regions may take to settle before a move,
 const READY_WITHIN: Duration = Duration::from_secs(15);
 /// and after one, once everything is healed.
 const SETTLE_WITHIN: Duration = Duration::from_secs(60);
-/// How long a turn may take to be answered.
-const TURN_WITHIN: Duration = Duration::from_secs(15);
-/// How long both sides go on after the harm, before the turn.
+/// How long a move may take to be answered.
+const MOVE_WITHIN: Duration = Duration::from_secs(15);
+/// How long both sides go on after the harm, before the move.
 const GO_ON_MS: std::ops::Range<u64> = 100..2_500;
 
 /// Which way, for people.
@@ -98,7 +98,7 @@ pub(super) fn takeover(cluster: &mut Cluster, recorder: &Recorder, rng: &mut Std
         7..9 => kill(cluster, before.home, rng)?,
         _ => json!("nothing"),
     };
-    turn(cluster, recorder, rng, "takeover", before, harm)
+    move_home(cluster, recorder, rng, "takeover", before, harm)
 }
 
 /// The region that follows is handed the home.
@@ -111,12 +111,12 @@ pub(super) fn handover(cluster: &mut Cluster, recorder: &Recorder, rng: &mut Std
         2 => kill(cluster, to, rng)?,
         _ => json!("nothing"),
     };
-    turn(cluster, recorder, rng, "handover", before, harm)
+    move_home(cluster, recorder, rng, "handover", before, harm)
 }
 
 fn ready(cluster: &Cluster, recorder: &Recorder) -> Result<Settled, Refused> {
     two(cluster)?;
-    // Those before this turn have to be known: what it loses is told from what they did.
+    // Those before this move have to be known: what it loses is told from what they did.
     let settled = cluster.wait_settled(REGION, READY_WITHIN);
     let settled = settled.map_err(|why| Refused::Skipped(format!("the regions have not settled: {why}")))?;
     note(cluster, recorder, &settled);
@@ -138,7 +138,7 @@ fn kill(cluster: &mut Cluster, region: usize, rng: &mut StdRng) -> Result<Value,
 }
 
 /// Both sides go on for a while, and then the home moves.
-fn turn(
+fn move_home(
     cluster: &Cluster,
     recorder: &Recorder,
     rng: &mut StdRng,
@@ -149,7 +149,7 @@ fn turn(
     thread::sleep(Duration::from_millis(rng.random_range(GO_ON_MS)));
     let to = 1 - before.home;
     let first = rng.random_range(cluster.regions[to].nodes.clone());
-    let told = ask_to_turn(cluster, recorder, first, verb);
+    let told = ask_to_move(cluster, recorder, first, verb);
     let name = &cluster.regions[to].name;
     let what = json!({"to": name, "after": before.generation, "harm": harm, "told": told});
     Ok(Injected::recorded(what, move |cluster, recorder| {
@@ -173,8 +173,8 @@ fn turn(
     }))
 }
 
-/// Asks a node for a turn; what it says, for people.
-fn ask_to_turn(cluster: &Cluster, recorder: &Recorder, node: usize, verb: &str) -> Value {
+/// Asks a node for a move; what it says, for people.
+fn ask_to_move(cluster: &Cluster, recorder: &Recorder, node: usize, verb: &str) -> Value {
     let url = format!("http://{}/annal/v1/regions/{verb}", cluster.nodes[node].http);
     let body = json!({"collection": REGION});
     let mut said = Value::Null;
@@ -242,7 +242,7 @@ fn record(
     let node = node.map(|node| cluster.nodes[node].name.clone());
     let asked = Event { value, node, workload: REGION.to_owned(), ..Event::of(f) };
     let invocation = recorder.invoke(recorder.process(), asked);
-    let (kind, told) = act(&cluster.client(TURN_WITHIN));
+    let (kind, told) = act(&cluster.client(MOVE_WITHIN));
     recorder.complete(invocation, kind, told);
 }
 

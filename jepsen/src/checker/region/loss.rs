@@ -4,7 +4,7 @@
 //! have taken a position of its own, of which nobody is told.
 //!
 //! Invariants: what is named and what was acknowledged and is not there are the same points; the last lost position is
-//! the last one that was acknowledged there, as far as nothing is unknown.
+//! the last one that was acknowledged there, but for as many as may have been given without anybody's knowing.
 
 use super::{
     super::Verdict,
@@ -56,12 +56,23 @@ fn check_shard(told: &Told<'_>, generation: u64, loss: &Loss<'_>, shard: &ShardL
     if let Some(id) = shard.ids.difference(&may).next() {
         wrong("loss-made-up", None, format!("home {generation} names {id}, which was not lost: {shard:?}"));
     }
-    let last = lost.iter().map(|(_, place)| place.position).max().unwrap_or(shard.from.saturating_sub(1));
-    let again = told.writes.iter().filter(|write| write.again && around(write, loss)).count() as u64;
-    let doubtful =
-        unknown.iter().any(|write| told.shards.get(&write.key).is_none_or(|of| *of == shard.shard));
-    if !doubtful && !(last..=last + again).contains(&shard.to) {
-        wrong("loss-end", None, format!("{last} was acknowledged last, home {generation} says {shard:?}"));
+    let last = lost.iter().max_by_key(|(_, place)| place.position);
+    let (position, since) =
+        last.map_or((shard.from.saturating_sub(1), 0), |(write, place)| (place.position, write.op.time.0));
+    // What stands behind the last one was carried out after that was asked for.
+    let again = |write: &&Write<'_>| {
+        write.again
+            && write.place.is_some_and(|place| of_shard(&place))
+            && around(write, loss)
+            && write.op.time.1 >= since
+    };
+    let of_shard = |write: &&&Write<'_>| told.shards.get(&write.key).is_none_or(|of| *of == shard.shard);
+    let more = told.writes.iter().filter(again).count() + unknown.iter().filter(of_shard).count();
+    if !(position..=position + more as u64).contains(&shard.to) {
+        let why = format!(
+            "{position} was acknowledged last, and {more} more may be: home {generation} says {shard:?}"
+        );
+        wrong("loss-end", None, why);
     }
     if shard.to >= shard.from && !shard.ids.is_empty() {
         let kept = |file: &&ShardLoss| {

@@ -133,7 +133,8 @@ fn tell(read: &Read<'_>, anomaly: &str, shard: u64, before: &Reached, verdict: &
     verdict.wrong(anomaly, read.op.key, &[before.op, read.op.invoked], why);
 }
 
-/// What a token names is there, or its loss is told; it is never passed over.
+/// What a token names is there, or its loss is told; it is never passed over. (That what is shown is of a home that has
+/// it, `prefix` looks at.)
 fn check_token(told: &Told<'_>, read: &Read<'_>, token: &crate::token::Seen, verdict: &mut Verdict) {
     let seen = &read.seen;
     for (shard, wanted) in &token.shards {
@@ -141,10 +142,7 @@ fn check_token(told: &Told<'_>, read: &Read<'_>, token: &crate::token::Seen, ver
         verdict.checked += 1;
         let at = Place { generation: token.generation, shard: *shard, position: *wanted };
         let there = shown >= wanted && told.lineage.keeps(at, seen.generation.max(token.generation));
-        // A home that was joined before it counts on may be named by who has all of it.
-        if !there
-            || seen.generation < token.generation && !told.lineage.joined(seen.generation, token.generation)
-        {
+        if !there {
             let why = format!("{token:?} was asked for, {:?} shows {seen:?}", read.op.node);
             verdict.wrong("passed-over", read.op.key, &[read.op.invoked], why);
         }

@@ -5,12 +5,12 @@
 //! lost, or had no effect, must never be.
 //!
 //! Invariants: a read whose token names one home may already be of the next one's count, so it is right if it is right in
-//! any home from that on.
+//! any home from that on; and from that of the token on that it was to be at least at.
 
 use super::{
     super::Verdict,
     lineage::Place,
-    told::{Read, Shown, Told, Write},
+    told::{Read, Shown, Told, Wish, Write},
 };
 use crate::history::Outcome;
 use std::collections::{BTreeMap, BTreeSet};
@@ -84,12 +84,18 @@ impl<'t, 'a> Points<'t, 'a> {
         };
         let Some(position) = read.seen.shards.get(&shard).copied() else { return };
         verdict.checked += 1;
-        let newest = told.newest().max(read.seen.generation);
+        let named = read.seen.generation;
+        let first = match &read.wish {
+            Wish::AtLeast(token) => named.max(token.generation),
+            _ => named,
+        };
         let wrong = |generation| self.why_not(key, held, Place { generation, shard, position }, read);
-        let Some((anomaly, why, op)) = wrong(read.seen.generation) else { return };
-        if (read.seen.generation + 1..=newest).all(|generation| wrong(generation).is_some()) {
+        let Some((anomaly, why, op)) = wrong(first) else { return };
+        if (first + 1..=told.newest()).all(|generation| wrong(generation).is_some()) {
+            let anomaly = if first > named { "passed-over" } else { anomaly };
             let ops: Vec<u64> = op.into_iter().chain([read.op.invoked]).collect();
-            verdict.wrong(anomaly, Some(key), &ops, format!("{:?}: {why}", read.op.node));
+            let why = format!("{:?}, which names home {named}: {why}", read.op.node);
+            verdict.wrong(anomaly, Some(key), &ops, why);
         }
     }
 

@@ -1,7 +1,7 @@
 //! What clients were told, read once: writes with their places, what was seen where, and what the regions settled on.
 
 use super::{
-    super::{Valid, Verdict, observe::hits_of},
+    super::{Finding, Valid, Verdict, observe::hits_of},
     lineage::{Lineage, Place},
 };
 use crate::{
@@ -173,6 +173,13 @@ impl<'a> Told<'a> {
             let generation = op.output["generation"].as_u64().unwrap_or_default();
             if !self.losses.contains_key(&generation) {
                 verdict.valid = verdict.valid.max(Valid::Unknown);
+                verdict.findings.push(Finding {
+                    anomaly: "untold".to_owned(),
+                    why: format!("what the takeover to home {generation} lost was never told whole"),
+                    workload: String::new(),
+                    key: None,
+                    ops: vec![op.invoked],
+                });
             }
         }
     }

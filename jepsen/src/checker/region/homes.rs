@@ -1,4 +1,4 @@
-//! Homes that move: one that has heard of the next acknowledges nothing, regions settle after every turn, and at the end
+//! Homes that move: one that has heard of the next acknowledges nothing, regions settle after every move, and at the end
 //! all of them hold the same.
 //!
 //! A region has heard of a home once one of its nodes shows that: what a node shows stands in the region's catalog, and
@@ -12,7 +12,7 @@ use crate::history::{Op, Outcome};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Checks turns, and the rest at the end.
+/// Checks moves, and the rest at the end.
 pub(super) fn check(told: &Told<'_>, verdict: &mut Verdict) {
     check_heard(told, verdict);
     for op in told.ops {
