@@ -62,7 +62,7 @@ pub(super) struct ShardLoss {
 
 /// What one takeover lost.
 pub(super) struct Loss<'a> {
-    /// The operation that showed it last.
+    /// The operation that showed it first, once it was whole.
     pub(super) op: &'a Op,
     /// As the new home says.
     pub(super) manifest: Vec<ShardLoss>,
@@ -103,7 +103,7 @@ impl<'a> Told<'a> {
                     let hits = hits_of(op).into_iter().map(|hit| (hit.id, hit)).collect();
                     told.read(op, Some(Wish::Local), Shown::All(hits))
                 }
-                ("settle" | "rest", _) if ok => told.settled(op),
+                ("settle" | "rest", _) if ok => told.settled(op, verdict),
                 _ => Some(()),
             };
             if read.is_none() {
@@ -153,7 +153,7 @@ impl<'a> Told<'a> {
         Some(())
     }
 
-    fn settled(&mut self, op: &'a Op) -> Option<()> {
+    fn settled(&mut self, op: &'a Op, verdict: &mut Verdict) -> Option<()> {
         let generation = op.output["generation"].as_u64()?;
         self.homes.insert(generation, op.output["home"].as_str()?);
         if !op.output["loss"].is_null() {
@@ -161,7 +161,12 @@ impl<'a> Told<'a> {
             let manifest = rows(&op.output["loss"]["shards"])?;
             let files = rows(&op.output["files"])?;
             self.lineage.note(generation, manifest.iter().map(|shard| (shard.shard, shard.from)).collect());
-            self.losses.insert(generation, Loss { op, manifest, files });
+            let first =
+                self.losses.entry(generation).or_insert(Loss { op, manifest: manifest.clone(), files });
+            if first.manifest != manifest {
+                let why = format!("home {generation} said {:?}, and says {manifest:?}", first.manifest);
+                verdict.wrong("loss-changed", None, &[first.op.invoked, op.invoked], why);
+            }
         }
         Some(())
     }
