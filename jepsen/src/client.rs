@@ -23,6 +23,8 @@ pub struct Reply {
     pub no_effect: bool,
     /// `Annal-Token`.
     pub token: Option<String>,
+    /// `Annal-Age-Ms`.
+    pub age_ms: Option<u64>,
     /// The body; null if it is no JSON.
     pub body: Value,
 }
@@ -78,10 +80,11 @@ impl Client {
         let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
         let no_effect = header("annal-effect") == Some("none");
         let token = header("annal-token").map(str::to_owned);
+        let age_ms = header("annal-age-ms").and_then(|age| age.parse().ok());
         let text = answer.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_string();
         let text = text.map_err(|e| Failed::Lost(e.to_string()))?;
         let body = serde_json::from_str(&text).unwrap_or(Value::Null);
-        Ok(Reply { status, no_effect, token, body })
+        Ok(Reply { status, no_effect, token, age_ms, body })
     }
 
     /// Sends a request; the answer's body is still to be read.
@@ -130,7 +133,7 @@ fn is_before_sending(error: &ureq::Error) -> bool {
 impl Reply {
     /// What was learned without asking a node.
     pub fn here() -> Self {
-        Reply { status: 200, no_effect: false, token: None, body: Value::Null }
+        Reply { status: 200, no_effect: false, token: None, age_ms: None, body: Value::Null }
     }
 
     /// `result` of the body.
@@ -161,7 +164,7 @@ mod tests {
     use super::*;
 
     fn reply(status: u16, no_effect: bool) -> Result<Reply, Failed> {
-        Ok(Reply { status, no_effect, token: None, body: Value::Null })
+        Ok(Reply { status, no_effect, token: None, age_ms: None, body: Value::Null })
     }
 
     #[test]

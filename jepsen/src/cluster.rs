@@ -6,20 +6,28 @@
 //! --net netns   10.77.S.i in a namespace of its own; all frames pass our switch
 //! ```
 //!
+//! There may be two regions, each a cluster for itself; then what stands here is both of them.
+//!
 //! Invariants: every process is ended by its own pid when the cluster is dropped, what was mounted is unmounted and
 //! what was made is taken away; addresses of a node stay the same for the whole run.
 //! Not here: what is broken when (see `nemesis`).
 
 mod process;
+mod region;
 mod status;
 
 pub use process::Node;
+pub use region::{Region, Settled};
 pub use status::{ReplicaStatus, ShardStatus, Status};
 
 use crate::{
     client::Client,
     disk::Disk,
-    net::{Links, netns::Netns, proxy},
+    net::{
+        Links, Rule,
+        netns::Netns,
+        proxy::{self, Dialler},
+    },
 };
 use serde_json::Value;
 use std::{
@@ -46,10 +54,14 @@ pub enum NetKind {
 pub struct Options {
     /// The node's binary.
     pub binary: PathBuf,
-    /// How many nodes.
+    /// How many regions: one, or up to as many as there are letters for.
+    pub regions: usize,
+    /// How many nodes each region has.
     pub nodes: usize,
-    /// What lies between them.
+    /// What lies between nodes.
     pub net: NetKind,
+    /// How long the way from one region to another takes.
+    pub way: Duration,
     /// Whether each has a disk of its own.
     pub disks: bool,
     /// libfaketime, if clocks are to be moved.
@@ -60,21 +72,27 @@ pub struct Options {
     pub out: PathBuf,
 }
 
-/// Some nodes, by number from 0; node `i` is called `n{i+1}`.
+/// Some nodes, by number from 0; node `i` is called `n{i+1}`, or by its region (`a1`, `b1`) if there are several.
 pub struct Cluster {
-    /// The nodes.
+    /// The nodes, one region after the other.
     pub nodes: Vec<Node>,
+    /// The regions; one unless more were asked for.
+    pub regions: Vec<Region>,
     /// What lies between them.
     pub links: Links,
     /// What clients say to be let in.
     pub api_key: Option<String>,
     pids: proxy::Pids,
     out: PathBuf,
-    _netns: Option<Netns>,
+    netns: Option<Netns>,
 }
 
 /// How long a cluster may take to start.
 const START: Duration = Duration::from_secs(60);
+
+/// Where nodes listen that have a namespace of their own.
+const HTTP: u16 = 6333;
+const PEER: u16 = 6335;
 
 /// What nodes outside loopback want to hear.
 const SECRET: &str = "sesame";
@@ -84,50 +102,100 @@ impl Cluster {
     ///
     /// Errors: something that was asked for is not to be had here, or a node did not start.
     pub fn start(options: &Options) -> Result<Self, String> {
-        let links = Links::new(options.nodes);
-        let pids: proxy::Pids = Arc::new(Mutex::new(vec![None; options.nodes]));
+        let count = options.regions * options.nodes;
+        let fronts = if options.regions > 1 { options.regions } else { 0 };
+        let links = Links::new(count + fronts);
+        let pids: proxy::Pids = Arc::new(Mutex::new(vec![None; count]));
         let netns = match options.net {
             NetKind::Proxy => None,
-            NetKind::Netns => Some(Netns::new(options.nodes, links.clone())?),
+            NetKind::Netns => Some(Netns::new(count + fronts, links.clone())?),
         };
         let mut cluster = Cluster {
             nodes: Vec::new(),
+            regions: Vec::new(),
             links,
             api_key: netns.is_some().then(|| SECRET.to_owned()),
             pids,
             out: options.out.clone(),
-            _netns: netns,
+            netns,
         };
-        let mut ports = free_ports(3 * options.nodes).into_iter();
-        for i in 0..options.nodes {
-            let mut port = || ports.next().expect("three a node");
+        let mut ports = free_ports(3 * count + fronts).into_iter();
+        let mut port = || ports.next().expect("three a node, and one a front");
+        for r in 0..options.regions {
+            let region = cluster.region(options, r, &mut port);
+            cluster.regions.push(region);
+        }
+        for i in 0..count {
             let loopback = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
-            let at = match &cluster._netns {
+            let at = match &cluster.netns {
                 None => {
                     Addresses { http: loopback(port()), peer: loopback(port()), dialled: loopback(port()) }
                 }
                 Some(netns) => {
                     let at = |port| SocketAddr::from((netns.address(i), port));
-                    Addresses { http: at(6333), peer: at(6335), dialled: at(6335) }
+                    Addresses { http: at(HTTP), peer: at(PEER), dialled: at(PEER) }
                 }
             };
-            if cluster._netns.is_none() {
-                let started =
-                    proxy::start(cluster.links.clone(), cluster.pids.clone(), i, at.dialled, at.peer);
+            if cluster.netns.is_none() {
+                let dialler = Dialler::Node(cluster.pids.clone());
+                let started = proxy::start(cluster.links.clone(), dialler, i, at.dialled, vec![at.peer]);
                 started.map_err(|e| format!("proxy at {}: {e}", at.dialled))?;
             }
             let node = cluster.new_node(options, i, at)?;
             cluster.nodes.push(node);
         }
-        let join = cluster.nodes.iter().map(|node| node.dialled.to_string()).collect::<Vec<_>>().join(",");
-        cluster.nodes.iter_mut().for_each(|node| node.arguments.extend(["--join".to_owned(), join.clone()]));
-        (0..options.nodes).try_for_each(|i| cluster.restart(i))?;
+        for region in cluster.regions.clone() {
+            let nodes = &mut cluster.nodes[region.nodes];
+            let join = nodes.iter().map(|node| node.dialled.to_string()).collect::<Vec<_>>().join(",");
+            nodes.iter_mut().for_each(|node| node.arguments.extend(["--join".to_owned(), join.clone()]));
+        }
+        cluster.join_regions(options.way)?;
+        (0..count).try_for_each(|i| cluster.restart(i))?;
         cluster.wait_ready(START)?;
         Ok(cluster)
     }
 
+    fn region(&self, options: &Options, r: usize, port: &mut impl FnMut() -> u16) -> Region {
+        let several = options.regions > 1;
+        let front = options.regions * options.nodes + r;
+        let url = several.then(|| match &self.netns {
+            None => format!("http://127.0.0.1:{}", port()),
+            Some(netns) => format!("http://{}:{HTTP}", netns.address(front)),
+        });
+        let name = if several { char::from(b'a' + r as u8).to_string() } else { String::new() };
+        Region { name, nodes: r * options.nodes..(r + 1) * options.nodes, url, front }
+    }
+
+    /// Makes the ways between regions as long as they are, and starts the fronts.
+    fn join_regions(&self, way: Duration) -> Result<(), String> {
+        for region in &self.regions {
+            let others = self.regions.iter().filter(|other| other.front != region.front);
+            for (from, to) in
+                others.flat_map(|other| region.ends().flat_map(|f| other.ends().map(move |t| (f, t))))
+            {
+                self.links.stand(from, to, Rule { delay: way, ..Rule::default() });
+            }
+            let address = region.url.as_deref().and_then(|url| url.strip_prefix("http://"));
+            let Some(listen) = address.and_then(|address| address.parse().ok()) else { continue };
+            let targets = self.nodes[region.nodes.clone()].iter().map(|node| node.http).collect();
+            let (links, front) = (self.links.clone(), region.front);
+            let started = match &self.netns {
+                None => proxy::start(links, Dialler::Node(self.pids.clone()), front, listen, targets),
+                // What passes between the namespaces, the switch minds.
+                Some(netns) => netns
+                    .inside(front, move || proxy::start(links, Dialler::Anybody, front, listen, targets))?,
+            };
+            started.map_err(|e| format!("front at {listen}: {e}"))?;
+        }
+        Ok(())
+    }
+
     fn new_node(&self, options: &Options, i: usize, at: Addresses) -> Result<Node, String> {
-        let name = format!("n{}", i + 1);
+        let region = &self.regions[i / options.nodes];
+        let name = match region.url {
+            None => format!("n{}", i + 1),
+            Some(_) => format!("{}{}", region.name, i - region.nodes.start + 1),
+        };
         let folder = options.out.join("nodes");
         fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         let mount = folder.join(&name);
@@ -137,9 +205,13 @@ impl Cluster {
         };
         let mut environment: BTreeMap<String, String> = SIZES.iter().map(own).collect();
         environment.insert("ANNAL__NODE__PEER_ADVERTISE".to_owned(), at.dialled.to_string());
-        if self._netns.is_some() {
+        if self.netns.is_some() {
             environment.insert("ANNAL__CLUSTER__SECRET".to_owned(), SECRET.to_owned());
             environment.insert("ANNAL__AUTH__API_KEY".to_owned(), SECRET.to_owned());
+            environment.insert("ANNAL__REGIONS__API_KEY".to_owned(), SECRET.to_owned());
+        }
+        if let Some(url) = &region.url {
+            environment.insert("ANNAL__REGIONS__URL".to_owned(), url.clone());
         }
         if let Some(mutant) = &options.mutant {
             environment.insert("ANNAL_MUTANT".to_owned(), mutant.clone());
@@ -155,10 +227,10 @@ impl Cluster {
             fs::write(clock, "+0").map_err(|e| format!("{}: {e}", clock.display()))?;
         }
         let text = |word: &str| word.to_owned();
-        let mut command: Vec<String> = self._netns.iter().flat_map(|netns| netns.enter(i)).collect();
+        let mut command: Vec<String> = self.netns.iter().flat_map(|netns| netns.enter(i)).collect();
         command.push(options.binary.display().to_string());
         let data_dir = mount.join("data");
-        let arguments = vec![
+        let mut arguments = vec![
             text("serve"),
             text("--grpc"),
             text("off"),
@@ -171,6 +243,9 @@ impl Cluster {
             text("--peer"),
             at.peer.to_string(),
         ];
+        if region.url.is_some() {
+            arguments.extend([text("--region"), region.name.clone()]);
+        }
         let log = self.out.join("nodes").join(format!("{name}.log"));
         let (http, dialled) = (at.http, at.dialled);
         Ok(Node {
@@ -269,12 +344,10 @@ impl Cluster {
         Ok(())
     }
 
-    /// What the nodes say on `/annal/v1/cluster`: of each shard the row that knows most.
+    /// What the nodes say on `/annal/v1/cluster`: of each shard the row that knows most, of one region after the other.
     pub fn status(&self) -> Status {
-        let client = self.client(Duration::from_secs(2));
-        let answers =
-            self.urls().into_iter().filter_map(|url| client.get(&format!("{url}/annal/v1/cluster")).ok());
-        Status::newest(answers.filter_map(|reply| serde_json::from_value(reply.body).ok()))
+        let rows = (0..self.regions.len()).flat_map(|region| self.status_of(region).shards);
+        Status { shards: rows.collect() }
     }
 
     /// Waits until every node is ready and every replica is in order and has applied what is committed.
@@ -298,22 +371,9 @@ impl Cluster {
         }
     }
 
-    /// Asks any node that answers; none if none does within `within`.
+    /// Asks any node (of the first region) that answers well; none if none does within `within`.
     pub fn ask(&self, method: &str, path: &str, body: Option<&Value>, within: Duration) -> Option<Value> {
-        let deadline = Instant::now() + within;
-        let client = self.client(Duration::from_secs(10));
-        loop {
-            for url in self.urls() {
-                let answer = client.send(method, &format!("{url}{path}"), &[], body);
-                if let Some(reply) = answer.ok().filter(|reply| (200..300).contains(&reply.status)) {
-                    return Some(reply.body);
-                }
-            }
-            if Instant::now() > deadline {
-                return None;
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
+        self.ask_in(0, (method, path, body), within)
     }
 
     /// Takes the nodes' data away; their logs stay.

@@ -32,4 +32,5 @@ pub mod run;
 pub mod selftest;
 mod shell;
 pub mod suite;
+pub mod token;
 pub mod workload;

@@ -32,7 +32,10 @@ struct Cli {
 enum Command {
     /// Runs workloads against a cluster while a nemesis breaks it.
     ///
-    /// Example: annal-jepsen run --workload register,search --nemesis kill,partition --time-limit 60 --seed 7
+    /// Examples:
+    ///   annal-jepsen run --workload register,search --nemesis kill,partition --time-limit 60 --seed 7
+    ///   annal-jepsen run --workload region --nemesis takeover,handover,narrow --nodes 1 --seed 7
+    #[command(verbatim_doc_comment)]
     Run(Run),
     /// Checks the history of a run again.
     Check {
@@ -92,16 +95,20 @@ enum Command {
 
 #[derive(clap::Args)]
 struct Run {
-    /// What clients do: register, read-view, set, search, batch, tail, dedup, membership, or all.
+    /// What clients do: register, read-view, set, search, batch, tail, dedup, membership, or all of these; or region,
+    /// alone: a collection in two regions, each a cluster of its own.
     #[arg(long, value_delimiter = ',', default_value = "register")]
     workload: Vec<String>,
     /// What is broken: kill, pause, power, partition, slow, clock, full, eio, readonly, freeze, flip, truncate,
-    /// wipe, cpu, memory, membership, snapshot, restart, or all, or none.
+    /// wipe, cpu, memory, membership, snapshot, restart; between regions apart, narrow, takeover, handover; or all, or none.
     #[arg(long, value_delimiter = ',', default_value = "kill")]
     nemesis: Vec<String>,
-    /// How many nodes; one more where replicas are moved.
+    /// How many nodes, in each region; one more where replicas are moved.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=15))]
     nodes: u8,
+    /// How long the way from one region to another takes, in milliseconds.
+    #[arg(long, default_value_t = run::WAY.as_millis() as u64)]
+    way_ms: u64,
     /// How long, in seconds.
     #[arg(long, default_value_t = 60)]
     time_limit: u64,
@@ -176,14 +183,15 @@ fn done(done: Result<(), String>) -> ExitCode {
 impl Run {
     fn plan(self) -> Result<Plan, String> {
         let workloads = match self.workload.as_slice() {
-            [all] if all == "all" => workload::NAMES.iter().map(|name| (*name).to_owned()).collect(),
+            [all] if all == "all" => workload::of_one_region().map(str::to_owned).collect(),
             _ => self.workload,
         };
         if let Some(strange) = workloads.iter().find(|name| workload::by_name(name).is_none()) {
             return Err(format!("there is no workload {strange}; there are {}", workload::NAMES.join(", ")));
         }
+        let regions = if workloads.iter().any(|name| name == workload::REGION) { 2 } else { 1 };
         let families = match self.nemesis.as_slice() {
-            [all] if all == "all" => Family::all(),
+            [all] if all == "all" => Family::all(regions),
             [none] if none == "none" => Vec::new(),
             names => names.iter().map(|name| Family::from_str(name, true)).collect::<Result<_, _>>()?,
         };
@@ -195,6 +203,7 @@ impl Run {
             workloads,
             families,
             nodes: usize::from(self.nodes),
+            way: Duration::from_millis(self.way_ms),
             time: Duration::from_secs(self.time_limit),
             seed: self.seed,
             net: self.net,

@@ -16,6 +16,9 @@ mod machine;
 mod membership;
 mod network;
 mod process;
+mod region;
+
+pub(crate) use region::settled_value;
 
 use crate::{cluster::Cluster, history::Recorder, run::interrupted};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
@@ -66,12 +69,26 @@ pub enum Family {
     Snapshot,
     /// All nodes are stopped in order and started again, one after the other.
     Restart,
+    /// Nothing passes between two regions, both ways or one.
+    Apart,
+    /// The ways between two regions are longer, lossy, or carry little.
+    Narrow,
+    /// A region takes over from one that is cut off or down.
+    Takeover,
+    /// A region is handed the home.
+    Handover,
 }
 
 impl Family {
-    /// All there are.
-    pub fn all() -> Vec<Family> {
-        <Family as clap::ValueEnum>::value_variants().to_vec()
+    /// All that so many regions can have.
+    pub fn all(regions: usize) -> Vec<Family> {
+        let all = <Family as clap::ValueEnum>::value_variants().iter().copied();
+        all.filter(|family| regions > 1 || !family.is_of_regions()).collect()
+    }
+
+    /// Whether it is something between two regions.
+    pub fn is_of_regions(self) -> bool {
+        matches!(self, Family::Apart | Family::Narrow | Family::Takeover | Family::Handover)
     }
 
     /// As on the command line.
@@ -102,10 +119,18 @@ struct Injected {
 }
 
 /// Takes a fault back. Errors: it may not have been in force.
-type Heal = Box<dyn FnOnce(&mut Cluster) -> Result<(), String>>;
+type Heal = Box<dyn FnOnce(&mut Cluster, &Recorder) -> Result<(), String>>;
 
 impl Injected {
     fn new(what: Value, heal: impl FnOnce(&mut Cluster) -> Result<(), String> + 'static) -> Self {
+        Injected { what, heal: Box::new(move |cluster, _| heal(cluster)) }
+    }
+
+    /// One whose healing is part of the history.
+    fn recorded(
+        what: Value,
+        heal: impl FnOnce(&mut Cluster, &Recorder) -> Result<(), String> + 'static,
+    ) -> Self {
         Injected { what, heal: Box::new(heal) }
     }
 }
@@ -195,7 +220,7 @@ fn strike(
     let hold = Duration::from_millis(rng.random_range(HOLD_MS));
     let tried = match family.damages().then(|| cluster.wait_whole(WHOLE_WITHIN)) {
         Some(Err(why)) => Err(Refused::Skipped(format!("the cluster is not whole: {why}"))),
-        _ => inject(cluster, family, rng),
+        _ => inject(cluster, recorder, family, rng),
     };
     if tried.is_err() {
         // It may have come half the way.
@@ -206,7 +231,7 @@ fn strike(
         Ok(Injected { what, heal }) => {
             recorder.fault(&name, json!({"phase": "start", "what": what}));
             pause(hold, until);
-            match heal(cluster) {
+            match heal(cluster, recorder) {
                 Ok(()) => {
                     tally.installed += 1;
                     recorder.fault(&name, json!({"phase": "end", "outcome": "installed"}));
@@ -228,7 +253,7 @@ fn strike(
     }
 }
 
-fn inject(cluster: &mut Cluster, family: Family, rng: &mut StdRng) -> Try {
+fn inject(cluster: &mut Cluster, recorder: &Recorder, family: Family, rng: &mut StdRng) -> Try {
     match family {
         Family::Kill => process::kill(cluster, rng),
         Family::Pause => process::pause(cluster, rng),
@@ -248,6 +273,10 @@ fn inject(cluster: &mut Cluster, family: Family, rng: &mut StdRng) -> Try {
         Family::Cpu => machine::squeeze(cluster, rng, machine::Resource::Cpu),
         Family::Memory => machine::squeeze(cluster, rng, machine::Resource::Memory),
         Family::Membership => membership::change(cluster, rng),
+        Family::Apart => region::apart(cluster, rng),
+        Family::Narrow => region::narrow(cluster, rng),
+        Family::Takeover => region::takeover(cluster, recorder, rng),
+        Family::Handover => region::handover(cluster, recorder, rng),
     }
 }
 
@@ -259,7 +288,7 @@ pub(crate) fn pause(time: Duration, until: Instant) {
     }
 }
 
-/// A node: half of the time one that leads a shard.
+/// A node, of any region: half of the time one that leads a shard.
 fn target(cluster: &Cluster, rng: &mut StdRng) -> usize {
     let shards = if rng.random() { cluster.status().shards } else { Vec::new() };
     let leaders: Vec<_> = shards.into_iter().filter_map(|row| row.leader).collect();

@@ -68,13 +68,14 @@ fn head(results: &Results) -> String {
         facts.iter().map(|(count, of)| format!("<div><b>{count}</b><span>{of}</span></div>")).collect();
     let why: String = results.why.iter().map(|why| format!("<li>{}</li>", escape(why))).collect();
     let command = format!(
-        "annal-jepsen run --workload {} --nemesis {} --nodes {} --time-limit {} --seed {} --net {}{}",
+        "annal-jepsen run --workload {} --nemesis {} --nodes {} --time-limit {} --seed {} --net {}{}{}",
         asked.workloads.join(","),
         if asked.nemesis.is_empty() { "none".to_owned() } else { asked.nemesis.join(",") },
         asked.nodes,
         asked.seconds,
         asked.seed,
         asked.net,
+        if asked.regions > 1 { format!(" --way-ms {}", asked.way_ms) } else { String::new() },
         asked.mutant.as_ref().map(|mutant| format!(" --mutant {mutant}")).unwrap_or_default()
     );
     format!(

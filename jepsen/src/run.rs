@@ -34,8 +34,10 @@ pub struct Plan {
     pub workloads: Vec<String>,
     /// What is broken.
     pub families: Vec<Family>,
-    /// How many nodes.
+    /// How many nodes; of several regions each has so many.
     pub nodes: usize,
+    /// How long the way from one region to another takes.
+    pub way: Duration,
     /// How long clients and nemesis work.
     pub time: Duration,
     /// Where all random numbers come from.
@@ -52,6 +54,14 @@ pub struct Plan {
     pub clients: usize,
     /// Operations a second, of all clients together.
     pub rate: u32,
+}
+
+impl Plan {
+    /// How many regions its workloads are in.
+    pub fn regions(&self) -> usize {
+        let workloads = self.workloads.iter().filter_map(|name| workload::by_name(name));
+        workloads.map(|workload| workload.regions()).max().unwrap_or(1)
+    }
 }
 
 /// `results.json`.
@@ -84,8 +94,14 @@ pub struct Asked {
     pub workloads: Vec<String>,
     /// Names of families.
     pub nemesis: Vec<String>,
-    /// How many nodes.
+    /// How many nodes, in each region.
     pub nodes: usize,
+    /// How many regions; 0 in what was written before there were any, and means one.
+    #[serde(default)]
+    pub regions: usize,
+    /// How long the way from one region to another took, in milliseconds.
+    #[serde(default)]
+    pub way_ms: u64,
     /// How long, in seconds.
     pub seconds: u64,
     /// The seed.
@@ -97,6 +113,9 @@ pub struct Asked {
     /// What the binary says it is.
     pub binary: String,
 }
+
+/// How long the way between two regions takes, if nothing else is asked for: of a round trip over an ocean half.
+pub const WAY: Duration = Duration::from_millis(35);
 
 /// How long the searches for an order may take.
 const CHECK_WITHIN: Duration = Duration::from_secs(60);
@@ -202,9 +221,11 @@ fn start(plan: &Plan) -> Result<Cluster, String> {
     let root = rustix::process::geteuid().is_root();
     let options = Options {
         binary: plan.binary.clone(),
+        regions: plan.regions(),
         // Moves and drains want somewhere to go.
         nodes: plan.nodes + usize::from(moves_replicas(plan)),
         net: plan.net,
+        way: plan.way,
         disks: root && plan.families.iter().any(|family| family.wants_disks()),
         faketime: plan.families.contains(&Family::Clock).then(faketime).flatten(),
         mutant: plan.mutant.clone(),
@@ -230,6 +251,9 @@ fn faketime() -> Option<PathBuf> {
 
 /// Looks whether what is asked for can be had.
 fn asked(plan: &Plan) -> Result<Asked, String> {
+    if plan.regions() > 1 && plan.workloads.len() > 1 {
+        return Err(format!("{} run alone, in a cluster for each region", plan.workloads.join(" and ")));
+    }
     let binary = plan.binary.display().to_string();
     let version = shell::run(&binary, &["--version"]).map_err(|why| format!("no binary to run: {why}"))?;
     if let Some(mutant) = &plan.mutant {
@@ -242,6 +266,8 @@ fn asked(plan: &Plan) -> Result<Asked, String> {
         workloads: plan.workloads.clone(),
         nemesis: plan.families.iter().map(|family| family.name()).collect(),
         nodes: plan.nodes,
+        regions: plan.regions(),
+        way_ms: u64::try_from(plan.way.as_millis()).unwrap_or(u64::MAX),
         seconds: plan.time.as_secs(),
         seed: plan.seed,
         net: format!("{:?}", plan.net).to_lowercase(),
@@ -316,13 +342,14 @@ fn missing(
                 missing.push(format!("inconclusive: {name} had nothing to look at of {}", workload.name()));
             }
         }
-        let finals = ops.iter().filter(|op| op.f == "final" && op.outcome == Outcome::Ok);
+        let finals = ops.iter().filter(|op| op.f == workload.shows() && op.outcome == Outcome::Ok);
         let of: BTreeSet<_> = finals.filter(|op| op.workload == workload.name()).map(|op| &op.node).collect();
-        if of.len() < asked.nodes {
+        let nodes = asked.nodes * asked.regions.max(1);
+        if of.len() < nodes {
             missing.push(format!(
                 "inconclusive: {} nodes of {} showed the end of {}",
                 of.len(),
-                asked.nodes,
+                nodes,
                 workload.name()
             ));
         }

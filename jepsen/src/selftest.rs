@@ -12,6 +12,7 @@ use crate::{
     cluster::NetKind,
     nemesis::Family,
     run::{self, Plan, Results},
+    workload,
 };
 use std::{
     collections::BTreeMap,
@@ -63,6 +64,7 @@ const BAITS: &[Bait] = &[
     ("info_as_fail", &["register"], &[Family::Kill, Family::Partition]),
     ("ignore_eio", &["register", "set"], &[Family::Eio, Family::Power]),
     ("membership_stale_on_snapshot", &["membership"], &[Family::Membership, Family::Wipe]),
+    ("follower_region_skip", &[workload::REGION], &[Family::Handover, Family::Kill]),
     ("wrong_shard_accept", &["membership"], &[Family::Membership]),
     ("nondet_apply", &["register", "batch"], &[Family::Kill]),
 ];
@@ -84,7 +86,11 @@ pub fn list(binary: Option<&Path>) -> Result<Vec<String>, String> {
 /// Errors: the binary has none, or not this one; nothing was checked.
 pub fn run(asked: &Asked<'_>) -> Result<bool, String> {
     let binary = built(asked.binary)?;
-    let mut mutants = run::mutants(&binary, if asked.real { &["--real"] } else { &[] })?;
+    let mut mutants = run::mutants(&binary, &[])?;
+    if asked.real {
+        let of_one_cluster = run::mutants(&binary, &["--real"])?;
+        mutants.retain(|name| of_one_cluster.contains(name) || shows_in_regions(name));
+    }
     if let Some(only) = asked.only {
         mutants.retain(|name| name == only);
     }
@@ -109,6 +115,11 @@ pub fn run(asked: &Asked<'_>) -> Result<bool, String> {
         println!("| {mutant} | {by} | {} | {} |", row.needed, if row.clean { "no alarm" } else { "ACCUSED" });
     }
     Ok(passed)
+}
+
+/// Whether what brings a bug to light are real runs of two regions.
+fn shows_in_regions(mutant: &str) -> bool {
+    BAITS.iter().any(|(name, workloads, _)| *name == mutant && workloads.contains(&workload::REGION))
 }
 
 /// What became of a mutant, and of the clean build where it was sought.
@@ -188,11 +199,14 @@ fn catchers(results: &Results) -> String {
 
 fn plan(binary: &Path, bait: &str, mutant: Option<&str>, seed: u64, out: &Path) -> Plan {
     let (_, workloads, families) = BAITS.iter().find(|(name, ..)| *name == bait).unwrap_or(&ANYTHING);
+    // Two regions of three nodes are more than a bug in the way between them needs.
+    let nodes = if shows_in_regions(bait) { 1 } else { 3 };
     let folder: PathBuf = out.join(format!("{bait}-{}-{seed}", mutant.map_or("clean", |_| "planted")));
     Plan {
         workloads: workloads.iter().map(|name| (*name).to_owned()).collect(),
         families: families.to_vec(),
-        nodes: 3,
+        nodes,
+        way: run::WAY,
         time: RUN,
         seed,
         net: NetKind::Proxy,
@@ -207,7 +221,6 @@ fn plan(binary: &Path, bait: &str, mutant: Option<&str>, seed: u64, out: &Path) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workload;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]

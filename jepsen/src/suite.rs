@@ -5,7 +5,7 @@ use crate::{
     cluster::NetKind,
     nemesis::Family,
     run::{self, Plan},
-    workload,
+    workload::{self, REGION},
 };
 use std::{path::Path, time::Duration};
 
@@ -61,6 +61,18 @@ const GROUPS: &[(&str, &[Family], NetKind)] = &[
     ("changes", &[Family::Membership, Family::Kill, Family::Partition], NetKind::Proxy),
 ];
 
+/// Families that are broken together where there are two regions, how many nodes each has, and where.
+const OF_REGIONS: &[(&str, &[Family], usize, NetKind)] = &[
+    ("homes", &[Family::Takeover, Family::Handover], 1, NetKind::Proxy),
+    ("ways", &[Family::Apart, Family::Narrow, Family::Takeover], 1, NetKind::Netns),
+    (
+        "nodes",
+        &[Family::Kill, Family::Pause, Family::Partition, Family::Takeover, Family::Handover],
+        3,
+        NetKind::Netns,
+    ),
+];
+
 /// Runs a list, one after the other, and prints a table; gives the worst verdict. `time`: of each run of a night.
 ///
 /// Errors: a run could not be made; the others were, and what they found was printed.
@@ -96,6 +108,7 @@ fn plans(which: Which, seed: u64, time: Duration, out: &Path, binary: &Path) -> 
         workloads: workloads.iter().map(|name| (*name).to_owned()).collect(),
         families: families.to_vec(),
         nodes: 3,
+        way: run::WAY,
         time,
         seed,
         net,
@@ -122,11 +135,16 @@ fn plans(which: Which, seed: u64, time: Duration, out: &Path, binary: &Path) -> 
         }
         Which::Nightly => {
             let mut plans = Vec::new();
-            for workload in workload::NAMES {
+            for workload in workload::of_one_region() {
                 for (group, families, net) in GROUPS {
                     let (name, seed) = (format!("{workload}-{group}"), seed + plans.len() as u64 + 1);
                     plans.push(plan(name, &[workload], families, time, *net, seed));
                 }
+            }
+            for (group, families, nodes, net) in OF_REGIONS {
+                let (name, seed) = (format!("{REGION}-{group}"), seed + plans.len() as u64 + 1);
+                let plan = plan(name, &[REGION], families, time, *net, seed);
+                plans.push(Plan { nodes: *nodes, ..plan });
             }
             plans
         }
@@ -145,7 +163,15 @@ mod tests {
             .iter()
             .flat_map(|plan| plan.families.iter().map(|family| (plan.workloads[0].clone(), *family)))
             .collect();
-        assert_eq!(met.len(), workload::NAMES.len() * Family::all().len());
+        let (of_regions, met): (BTreeSet<_>, BTreeSet<_>) =
+            met.into_iter().partition(|(name, _)| name == REGION);
+        assert_eq!(met.len(), workload::of_one_region().count() * Family::all(1).len());
+        assert!(
+            Family::all(2)
+                .iter()
+                .filter(|family| family.is_of_regions())
+                .all(|family| { of_regions.contains(&(REGION.to_owned(), *family)) })
+        );
         let folders: BTreeSet<_> = plans.iter().map(|plan| &plan.out).collect();
         assert_eq!(folders.len(), plans.len());
     }

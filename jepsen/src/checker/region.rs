@@ -1,52 +1,48 @@
-//! A follower region holds a prefix of its home: everything up to a position, and nothing behind it.
+//! A collection in several regions: what follows is a prefix of its home and as old as it says, a home that was taken over
+//! loses exactly what is named, and nothing else is ever lost.
 //!
-//! A `follow` operation shows what a follower holds of one shard: `{shard, position, hits}`. The home's feed
-//! (`event`s) says what must be there at that position.
+//! | f | key | input | output | version |
+//! |---|---|---|---|---|
+//! | `put`, `remove` | point | `{request, v, again}` | `{seen}` | written |
+//! | `get` | point | `{consistency, bound_ms?, token?}` | `{v, seen, age_ms}` | seen, if told |
+//! | `follow`, `held` | | | `{hits, seen, age_ms}` | |
+//! | `links` | | | `{generation, part}` | |
+//! | `takeover`, `handover` | | | `{generation, …}` | |
+//! | `settle` | | | `{home, generation, loss?, files?}` | |
+//! | `rest` | | | the same, and `{regions: {name: [{shard, position, replicas}]}}` | |
 //!
-//! Invariants: what is held at position p is what the feed builds up to p; a follower's position never goes back.
-//! Not here: takeovers, which may lose a suffix that their loss manifest names (there are no regions yet).
+//! `seen` is what the answer's token says: the home (`generation`) and the position of each shard.
+//!
+//! ```text
+//!   generation   1 1 1 1 1 1 | 1 1 1      the old home goes on, cut off: these are lost
+//!                            | 2 2 2 2    the manifest of 2 says where it begins (`from`)
+//!   position     1 2 3 4 5 6   7 8 9 10
+//! ```
+//!
+//! Invariants, each a room: what is seen at a position is what the home's acknowledged writes come to there (`prefix`);
+//! positions agree with real time, declared ages and tokens (`order`); a loss names what was lost, and the file holds it
+//! (`loss`); a home that has heard of the next one acknowledges nothing (`homes`), and regions settle, and hold the same
+//! at the end (`homes`).
+//! Not here: how operations are read (`told`), which positions count in which home (`lineage`).
 
-use super::{Verdict, observe::hits_of};
-use crate::history::{Op, Outcome};
-use std::collections::BTreeMap;
+mod homes;
+mod lineage;
+mod loss;
+mod order;
+mod prefix;
+mod told;
 
-/// Checks every `follow`.
+use super::Verdict;
+use crate::history::Op;
+use told::Told;
+
+/// Checks all operations on a collection in several regions.
 pub fn check(ops: &[Op]) -> Verdict {
     let mut verdict = Verdict::default();
-    let mut events: BTreeMap<u64, Vec<&Op>> = BTreeMap::new();
-    for op in ops.iter().filter(|op| op.f == "event" && op.outcome == Outcome::Ok) {
-        events.entry(op.output["shard"].as_u64().unwrap_or_default()).or_default().push(op);
-    }
-    let mut reached: BTreeMap<(Option<&str>, u64), (u64, u64)> = BTreeMap::new();
-    for op in ops.iter().filter(|op| op.f == "follow" && op.outcome == Outcome::Ok) {
-        let number = |name: &str| op.output[name].as_u64().unwrap_or_default();
-        let (shard, position) = (number("shard"), number("position"));
-        verdict.checked += 1;
-        let last = reached.entry((op.node.as_deref(), shard)).or_insert((position, op.invoked));
-        if position < last.0 {
-            let why = format!("shard {shard} was at {} and is at {position}", last.0);
-            verdict.wrong("went-back", None, &[last.1, op.invoked], why);
-        }
-        *last = (*last).max((position, op.invoked));
-        let mut built: BTreeMap<u64, u64> = BTreeMap::new();
-        for event in events.get(&shard).into_iter().flatten() {
-            let (Some(key), Some(at)) = (event.key, event.output["position"].as_u64()) else { continue };
-            match event.output["v"].as_u64().filter(|_| event.output["op"] != "delete") {
-                _ if at > position => {}
-                Some(value) => drop(built.insert(key, value)),
-                None => drop(built.remove(&key)),
-            }
-        }
-        let held: BTreeMap<u64, u64> = hits_of(op).into_iter().map(|hit| (hit.id, hit.v)).collect();
-        let keys = held.keys().chain(built.keys());
-        if let Some(key) = keys.into_iter().find(|key| held.get(key) != built.get(key)) {
-            let why = format!(
-                "shard {shard} at {position} holds {:?} of point {key}, the home had {:?}",
-                held.get(key),
-                built.get(key)
-            );
-            verdict.wrong("not-a-prefix", Some(*key), &[op.invoked], why);
-        }
-    }
+    let told = Told::of(ops, &mut verdict);
+    prefix::check(&told, &mut verdict);
+    order::check(&told, &mut verdict);
+    loss::check(&told, &mut verdict);
+    homes::check(&told, &mut verdict);
     verdict
 }

@@ -55,7 +55,7 @@ pub(super) fn wipe(cluster: &mut Cluster, rng: &mut StdRng) -> Try {
 }
 
 fn stop_one(cluster: &mut Cluster, rng: &mut StdRng) -> Result<usize, Refused> {
-    if cluster.len() < 3 {
+    if cluster.regions[0].nodes.len() < 3 {
         return Err(Refused::Skipped("damage wants three nodes".to_owned()));
     }
     let i = target(cluster, rng);

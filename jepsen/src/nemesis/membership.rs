@@ -4,7 +4,7 @@
 //! it on.
 
 use super::{Injected, Refused, Try};
-use crate::cluster::{Cluster, ShardStatus};
+use crate::cluster::{Cluster, Node, ShardStatus};
 use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -13,19 +13,19 @@ use std::time::Duration;
 const WITHIN: Duration = Duration::from_secs(10);
 
 pub(super) fn change(cluster: &mut Cluster, rng: &mut StdRng) -> Try {
-    let rows = cluster.status().shards;
+    let rows = cluster.status_of(0).shards;
     let rows: Vec<&ShardStatus> = rows.iter().filter(|row| row.collection.is_some()).collect();
     let Some(row) = rows.choose(rng) else { return Err(Refused::Skipped("there are no shards".to_owned())) };
     let holds = |name: &str| row.replicas.iter().any(|replica| replica.node == name);
     let spare: Vec<_> =
-        cluster.nodes.iter().map(|node| node.name.clone()).filter(|name| !holds(name)).collect();
+        nodes(cluster).iter().map(|node| node.name.clone()).filter(|name| !holds(name)).collect();
     match (rng.random_range(0..3), spare.choose(rng)) {
         (0, Some(to)) => {
             let from = row.replicas.choose(rng).map(|replica| replica.node.clone()).unwrap_or_default();
             done(cluster, &path(row, "move"), &json!({"from": from, "to": to}))
         }
         (1, Some(_)) => {
-            let node = cluster.nodes.choose(rng).map(|node| node.name.clone()).unwrap_or_default();
+            let node = nodes(cluster).choose(rng).map(|node| node.name.clone()).unwrap_or_default();
             let path = format!("/annal/v1/cluster/nodes/{node}/drain");
             let drained = done(cluster, &format!("{path}?timeout=5"), &json!({}))?;
             Ok(Injected::new(drained.what, move |cluster| {
@@ -42,6 +42,11 @@ pub(super) fn change(cluster: &mut Cluster, rng: &mut StdRng) -> Try {
             done(cluster, &path(row, "lead"), &json!({"to": to.node}))
         }
     }
+}
+
+/// Those of the first region, which is the one that is asked.
+fn nodes(cluster: &Cluster) -> &[Node] {
+    &cluster.nodes[cluster.regions[0].nodes.clone()]
 }
 
 fn path(row: &ShardStatus, verb: &str) -> String {

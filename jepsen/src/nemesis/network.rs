@@ -1,4 +1,4 @@
-//! Links that are cut or slow.
+//! Links between the nodes of a cluster that are cut or slow; of several regions within one of them.
 //!
 //! | cut | what passes |
 //! |---|---|
@@ -8,18 +8,16 @@
 //! | halves | two groups |
 //! | ring | every node hears a majority, and no two the same one (five nodes or more) |
 
-use super::{Injected, Try, names, target};
+use super::{Injected, Refused, Try, names, target};
 use crate::{cluster::Cluster, net::Rule};
 use rand::{Rng, rngs::StdRng, seq::SliceRandom};
 use serde_json::{Value, json};
-use std::time::Duration;
-
-const CUT: Rule = Rule { cut: true, delay: Duration::ZERO, loss: 0.0 };
+use std::{ops::Range, time::Duration};
 
 pub(super) fn partition(cluster: &mut Cluster, rng: &mut StdRng) -> Try {
-    let count = cluster.len();
-    let one = target(cluster, rng);
-    let mut order: Vec<usize> = (0..count).filter(|i| *i != one).collect();
+    let (one, nodes) = neighbours(cluster, rng)?;
+    let count = nodes.len();
+    let mut order: Vec<usize> = nodes.filter(|i| *i != one).collect();
     order.shuffle(rng);
     order.insert(0, one);
     let (kind, cut): (&str, Vec<(usize, usize)>) = match rng.random_range(0..5) {
@@ -30,19 +28,19 @@ pub(super) fn partition(cluster: &mut Cluster, rng: &mut StdRng) -> Try {
         3 if count >= 5 => ("ring", ring(&order)),
         _ => ("halves", both(&order[..count / 2], &order[count / 2..])),
     };
-    cut.iter().for_each(|(from, to)| cluster.links.set(*from, *to, CUT));
+    cut.iter().for_each(|(from, to)| cluster.links.set(*from, *to, Rule::CUT));
     let shown: Vec<String> =
         cut.iter().map(|(from, to)| names(cluster, &[*from, *to]).join(" -> ")).collect();
     Ok(until_healed(cluster, json!({"cut": kind, "links": shown})))
 }
 
 pub(super) fn slow(cluster: &mut Cluster, rng: &mut StdRng) -> Try {
-    let count = cluster.len();
+    let (one, nodes) = neighbours(cluster, rng)?;
     let delay = Duration::from_millis(rng.random_range(20..400));
-    let rule = Rule { cut: false, delay, loss: [0.0, 0.02, 0.1][rng.random_range(0..3)] };
+    let rule = Rule { delay, loss: [0.0, 0.02, 0.1][rng.random_range(0..3)], ..Rule::default() };
     let all = rng.random_ratio(1, 3);
-    let one = target(cluster, rng);
-    for (from, to) in pairs(&(0..count).collect::<Vec<_>>(), &(0..count).collect::<Vec<_>>()) {
+    let nodes: Vec<usize> = nodes.collect();
+    for (from, to) in pairs(&nodes, &nodes) {
         if all || from == one {
             cluster.links.set(from, to, rule);
         }
@@ -52,8 +50,19 @@ pub(super) fn slow(cluster: &mut Cluster, rng: &mut StdRng) -> Try {
     Ok(until_healed(cluster, what))
 }
 
+/// A node, and all of its region.
+fn neighbours(cluster: &Cluster, rng: &mut StdRng) -> Result<(usize, Range<usize>), Refused> {
+    let one = target(cluster, rng);
+    let region = cluster.regions.iter().find(|region| region.nodes.contains(&one));
+    let nodes = region.map_or(0..cluster.len(), |region| region.nodes.clone());
+    match nodes.len() {
+        0 | 1 => Err(Refused::Skipped("there is one node, and nothing between nodes".to_owned())),
+        _ => Ok((one, nodes)),
+    }
+}
+
 /// A rule nothing ran into is not a fault.
-fn until_healed(cluster: &Cluster, what: Value) -> Injected {
+pub(super) fn until_healed(cluster: &Cluster, what: Value) -> Injected {
     let before = cluster.links.touched();
     Injected::new(what, move |cluster| {
         cluster.links.heal();

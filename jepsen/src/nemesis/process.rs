@@ -58,7 +58,7 @@ const BALLAST_POINTS: usize = 64;
 
 /// A node is killed, and more is written than the log keeps; then it comes back.
 pub(super) fn outlive_the_log(cluster: &mut Cluster, rng: &mut StdRng) -> Try {
-    if cluster.len() < 3 {
+    if cluster.regions[0].nodes.len() < 3 {
         return Err(Refused::Skipped("wants three nodes".to_owned()));
     }
     let away = target(cluster, rng);

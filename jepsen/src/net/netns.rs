@@ -10,7 +10,8 @@
 
 use super::{Links, switch};
 use crate::shell;
-use std::net::Ipv4Addr;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::{fs::File, net::Ipv4Addr, os::fd::AsFd, thread};
 use tappers::{Interface, Tap};
 
 /// Namespaces of some nodes; taken away when dropped.
@@ -58,6 +59,20 @@ impl Netns {
     /// The address of a node.
     pub fn address(&self, i: usize) -> Ipv4Addr {
         Ipv4Addr::new(10, 77, self.subnet, i as u8 + 1)
+    }
+
+    /// Does something on a thread of a node's namespace; the threads that it starts, and what they open, are there too.
+    ///
+    /// Errors: the namespace cannot be entered.
+    pub fn inside<T: Send>(&self, i: usize, work: impl FnOnce() -> T + Send) -> Result<T, String> {
+        let path = format!("/run/netns/{}", self.names[i]);
+        let enter = || {
+            let namespace = File::open(&path).map_err(|e| e.to_string())?;
+            let kind = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(namespace.as_fd(), kind).map_err(|e| e.to_string())
+        };
+        let done = thread::scope(|scope| scope.spawn(|| enter().map(|()| work())).join());
+        done.unwrap_or_else(|_| Err("its thread panicked".to_owned())).map_err(|why| format!("{path}: {why}"))
     }
 
     /// What a command line begins with that runs in a node's namespace.

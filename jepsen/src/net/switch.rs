@@ -3,6 +3,7 @@
 //! ```text
 //! port 0..n  tap devices, one in each node's namespace      port n  a tap device of the clients, always whole
 //! frame -> sender's port, address of destination -> rule -> dropped, or in a queue by time -> destination's port
+//!                                                            (a narrow link: after the frames before it)
 //! ```
 //!
 //! Invariants: frames of one link leave in the order in which they came, as long as its delay stays the same; a port
@@ -10,7 +11,7 @@
 //! rewritten here.
 //! Source: what netem does in the kernel, where it is built in.
 
-use super::Links;
+use super::{Links, Rule};
 use rand::Rng;
 use std::{
     collections::{BTreeMap, BinaryHeap},
@@ -28,6 +29,9 @@ use tappers::Tap;
 const FRAME_BYTES_MAX: usize = 2048;
 /// Frames that wait at most; what comes then is lost, as on a real line.
 const WAITING_MAX: usize = 1 << 16;
+
+/// What a narrow link keeps waiting at most, in time; what comes then is lost.
+const NARROW_WAIT: Duration = Duration::from_millis(500);
 
 /// Frames that wait for their time.
 #[derive(Default)]
@@ -117,13 +121,12 @@ impl Queue {
         if from != clients && to != clients {
             let rule = links.rule(from, to);
             let lost = rule.cut || rule.loss > 0.0 && rand::rng().random_bool(rule.loss.min(1.0));
-            if lost || !rule.delay.is_zero() {
+            if rule != Rule::default() {
                 links.touch(from, to);
             }
-            if lost {
-                return;
-            }
-            due += rule.delay;
+            let leaves = links.leaves((from, to), frame.len(), NARROW_WAIT).filter(|_| !lost);
+            let Some(leaves) = leaves else { return };
+            due = leaves + rule.delay;
         }
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         let mut waiting = self.waiting.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

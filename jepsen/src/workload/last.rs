@@ -5,6 +5,8 @@
 //! converge (within 30 s) -> log: did a node panic? -> final, by every node
 //!                        -> state-hash, as kept and recomputed -> audit of the index
 //! ```
+//!
+//! Not here: the last look at regions (see `region`).
 
 use super::{Session, Shared, Workload, batch::hits, search::find};
 use crate::{
@@ -27,13 +29,23 @@ const AUDITED_MAX: usize = 300;
 /// How long an operation of the end is tried.
 const TRY_WITHIN: Duration = Duration::from_secs(12);
 
-/// Replicas of every shard.
+/// Replicas of every shard, in each region.
 pub fn replicas_of(cluster: &Cluster) -> usize {
-    cluster.len().min(3)
+    cluster.regions[0].nodes.len().min(3)
 }
 
 /// The number of the session that does all this: none of a client's.
 const LOOKS_AT_THE_END: usize = 1 << 30;
+
+/// Who looks at the end, and at what.
+pub struct Look<'a> {
+    /// The nodes.
+    pub cluster: &'a Cluster,
+    /// What all sessions share.
+    pub shared: &'a Shared,
+    /// The number of the session that looks.
+    pub number: usize,
+}
 
 /// Waits until the cluster is whole, and looks at all it holds. Whether it came to rest.
 pub fn finish(cluster: &mut Cluster, shared: &Shared, workloads: &[Box<dyn Workload>]) -> bool {
@@ -58,24 +70,29 @@ pub fn finish(cluster: &mut Cluster, shared: &Shared, workloads: &[Box<dyn Workl
     }
     shared.at_rest.store(true, Ordering::Relaxed);
     for workload in workloads {
-        let mut session = Session::new(shared, workload.name(), LOOKS_AT_THE_END);
-        let mut held = Vec::new();
-        for node in 0..cluster.len() {
-            held = insist(|| read_all(&mut session, node)).unwrap_or_default();
-        }
-        for query in ["", "?scrub=true"] {
-            insist(|| compare(&mut session, query, replicas_of(cluster)));
-        }
-        let every = held.len().div_ceil(AUDITED_MAX).max(1);
-        for (n, hit) in held.iter().enumerate().step_by(every) {
-            find(&mut session, n % cluster.len(), "audit", (hit.id, hit.v), false);
-        }
+        workload.look(Look { cluster, shared, number: LOOKS_AT_THE_END });
     }
     rested
 }
 
+/// Every node shows all it holds, replicas are compared, and every point is sought by its vector.
+pub(super) fn look(workload: &'static str, Look { cluster, shared, number }: Look<'_>) {
+    let mut session = Session::new(shared, workload, number);
+    let mut held = Vec::new();
+    for node in 0..cluster.len() {
+        held = insist(|| read_all(&mut session, node)).unwrap_or_default();
+    }
+    for query in ["", "?scrub=true"] {
+        insist(|| compare(&mut session, 0, query, replicas_of(cluster)));
+    }
+    let every = held.len().div_ceil(AUDITED_MAX).max(1);
+    for (n, hit) in held.iter().enumerate().step_by(every) {
+        find(&mut session, n % cluster.len(), "audit", (hit.id, hit.v), false);
+    }
+}
+
 /// Tries until it is done, for a while.
-fn insist<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+pub(super) fn insist<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + TRY_WITHIN;
     loop {
         let done = attempt();
@@ -105,8 +122,8 @@ fn read_all(session: &mut Session, node: usize) -> Option<Vec<Hit>> {
     (kind == Kind::Ok).then_some(shown)
 }
 
-/// Compares the replicas' state hashes. One that is being opened may have none for a moment: then it is asked again.
-fn compare(session: &mut Session, query: &str, replicas: usize) -> Option<()> {
+/// Compares the replicas' state hashes, as a node's cluster knows them. One that is being opened may have none for a moment: then it is asked again.
+pub(super) fn compare(session: &mut Session, node: usize, query: &str, replicas: usize) -> Option<()> {
     let path = format!("/annal/v1{}", session.path(&format!("/state-hash{query}")));
     let deadline = Instant::now() + Duration::from_secs(2);
     let equal = |body: &Value| {
@@ -118,13 +135,13 @@ fn compare(session: &mut Session, query: &str, replicas: usize) -> Option<()> {
             })
         })
     };
-    let mut answer = session.send(0, "GET", &path, &[], None);
+    let mut answer = session.send(node, "GET", &path, &[], None);
     while !answer.as_ref().is_ok_and(|reply| equal(&reply.body)) && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(100));
-        answer = session.send(0, "GET", &path, &[], None);
+        answer = session.send(node, "GET", &path, &[], None);
     }
     let asked = json!({"replicas": replicas, "scrub": !query.is_empty()});
     let read = |reply: &Reply| Ok((reply.body.clone(), None));
-    let (kind, _) = session.operate(0, ("state-hash", None, asked), Effect::Reads, |_| answer, read);
+    let (kind, _) = session.operate(node, ("state-hash", None, asked), Effect::Reads, |_| answer, read);
     (kind == Kind::Ok).then_some(())
 }

@@ -8,7 +8,7 @@ mod fake;
 use annal_jepsen::{
     checker::{Valid, check},
     history::Recorder,
-    workload::{self, NAMES, Session, Shared},
+    workload::{self, Session, Shared, of_one_region},
 };
 use fake::Lie;
 use std::{
@@ -74,7 +74,7 @@ fn found(name: &str, lie: Lie) -> Vec<(String, String)> {
 
 #[test]
 fn an_honest_node_is_not_accused() {
-    for name in NAMES {
+    for name in of_one_region() {
         assert_eq!(found(name, Lie::None), [], "{name}");
     }
 }
