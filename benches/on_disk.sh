@@ -4,8 +4,7 @@
 #   benches/on_disk.sh BASE.fbin|.npy QUERY TRUTH [DISTANCE]     (as root, for the control group)
 #
 # The vectors are loaded without a limit, at rest in one graph; then the node is started again in a control group whose
-# memory is limited to a quarter of the vectors' bytes (f32), page cache included, and searched. `DIM` and `ROWS` are
-# those of the file; `MEMORY` another limit in bytes.
+# memory is limited to a quarter of the vectors' bytes (f32), page cache included, and searched.
 set -euo pipefail
 base="$1" query="$2" truth="$3" distance="${4:-cosine}"
 annal="${ANNAL:-target/release/annal}"
@@ -51,7 +50,7 @@ else:
 PY
 )
 curl -sf -X PUT "$url/collections/c" -H 'content-type: application/json' -d \
-  "{\"vectors\":{\"size\":$dim,\"distance\":\"$(tr '[:lower:]' '[:upper:]' <<< "${distance:0:1}")${distance:1}\",\"on_disk\":true},\"shard_number\":1,\"replication_factor\":1}" > "$work/made"
+  "{\"vectors\":{\"size\":$dim,\"distance\":\"$(tr '[:lower:]' '[:upper:]' <<< "${distance:0:1}")${distance:1}\",\"on_disk\":true,\"quantization_config\":{\"scalar\":{\"type\":\"int8\",\"always_ram\":${CODES_IN_MEMORY:-false}}}},\"shard_number\":1,\"replication_factor\":1}" > "$work/made"
 "$annal" bench ingest --url "$url" --collection c --vectors "$base" --distance "$distance" --batch 200 --clients 2 --until-green --pid "$pid"
 sleep 8 # At rest the last delta joins the graph.
 echo "at rest, without a limit: $(grep RssAnon "/proc/$pid/status" | tr -s '\t ' ' ')"

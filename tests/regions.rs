@@ -446,7 +446,15 @@ fn a_takeover_names_exactly_what_it_lost() {
         // Both go on for a while: the old home has not heard.
         write(&home.client(), "c", &[point(300, 1)]).ok();
         write(&away.client(), "c", &[point(300, 2)]).ok();
-        write(&away.client(), "c", &[point(400, 4)]).ok();
+        let newest = write(&away.client(), "c", &[point(400, 4)]);
+        let token = newest.header("annal-token").expect("a token").to_owned();
+        newest.ok();
+        // What the new home gave is neither there nor lost: the old one cannot know.
+        for consistency in ["at-least", "local", "bounded=10000ms", "linearizable"] {
+            let asked = home.client().with("annal-consistency", consistency).with("annal-token", &token);
+            let (answer, seen) = value_of(&asked.with("annal-timeout-ms", "300"), "c", 400);
+            assert_eq!((answer.status, seen), (503, None), "{consistency}: {}", answer.text);
+        }
 
         home.wire.mend();
         away.wire.mend();

@@ -19,7 +19,7 @@ use super::{
     Cluster, ClusterError, Consistency, Result,
     catalog::Phase,
     peers::within,
-    regions::{AgeFrom, age_counts_from},
+    regions::{AgeFrom, age_counts_from, known_here},
     router::jittered,
     shards::{LiveShard, LocalShard},
 };
@@ -600,6 +600,7 @@ impl Cluster {
         let Wish { collection, read, fresh, deadline, .. } = wish;
         let (at_least, deadline) = (fresh.at_least.unwrap_or(Position(0)), *deadline);
         let mut age = None;
+        self.wait_for_home(local, fresh, deadline).await?;
         match fresh.consistency {
             Consistency::Linearizable if mutant::is(Mutant::StaleRead) => {}
             Consistency::Linearizable => self.ask_and_apply(local, deadline).await?,
@@ -608,7 +609,7 @@ impl Cluster {
                     AgeFrom::Leader => self.catch_up_within(local, limit, deadline).await?,
                     AgeFrom::Home(..) => self.catch_up_with_home(local, fresh, limit, deadline).await?,
                     AgeFrom::Nothing => {
-                        let why = "the shard is of unknown age: it does not follow the new home yet";
+                        let why = "the shard is of unknown age: it does not know the new home yet";
                         return Err(ClusterError::Unavailable(why.to_owned()));
                     }
                 });
@@ -630,6 +631,9 @@ impl Cluster {
                 self.ask_and_apply(local, deadline).await?;
             }
         }
+        // Before the view: what is applied after it was taken makes it no younger.
+        let weak = matches!(fresh.consistency, Consistency::AtLeast | Consistency::Local);
+        let applied = if weak { self.inner.reads.newest_applied(local).await } else { None };
         let view = local.shard.view();
         known_here(&view, fresh)?;
         if matches!(**read, ShardRead::Standing) {
@@ -649,10 +653,10 @@ impl Cluster {
             let why = "a linearizable answer can only be given where the collection has its home";
             return Err(ClusterError::NotHome(why.to_owned()));
         }
-        if matches!(fresh.consistency, Consistency::AtLeast | Consistency::Local) {
+        if weak {
             match age_counts_from(&view, fresh)? {
                 AgeFrom::Leader => {
-                    age = self.inner.reads.newest_applied(local).await.map(|at| at.elapsed());
+                    age = applied.map(|at| at.elapsed());
                     self.learn_age(local, age);
                 }
                 AgeFrom::Home(home, upto) => age = self.age_of(local.group, home, upto),
@@ -712,28 +716,6 @@ impl Cluster {
             });
         }
     }
-}
-
-/// Whether a view has the position that is asked for.
-///
-/// Errors: `Expired`.
-fn known_here(view: &ReadView, fresh: &Freshness) -> Result<()> {
-    let Some(at_least) = fresh.at_least else { return Ok(()) };
-    let homes = view.counting().map_err(ClusterError::from)?.homes;
-    let of = fresh.of.unwrap_or_else(|| homes.current());
-    if !homes.keeps(of, at_least) {
-        return Err(ClusterError::Expired(format!(
-            "the token names position {at_least} of home {of}, which was lost when home {} took over",
-            homes.current()
-        )));
-    }
-    if at_least > view.position() {
-        return Err(ClusterError::Expired(format!(
-            "the token names position {at_least} of a shard that ends at {}",
-            view.position()
-        )));
-    }
-    Ok(())
 }
 
 /// How long a weaker read waits for a position before the leader is asked whether there is one.

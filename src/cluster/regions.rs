@@ -117,6 +117,9 @@ impl HeardOfHome {
     }
 }
 
+/// How often a shard is looked at that has not heard of a home.
+const HEARD_OF_EVERY: Duration = Duration::from_millis(20);
+
 /// What the age of a view counts from.
 pub(super) enum AgeFrom {
     /// From what the shard's own leader had committed.
@@ -129,7 +132,7 @@ pub(super) enum AgeFrom {
 
 /// The age counts from the home that whoever reads names, even while the shard has taken over from that: not all of what it
 /// acknowledged may be there, and what the next one gave is not its. Of a home that the shard does not follow yet nothing
-/// can be said.
+/// can be said; nor of a shard that is sealed: the next home gives positions, since who knows when.
 pub(super) fn age_counts_from(view: &ReadView, fresh: &Freshness) -> Result<AgeFrom> {
     let homes = view.counting().map_err(ClusterError::from)?.homes;
     let home = fresh.home.unwrap_or_else(|| homes.current());
@@ -138,9 +141,32 @@ pub(super) fn age_counts_from(view: &ReadView, fresh: &Freshness) -> Result<AgeF
     Ok(match home.cmp(&homes.current()) {
         Ordering::Less => AgeFrom::Home(home, upto),
         Ordering::Equal if view.follows() => AgeFrom::Home(home, upto),
-        Ordering::Equal => AgeFrom::Leader,
+        Ordering::Equal if view.is_home() => AgeFrom::Leader,
+        Ordering::Equal => AgeFrom::Nothing,
         Ordering::Greater => AgeFrom::Nothing,
     })
+}
+
+/// Whether a view has the position that is asked for.
+///
+/// Errors: `Expired`.
+pub(super) fn known_here(view: &ReadView, fresh: &Freshness) -> Result<()> {
+    let Some(at_least) = fresh.at_least else { return Ok(()) };
+    let homes = view.counting().map_err(ClusterError::from)?.homes;
+    let of = fresh.of.unwrap_or_else(|| homes.current());
+    if !homes.keeps(of, at_least) {
+        return Err(ClusterError::Expired(format!(
+            "the token names position {at_least} of home {of}, which was lost when home {} took over",
+            homes.current()
+        )));
+    }
+    if at_least > view.position() {
+        return Err(ClusterError::Expired(format!(
+            "the token names position {at_least} of a shard that ends at {}",
+            view.position()
+        )));
+    }
+    Ok(())
 }
 
 /// What was heard of homes, by the group that follows.
@@ -188,6 +214,30 @@ impl Leases {
 }
 
 impl Cluster {
+    /// Waits until the shard knows the home that the token is of: before that its positions are those of another.
+    ///
+    /// Errors: `Unavailable` at the deadline.
+    pub(super) async fn wait_for_home(
+        &self,
+        local: &LocalShard,
+        fresh: &Freshness,
+        deadline: Instant,
+    ) -> Result<()> {
+        let Some(of) = fresh.of.filter(|_| fresh.at_least.is_some()) else { return Ok(()) };
+        loop {
+            let known = local.shard.view().counting().map_err(ClusterError::from)?.homes.current();
+            if of <= known {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(ClusterError::Unavailable(format!(
+                    "the token is of home {of}, of which the shard has not heard: it knows home {known}"
+                )));
+            }
+            sleep_until(deadline.min(Instant::now() + HEARD_OF_EVERY)).await;
+        }
+    }
+
     /// Acknowledges writes of these collections here until a time, or not at all; of others without a limit.
     pub fn lease_writes(&self, until: BTreeMap<CollectionId, Option<Instant>>) {
         *self.inner.leases.0.lock().unwrap_or_else(PoisonError::into_inner) = until;
