@@ -19,9 +19,10 @@ finish() {
 }
 trap finish EXIT
 
-# Caches of a size that fits; the same for both halves.
+# Caches, a delta and segments of the log (which are read whole) of a size that fits; the same for both halves.
 export ANNAL__STORE__CACHE_BYTES=$((2 << 20)) ANNAL__STORE__MEMTABLE_BYTES=$((1 << 20)) ANNAL__LOG__MEMORY_BYTES=$((1 << 20))
-export ANNAL__LOG__SEGMENT_BYTES=$((64 << 20)) ANNAL__SEARCH__RECALL_SAMPLE=0
+export ANNAL__INDEX__SEAL_BYTES=$((2 << 20)) ANNAL__SEARCH__RECALL_SAMPLE=0
+export ANNAL__LOG__SEGMENT_BYTES=$((4 << 20)) ANNAL__LIMITS__REQUEST_BYTES_MAX=$((2 << 20))
 
 serve() {
   (
@@ -51,7 +52,7 @@ PY
 )
 curl -sf -X PUT "$url/collections/c" -H 'content-type: application/json' -d \
   "{\"vectors\":{\"size\":$dim,\"distance\":\"$(tr '[:lower:]' '[:upper:]' <<< "${distance:0:1}")${distance:1}\",\"on_disk\":true,\"quantization_config\":{\"scalar\":{\"type\":\"int8\",\"always_ram\":${CODES_IN_MEMORY:-false}}}},\"shard_number\":1,\"replication_factor\":1}" > "$work/made"
-"$annal" bench ingest --url "$url" --collection c --vectors "$base" --distance "$distance" --batch 200 --clients 2 --until-green --pid "$pid"
+"$annal" bench ingest --url "$url" --collection c --vectors "$base" --distance "$distance" --batch 50 --clients 2 --until-green --pid "$pid"
 sleep 8 # At rest the last delta joins the graph.
 echo "at rest, without a limit: $(grep RssAnon "/proc/$pid/status" | tr -s '\t ' ' ')"
 kill "$pid" && wait "$pid" || true

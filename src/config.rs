@@ -148,8 +148,8 @@ pub struct Index {
 pub struct Search {
     /// Threads that search; 0 for one a core.
     pub threads: usize,
-    /// The part of approximate searches that are answered again, exactly, in the background, to know their recall; 0 for
-    /// none.
+    /// The part of approximate searches that are answered again, exactly, in the background, to know their recall, for no
+    /// more than a hundredth of one core's time; 0 for none.
     pub recall_sample: f64,
 }
 

@@ -1,7 +1,8 @@
 //! How much of what searches should find they do find: a few of them are answered again, exactly, in the background.
 //!
 //! Invariants: both answers are of one view, so that nothing but the index lies between them; one search a node at a
-//! time, what would be looked at meanwhile is left out; no answer waits for any of it.
+//! time, and for no more than a hundredth of one core's; what would be looked at meanwhile is left out; no answer waits
+//! for any of it.
 //! Deliberately absent: what is done about a low recall.
 //! Source: recall at k as ann-benchmarks has it (Aumüller et al., 2020): a row as near as the last of the exact answer
 //! counts, whichever of its equals that is.
@@ -20,13 +21,19 @@ use std::sync::{
     Arc, Mutex, PoisonError,
     atomic::{AtomicBool, Ordering},
 };
+use tokio::time::Instant;
 
 /// Chooses searches to be looked at, one at a time.
 pub(super) struct RecallMeter {
     /// The part of searches that is looked at, 0 to 1.
     share: f64,
     busy: AtomicBool,
+    /// Until when nobody gets the turn, since the last one took so long.
+    rests_until: Mutex<Option<Instant>>,
 }
+
+/// How many times as long as a turn took there is none.
+const RESTS: u32 = 99;
 
 /// What was found of what there was to find, over the searches of one replica that were looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -54,18 +61,24 @@ impl Recalls {
 }
 
 /// The one turn of a node; given back when dropped.
-pub(super) struct Turn(Arc<RecallMeter>);
+pub(super) struct Turn {
+    of: Arc<RecallMeter>,
+    since: Instant,
+}
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.0.busy.store(false, Ordering::Release);
+        let now = Instant::now();
+        let rests_until = now + (now - self.since) * RESTS;
+        *self.of.rests_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(rests_until);
+        self.of.busy.store(false, Ordering::Release);
     }
 }
 
 impl RecallMeter {
     /// `share`: of the searches, 0 to 1; 0 looks at none.
     pub(super) fn new(share: f64) -> Arc<Self> {
-        Arc::new(RecallMeter { share, busy: AtomicBool::new(false) })
+        Arc::new(RecallMeter { share, busy: AtomicBool::new(false), rests_until: Mutex::default() })
     }
 
     #[cfg(test)]
@@ -78,9 +91,14 @@ impl RecallMeter {
         ((world::chance() >> 11) as f64) < self.share * (1u64 << 53) as f64
     }
 
-    /// The turn, if nobody has it.
+    /// The turn, if nobody has it, nor has had it for long of late.
     pub(super) fn turn(self: &Arc<Self>) -> Option<Turn> {
-        (!self.busy.swap(true, Ordering::Acquire)).then(|| Turn(self.clone()))
+        let since = Instant::now();
+        if self.rests_until.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| since < until)
+        {
+            return None;
+        }
+        (!self.busy.swap(true, Ordering::Acquire)).then(|| Turn { of: self.clone(), since })
     }
 }
 
@@ -170,7 +188,10 @@ mod tests {
         let meter = RecallMeter::new(1.0);
         let turn = meter.turn();
         assert!(turn.is_some() && meter.turn().is_none());
+        std::thread::sleep(std::time::Duration::from_millis(2));
         drop(turn);
+        assert!(meter.turn().is_none(), "99 times as long as it took, there is none");
+        std::thread::sleep(std::time::Duration::from_millis(600));
         assert!(meter.turn().is_some());
     }
 }

@@ -25,6 +25,7 @@ use memmap2::{Advice, Mmap};
 use std::{
     fs::File,
     io::{self, BufWriter, Seek, SeekFrom, Write},
+    ops::Range,
     path::Path,
 };
 
@@ -58,6 +59,7 @@ pub(crate) enum Coder {
 pub(crate) struct Segment {
     map: Mmap,
     head: Head,
+    sections: [Range<usize>; SECTIONS],
     metric: Metric,
     rows: Vec<Row>,
     residence: Residence,
@@ -191,7 +193,7 @@ impl Head {
     }
 
     /// Where each section lies, and where the file ends; `None` if that is beyond any file.
-    fn sections(&self) -> Option<([std::ops::Range<usize>; SECTIONS], usize)> {
+    fn sections(&self) -> Option<([Range<usize>; SECTIONS], usize)> {
         let (coded, stride) = match self.coding {
             None => (0, 0),
             Some(Coding::Numbers { half, .. }) => (self.dim, codes::stride(self.dim, half)),
@@ -328,7 +330,7 @@ impl Segment {
         let adjacency = (residence == Residence::Memory).then(|| resident(ADJACENCY)).transpose()?;
         let codes = (residence != Residence::Disk).then(|| resident(CODES)).transpose()?;
         let metric = Metric::of(head.distance);
-        let segment = Segment { metric, rows, residence, adjacency, coder, codes, head, map };
+        let segment = Segment { metric, rows, residence, adjacency, coder, codes, head, sections, map };
         let graph = segment.graph();
         let names_a_row = |row: &u32| (*row as usize) < head.rows;
         if !graph.entries.iter().all(names_a_row)
@@ -353,8 +355,7 @@ impl Segment {
     }
 
     fn section<T: bytemuck::AnyBitPattern>(&self, number: usize) -> &[T] {
-        let (sections, _) = self.head.sections().expect("checked when it was opened");
-        bytemuck::cast_slice(&self.map[sections[number].clone()])
+        bytemuck::cast_slice(&self.map[self.sections[number].clone()])
     }
 
     /// The graph over the rows.
