@@ -81,9 +81,15 @@ impl RecallMeter {
         Arc::new(RecallMeter { share, busy: AtomicBool::new(false), rests_until: Mutex::default() })
     }
 
+    /// Whether a search is looked at, or the rest after the last one is not over.
     #[cfg(test)]
     pub(super) fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::Acquire)
+        self.busy.load(Ordering::Acquire) || self.rests()
+    }
+
+    fn rests(&self) -> bool {
+        let until = *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| Instant::now() < until)
     }
 
     fn chosen(&self) -> bool {
@@ -93,12 +99,8 @@ impl RecallMeter {
 
     /// The turn, if nobody has it, nor has had it for long of late.
     pub(super) fn turn(self: &Arc<Self>) -> Option<Turn> {
-        let since = Instant::now();
-        if self.rests_until.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| since < until)
-        {
-            return None;
-        }
-        (!self.busy.swap(true, Ordering::Acquire)).then(|| Turn { of: self.clone(), since })
+        let free = !self.rests() && !self.busy.swap(true, Ordering::Acquire);
+        free.then(|| Turn { of: self.clone(), since: Instant::now() })
     }
 }
 

@@ -30,6 +30,7 @@ async fn approximate_searches_are_answered_again_one_at_a_time() {
 
     for count in 1..=3 {
         // The exact one of a batch is not the one that is looked at.
+        until("it has rested", || !node.cluster.inner.recall.is_busy()).await;
         node.cluster.search_batch("a", vec![exact(), near(), by_id()], &reading()).await.unwrap();
         until("it is answered again", || figures(&node).samples == count).await;
     }
@@ -37,10 +38,11 @@ async fn approximate_searches_are_answered_again_one_at_a_time() {
     assert_eq!(figures(&node), RecallFigures { samples: 3, sum: 3.0 });
 
     // One is looked at already: what comes meanwhile is answered, and left out.
-    until("no search is under way", || !node.cluster.inner.recall.is_busy()).await;
+    until("it has rested", || !node.cluster.inner.recall.is_busy()).await;
     let turn = node.cluster.inner.recall.turn().unwrap();
     assert_eq!(node.cluster.search("a", near(), &reading()).await.unwrap().value.len(), 5);
     drop(turn);
+    until("it has rested", || !node.cluster.inner.recall.is_busy()).await;
     node.cluster.search("a", near(), &reading()).await.unwrap();
     until("the next one is", || figures(&node).samples == 4).await;
     until("no search is under way", || !node.cluster.inner.recall.is_busy()).await;
