@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# A node that may use a quarter of what its vectors take still answers: recall and latency of a collection on disk.
+# A collection on disk that is larger than the memory a node may use: recall and latency (docs/BENCHMARKS.md).
 #
 #   benches/on_disk.sh BASE.fbin|.npy QUERY TRUTH [DISTANCE]     (as root, for the control group)
 #
 # The vectors are loaded without a limit, at rest in one graph; then the node is started again in a control group whose
-# memory is limited to a quarter of the vectors' bytes (f32), page cache included, and searched.
+# memory is limited to a quarter of the vectors' bytes (f32), page cache included, and searched. `MEMORY`: another limit in
+# bytes. `CODES_IN_MEMORY=true`: only links and vectors are read from the disk.
 set -euo pipefail
 base="$1" query="$2" truth="$3" distance="${4:-cosine}"
 annal="${ANNAL:-target/release/annal}"

@@ -239,12 +239,13 @@ impl Indexer {
         }
     }
 
-    /// Does one merge, or opens a segment anew that is to be held elsewhere; `false` if there is nothing to do.
+    /// Does one merge, or holds a segment where it is to be from now on; `false` if there is nothing to do.
     fn step(&self, shard: &Shard) -> Result<bool, IndexError> {
         let view = shard.view();
         for (name, index) in &view.vectors {
             let Some(old) = index.held_elsewhere() else { continue };
-            let segment = Segment::open(&self.folder.join(&old.file), index.params.residence)?;
+            let segment =
+                old.segment.held(index.params.residence).map_err(|e| IndexError::Segment(e.into()))?;
             let new = SealedSegment { file: old.file.clone(), segment };
             let merge = Merge { params: index.params, segments: vec![old.clone()], sealed: Vec::new() };
             shard.replace_parts(name, &merge, Some(Arc::new(new)));

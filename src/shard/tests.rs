@@ -34,11 +34,14 @@ fn options() -> ShardOptions {
     ShardOptions { dedup_window: WINDOW, ..ShardOptions::default() }
 }
 
+/// A store with a small cache.
+fn store_in(folder: &Path) -> Store {
+    let options = StoreOptions { cache_bytes: 1 << 20, ..StoreOptions::default() };
+    Store::open(&folder.join("store"), options).unwrap()
+}
+
 fn open(folder: &Path) -> Arc<Shard> {
-    let store =
-        Store::open(&folder.join("store"), StoreOptions { cache_bytes: 1 << 20, ..StoreOptions::default() })
-            .unwrap();
-    Shard::open(store, "shard1", &folder.join("index"), COLLECTION, options()).unwrap()
+    Shard::open(store_in(folder), "shard1", &folder.join("index"), COLLECTION, options()).unwrap()
 }
 
 fn command(body: Body) -> Command {
@@ -439,8 +442,7 @@ proptest! {
         let folder = tempfile::tempdir().unwrap();
         let options = ShardOptions { seal_bytes, ..options() };
         let open = |folder: &Path| {
-            let store = Store::open(&folder.join("store"), StoreOptions { cache_bytes: 1 << 20, ..StoreOptions::default() }).unwrap();
-            Shard::open(store, "shard1", &folder.join("index"), COLLECTION, options.clone()).unwrap()
+            Shard::open(store_in(folder), "shard1", &folder.join("index"), COLLECTION, options.clone()).unwrap()
         };
         let mut shard = open(folder.path());
         let mut truth = Obvious::default();

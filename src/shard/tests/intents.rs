@@ -71,8 +71,7 @@ proptest! {
         let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let options = ShardOptions { dedup_window: window, ..options() };
         let open = |folder: &Path| {
-            let store = Store::open(&folder.join("store"), StoreOptions { cache_bytes: 1 << 20, ..StoreOptions::default() }).unwrap();
-            Shard::open(store, "shard1", &folder.join("index"), COLLECTION, options.clone()).unwrap()
+            Shard::open(store_in(folder), "shard1", &folder.join("index"), COLLECTION, options.clone()).unwrap()
         };
         let mut memory = Memory { window, ..Memory::default() };
         let mut shard = open(here.path());

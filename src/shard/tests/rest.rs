@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::Residence;
-use std::time::Instant;
+use std::{fs, time::Instant};
 
 const DIM: usize = 4;
 
@@ -22,17 +22,23 @@ fn upsert(shard: &Shard, ids: std::ops::Range<u64>) {
 
 /// Waits until there is one graph of so many rows, and no more of it; the name of its file.
 fn one_graph_of(shard: &Shard, rows: usize) -> String {
+    wait_for("one graph", shard, |view| {
+        let index = &view.vectors[""];
+        match &index.segments[..] {
+            [only] if only.segment.rows().len() == rows && index.sealed.is_empty() => Some(only.file.clone()),
+            _ => None,
+        }
+    })
+}
+
+/// Looks at the shard's view until there is what is wanted.
+fn wait_for<T>(what: &str, shard: &Shard, look: impl Fn(&ReadView) -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
-        let view = shard.view();
-        let index = &view.vectors[""];
-        if let [only] = &index.segments[..]
-            && only.segment.rows().len() == rows
-            && index.sealed.is_empty()
-        {
-            return only.file.clone();
+        if let Some(found) = look(&shard.view()) {
+            return found;
         }
-        assert!(Instant::now() < deadline, "the delta is no graph yet");
+        assert!(Instant::now() < deadline, "there is not yet {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -77,16 +83,11 @@ fn graphs_grow_no_larger_than_they_may() {
     for hundred in 0..30 {
         upsert(&shard, hundred * 100..(hundred + 1) * 100);
     }
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let sizes = loop {
-        let view = shard.view();
+    let sizes = wait_for("an end of building", &shard, |view| {
         let index = &view.vectors[""];
-        if index.sealed.is_empty() && index.next_merge(&view.live, 700 * row).is_none() {
-            break index.segments.iter().map(|s| s.segment.rows().len()).collect::<Vec<_>>();
-        }
-        assert!(Instant::now() < deadline, "graphs are still built");
-        std::thread::sleep(Duration::from_millis(20));
-    };
+        let rests = index.sealed.is_empty() && index.next_merge(&view.live, 700 * row).is_none();
+        rests.then(|| index.segments.iter().map(|s| s.segment.rows().len()).collect::<Vec<_>>())
+    });
     assert_eq!(sizes.iter().sum::<usize>(), 3000, "{sizes:?}");
     assert!(sizes.iter().all(|rows| *rows <= 700) && sizes.len() <= 9, "{sizes:?}");
     finds_itself(&shard, (0..3000).step_by(37));
@@ -99,23 +100,23 @@ fn a_graph_is_held_where_the_schema_says_and_found_there_after_a_restart() {
     let (shard, params) = open(folder.path(), ShardOptions { seal_bytes: 1 << 30, ..options() });
     upsert(&shard, 0..2200);
     let file = one_graph_of(&shard, 2200);
-    let held = |shard: &Shard| shard.view().vectors[""].segments[0].segment.residence();
+    let held = |view: &ReadView| view.vectors[""].segments[0].segment.residence();
+    // What is mapped is moved: the file's name is not needed.
+    let (path, aside) = (folder.path().join("index").join(&file), folder.path().join("aside"));
+    fs::rename(&path, &aside).unwrap();
     for (version, residence) in
         [(2, Residence::Disk), (3, Residence::Codes), (4, Residence::Memory), (5, Residence::Codes)]
     {
         configure(&shard, version, VectorParams { residence, ..params });
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while held(&shard) != residence {
-            assert!(Instant::now() < deadline, "still held in {:?}", held(&shard));
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait_for("the other residence", &shard, |view| (held(view) == residence).then_some(()));
         assert_eq!(one_graph_of(&shard, 2200), file, "the same file");
         finds_itself(&shard, (0..2200).step_by(11));
     }
     shard.close();
     drop(shard);
+    fs::rename(&aside, &path).unwrap();
     let (shard, _) = open(folder.path(), options());
-    assert_eq!((held(&shard), one_graph_of(&shard, 2200)), (Residence::Codes, file));
+    assert_eq!((held(&shard.view()), one_graph_of(&shard, 2200)), (Residence::Codes, file));
     finds_itself(&shard, (0..2200).step_by(11));
     shard.close();
 }

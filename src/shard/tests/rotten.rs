@@ -9,10 +9,7 @@ fn long_window() -> ShardOptions {
 }
 
 fn open_in(folder: &Path) -> Result<Arc<Shard>, MachineError> {
-    let store =
-        Store::open(&folder.join("store"), StoreOptions { cache_bytes: 1 << 20, ..StoreOptions::default() })
-            .unwrap();
-    Shard::open(store, "shard1", &folder.join("index"), COLLECTION, long_window())
+    Shard::open(store_in(folder), "shard1", &folder.join("index"), COLLECTION, long_window())
 }
 
 /// A log that leaves rows in every table.

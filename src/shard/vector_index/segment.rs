@@ -27,6 +27,7 @@ use std::{
     io::{self, BufWriter, Seek, SeekFrom, Write},
     ops::Range,
     path::Path,
+    sync::Arc,
 };
 
 /// Whose vector a row is: the slot, and the position that wrote the vector.
@@ -55,19 +56,20 @@ pub(crate) enum Coder {
     Signs(Signs),
 }
 
-/// A segment that was checked whole.
+/// A segment that was checked whole; cheap to clone.
+#[derive(Clone)]
 pub(crate) struct Segment {
-    map: Mmap,
+    map: Arc<Mmap>,
     head: Head,
     sections: [Range<usize>; SECTIONS],
     metric: Metric,
-    rows: Vec<Row>,
+    rows: Arc<[Row]>,
     residence: Residence,
     /// Unless they are read from the file.
-    adjacency: Option<Resident>,
+    adjacency: Option<Arc<Resident>>,
     coder: Option<Coder>,
     /// Unless they are read from the file.
-    codes: Option<Resident>,
+    codes: Option<Arc<Resident>>,
 }
 
 /// A file that is not a segment, or not any more.
@@ -326,11 +328,10 @@ impl Segment {
                 Coding::Signs => Coder::Signs(Signs { centre }),
             }
         });
-        let resident = |number| Resident::copy(section(number));
-        let adjacency = (residence == Residence::Memory).then(|| resident(ADJACENCY)).transpose()?;
-        let codes = (residence != Residence::Disk).then(|| resident(CODES)).transpose()?;
-        let metric = Metric::of(head.distance);
-        let segment = Segment { metric, rows, residence, adjacency, coder, codes, head, sections, map };
+        let (metric, adjacency, codes) = (Metric::of(head.distance), None, None);
+        let (map, mapped) = (Arc::new(map), Residence::Disk);
+        let segment =
+            Segment { metric, rows, residence: mapped, adjacency, coder, codes, head, sections, map };
         let graph = segment.graph();
         let names_a_row = |row: &u32| (*row as usize) < head.rows;
         if !graph.entries.iter().all(names_a_row)
@@ -338,15 +339,30 @@ impl Segment {
         {
             return Err(SegmentError::Damaged("a link to no row"));
         }
-        segment.let_go();
-        if residence != Residence::Memory {
-            // Where memory is short, what is read beside a row takes the place of what is needed.
-            segment.map.advise(Advice::Random)?;
-        }
-        Ok(segment)
+        Ok(segment.held(residence)?)
     }
 
-    /// Gives back the pages that checking has touched: a search needs few of them.
+    /// The same segment, with what `residence` says in memory; only that is read again.
+    pub(crate) fn held(&self, residence: Residence) -> io::Result<Self> {
+        let in_memory = |wanted: bool, there: &Option<Arc<Resident>>, number: usize| match there {
+            _ if !wanted => Ok(None),
+            Some(there) => Ok(Some(there.clone())),
+            None => Resident::copy(self.section(number)).map(|copy| Some(Arc::new(copy))),
+        };
+        let held = Segment {
+            residence,
+            adjacency: in_memory(residence == Residence::Memory, &self.adjacency, ADJACENCY)?,
+            codes: in_memory(residence != Residence::Disk, &self.codes, CODES)?,
+            ..self.clone()
+        };
+        held.let_go();
+        // Where memory is short, what is read beside a row takes the place of what is needed.
+        let random = residence != Residence::Memory;
+        held.map.advise(if random { Advice::Random } else { Advice::Normal })?;
+        Ok(held)
+    }
+
+    /// Gives back the pages that checking and copying have touched: a search needs few of them.
     fn let_go(&self) {
         #[cfg(unix)]
         #[expect(unsafe_code, reason = "memory of a mapping is given back; it is read from the file again")]
@@ -414,7 +430,7 @@ impl Segment {
 
     /// The rows' codes `[rows, stride]`.
     pub(super) fn codes(&self) -> &[u8] {
-        self.codes.as_ref().map_or_else(|| self.section(CODES), Resident::bytes)
+        self.codes.as_ref().map_or_else(|| self.section(CODES), |codes| codes.bytes())
     }
 
     /// What of it is in memory.
