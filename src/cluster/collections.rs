@@ -45,18 +45,27 @@ impl Cluster {
     }
 
     /// Drops a collection; `false` if there was none.
+    ///
+    /// Errors: with no effect only where the catalog refused; later the collection is dropped, and its shards are told
+    /// in the background.
     pub async fn delete_collection(&self, name: &str, deadline: Instant) -> Result<bool> {
         match self.propose_catalog(CatalogCommand::Drop { name: name.to_owned() }, deadline).await {
             Ok(()) => {}
             Err(ClusterError::Missing(_)) => return Ok(false),
             Err(e) => return Err(e),
         }
+        let told = self.retire_all(name, deadline).await;
+        told.map(|()| true).map_err(|e| e.in_doubt("it is dropped, but not every shard was told"))
+    }
+
+    /// Retires all that is being dropped and had this name.
+    async fn retire_all(&self, name: &str, deadline: Instant) -> Result<()> {
         self.catch_up_with_catalog(deadline).await?;
         let dropping = self.inner.catalog.state().dropping.clone();
         for (number, record) in dropping.into_iter().filter(|(_, c)| c.name == name) {
             self.retire(number, record, deadline).await?;
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Changes aliases, all or none.

@@ -380,3 +380,21 @@ fn sums(wrote: &[Wrote]) -> (u64, Duration) {
     let longest = wrote.iter().map(|wrote| wrote.longest).max().unwrap_or_default();
     (wrote.iter().map(|wrote| wrote.times).sum(), longest)
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drop_that_a_shard_has_not_heard_of_is_in_doubt() {
+    let nodes = nodes(3).await;
+    create(&nodes, "c", spec(1, 1)).await.unwrap();
+    let cluster_id = nodes[0].cluster.info().cluster_id;
+    let (holder, others) = leader(&nodes, "c").await;
+    holder.freeze();
+    // From now on the catalog has a leader among the others.
+    assert_eq!(others[0].cluster.collections(&reading()).await.unwrap(), ["c"]);
+    let dropped = others[0].cluster.delete_collection("c", Instant::now() + Duration::from_secs(4)).await;
+    // The catalog has dropped it: that there was no effect would be wrong.
+    assert_eq!(dropped.unwrap_err().effect(), Effect::Unknown);
+    assert_eq!(others[1].cluster.collections(&reading()).await.unwrap(), Vec::<String>::new());
+    holder.thaw(&cluster_id);
+    let forgotten = || nodes.iter().all(|node| node.cluster.inner.catalog.state().dropping.is_empty());
+    until("all know that it is dropped", forgotten).await;
+}
