@@ -258,7 +258,8 @@ fn fresh(set: &Set) {
     let by_codes = turn_of(set, 0, |query| {
         let query_codes = grid.query(Distance::Cosine, query).expect("an angle lies never too far off");
         let coded = Coded { codes: &codes, query: &query_codes };
-        let near = coded.shortlist(0..rows as u32, K + 1).0.into_iter().map(|row| exact(query, row));
+        let near =
+            coded.shortlist(0..rows as u32, |_| true, K + 1).0.into_iter().map(|row| exact(query, row));
         std::hint::black_box(near.fold(f32::MAX, f32::min));
     });
     let by_f32 = turn_of(set, 0, |query| {

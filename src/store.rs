@@ -19,6 +19,7 @@ mod tests;
 
 pub use memory::MemoryStore;
 
+use crate::world;
 use bytes::Bytes;
 use fjall::{Database, KeyspaceCreateOptions, KvSeparationOptions, PersistMode, Readable};
 use std::{fs, io, ops::Bound, path::Path};
@@ -76,6 +77,8 @@ impl Default for StoreOptions {
 const JOURNAL_BYTES_MAX: u64 = 128 << 20;
 /// Threads that flush and compact.
 const THREADS: usize = 2;
+/// How much they give way to searches and to what waits for an acknowledgement.
+const FLUSH_NICE: i32 = 10;
 
 /// What a keyspace mostly holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,12 +158,18 @@ impl Store {
     /// Errors: I/O, damage, or a folder that another process has open.
     pub fn open(path: &Path, options: StoreOptions) -> Result<Store> {
         clear_unborn(path)?;
-        let database = Database::builder(path)
-            .cache_size(options.cache_bytes)
-            .max_journaling_size(JOURNAL_BYTES_MAX)
-            .manual_journal_persist(true)
-            .worker_threads(THREADS)
-            .open()?;
+        let open = || {
+            world::give_way(FLUSH_NICE);
+            Database::builder(path)
+                .cache_size(options.cache_bytes)
+                .max_journaling_size(JOURNAL_BYTES_MAX)
+                .manual_journal_persist(true)
+                .worker_threads(THREADS)
+                .open()
+        };
+        // On Linux threads inherit what the one that starts them has.
+        let opened = std::thread::scope(|scope| scope.spawn(open).join());
+        let database = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         Ok(Store(Kind::Disk(database, options.memtable_bytes)))
     }
 

@@ -2,7 +2,8 @@
 //!
 //! The leader asks others whether they still have its vote, as many as make a quorum with it; every other replica asks
 //! the leader, one message for all who wait, and says what its own vote is. Where the two of them are a quorum, that is
-//! confirmation enough. Neither asks openraft: what counts is what each has told its log.
+//! confirmation enough; a leader that is a quorum by itself asks nobody. Neither asks openraft: what counts is what each
+//! has told its log.
 //!
 //! Invariants: a round confirms with a quorum that the leader still leads (never by the lease, which trusts clocks); a
 //! read takes part only in rounds that start after the read arrived, so it sees everything that was committed before
@@ -55,7 +56,7 @@ pub(super) struct Reads {
     waiting: mpsc::UnboundedSender<Reader>,
     rounds: Arc<AtomicU64>,
     attempt_within: Duration,
-    progress: Arc<Progress>,
+    standing: Standing,
 }
 
 /// Someone who waits for an index.
@@ -77,21 +78,20 @@ impl Reads {
     ) -> Self {
         let (waiting, queue) = mpsc::unbounded_channel();
         let rounds = Arc::new(AtomicU64::new(0));
-        let progress = standing.progress.clone();
         let running = Rounds {
-            standing,
+            standing: standing.clone(),
             quick: Arc::default(),
             peers,
             leadership,
             attempt_within,
-            progress: progress.clone(),
+            progress: standing.progress.clone(),
             queue,
             readers: Vec::new(),
             under_way: FuturesUnordered::new(),
             rounds: rounds.clone(),
         };
         world::spawn(running.run());
-        Reads { waiting, rounds, attempt_within, progress }
+        Reads { waiting, rounds, attempt_within, standing }
     }
 
     /// See [`super::Replica::read_index`].
@@ -105,14 +105,18 @@ impl Reads {
     }
 
     async fn wait(&self, here_only: bool, deadline: Instant) -> Result<ReadIndex, ReplicaError> {
-        self.progress.check_running()?;
+        let progress = &self.standing.progress;
+        progress.check_running()?;
+        if let Some(index) = self.standing.alone() {
+            return Ok(index);
+        }
         let (answer, answered) = oneshot::channel();
         let reader = Reader { answer, here_only, tried: false };
-        self.waiting.send(reader).map_err(|_| self.progress.stopped(false))?;
+        self.waiting.send(reader).map_err(|_| progress.stopped(false))?;
         timeout_at(deadline, answered)
             .await
             .map_err(|_| ReplicaError::Deadline { proposed: false })?
-            .map_err(|_| self.progress.stopped(false))?
+            .map_err(|_| progress.stopped(false))?
     }
 
     /// Rounds run so far.

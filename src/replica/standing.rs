@@ -77,6 +77,12 @@ impl Standing {
         leads.then_some(Lead { vote, index: ReadIndex(index), voters })
     }
 
+    /// The index to read at, if this replica leads and is a quorum by itself.
+    pub(super) fn alone(&self) -> Option<ReadIndex> {
+        let lead = self.lead_now()?;
+        lead.is_quorum(&[self.replica]).then_some(lead.index)
+    }
+
     /// The index to read at, if this replica leads by `vote`, of which `other` says that it is its own too, and the two
     /// of them are a quorum.
     pub(super) fn confirmed_by(&self, other: ReplicaId, vote: RaftVote) -> Option<ReadIndex> {

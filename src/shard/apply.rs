@@ -321,6 +321,7 @@ impl<'a> Fold<'a> {
         match before {
             Some(before) if before.vectors_hash == record.vectors_hash => {
                 (record.slot, record.born) = (before.slot, before.born);
+                self.occupy(id, &record);
             }
             before => {
                 if let Some(before) = before {
@@ -357,8 +358,7 @@ impl<'a> Fold<'a> {
 
     /// Gives an incarnation its slot.
     fn bear(&mut self, id: PointId, record: &PointRecord, vectors: Vectors) {
-        let slot = SlotRecord { id: id.to_key(), born: record.born };
-        self.put(points::slot_key(record.slot), slot.encode_to_vec());
+        self.occupy(id, record);
         for (name, vector) in &vectors {
             if let Vector::Dense(values) = vector {
                 self.put(points::vector_key(record.slot, name), points::floats_to_bytes(values));
@@ -366,8 +366,13 @@ impl<'a> Fold<'a> {
             }
         }
         self.live.insert(record.slot);
-        self.slots.insert(record.slot, id, Position(record.born));
         self.born.insert(record.slot, vectors);
+    }
+
+    /// Notes whose a slot is, and who wrote the point last.
+    fn occupy(&mut self, id: PointId, record: &PointRecord) {
+        self.put(points::slot_key(record.slot), SlotRecord::of(id, record).encode_to_vec());
+        self.slots.insert(record.slot, id, Position(record.born), Position(record.version));
     }
 
     /// Ends an incarnation.

@@ -48,8 +48,8 @@ const INCOMING: &str = "incoming";
 
 /// How long nothing must be written before an open delta is thought of.
 const REST: Duration = Duration::from_secs(2);
-/// How much the thread that builds gives way.
-const BUILD_NICE: i32 = 10;
+/// How much the thread that builds gives way: as far as it goes. Writers who wait for it leave it the time.
+const BUILD_NICE: i32 = 19;
 
 /// Whose turn it is to build; shared by all shards of a node, so that one graph is built at a time.
 #[derive(Clone, Debug, Default)]

@@ -671,7 +671,7 @@ fn load_slots(view: &View, keyspace: &Keyspace) -> Result<(LiveSet, SlotTable), 
         let record: SlotRecord = decode("slot", bytes)?;
         let id = PointId::from_key(&record.id).ok_or_else(|| damaged("slot", "no point id"))?;
         live.insert(slot);
-        slots.insert(slot, id, Position(record.born));
+        slots.insert(slot, id, Position(record.born), Position(record.version()));
     }
     Ok((live, slots))
 }

@@ -317,6 +317,22 @@ pub(super) struct SlotRecord {
     /// The position that gave the slot.
     #[prost(uint64, tag = "2")]
     pub(super) born: u64,
+    /// The position that last wrote the point; 0: the one that gave the slot.
+    #[prost(uint64, tag = "3")]
+    rewritten: u64,
+}
+
+impl SlotRecord {
+    /// The slot of a point.
+    pub(super) fn of(id: PointId, point: &PointRecord) -> Self {
+        let rewritten = if point.version == point.born { 0 } else { point.version };
+        SlotRecord { id: id.to_key(), born: point.born, rewritten }
+    }
+
+    /// The position that last wrote the point.
+    pub(super) fn version(&self) -> u64 {
+        if self.rewritten == 0 { self.born } else { self.rewritten }
+    }
 }
 
 /// What became of an intent.

@@ -169,7 +169,7 @@ impl<F: FnMut(u64) -> ControlFlow<()>> Scrub<F> {
             let record: SlotRecord = decode("slot", value.clone())?;
             let id = PointId::from_key(&record.id).ok_or_else(|| damaged("slot", "no point id"))?;
             let fits = key[..] == points::slot_key(slot)[..] && record.encode_to_vec() == value;
-            let published = self.view.slots.id(slot) == Some(id)
+            let published = self.view.slots.version(slot) == Some((id, Position(record.version())))
                 && self.view.live.contains(slot)
                 && self.view.slots.born(slot) == Some(Position(record.born));
             if !fits || !published {
@@ -179,7 +179,7 @@ impl<F: FnMut(u64) -> ControlFlow<()>> Scrub<F> {
                 return Err(rot("slot", format!("{slot} has no point {id}")));
             };
             let point: PointRecord = decode("point", bytes.clone())?;
-            if (point.slot, point.born) != (slot, record.born) || point.encode_to_vec() != bytes {
+            if point.slot != slot || SlotRecord::of(id, &point) != record || point.encode_to_vec() != bytes {
                 return Err(rot("point", format!("{id} does not fit its slot {slot}")));
             }
             let count = self.vectors_of(id, &point, &mut vectors)?;

@@ -274,6 +274,7 @@ impl ReadView {
         if let Some(explanation) = explanation {
             (explanation.rounds, explanation.filter) = (rounds, told);
         }
+        let in_memory = is_nothing(&request.projection);
         let mut points = Vec::new();
         for found in found.into_iter().skip(request.offset) {
             let score = index.score(found.distance);
@@ -283,11 +284,25 @@ impl ReadView {
             if !near_enough {
                 break;
             }
-            let record = self.expect_record(found.id, found.slot)?;
-            let Record { id, version, payload, vectors } = project.record(self, found.id, &record)?;
+            let (id, version) = (found.id, found.version);
+            let (payload, vectors) = if in_memory {
+                (None, None)
+            } else {
+                let record = self.expect_record(id, found.slot)?;
+                (project.payload(&record)?, project.vectors(self, &record)?)
+            };
             points.push(ScoredPoint { id, version, score, payload, vectors });
         }
         Ok(points)
+    }
+
+    /// Whether a search reads little, and all of it in memory: then another thread would cost more than it.
+    pub fn is_quick(&self, request: &SearchRequest) -> bool {
+        let SearchRequest { target, filter, limit, offset, params, projection, .. } = request;
+        let candidates = limit.saturating_add(*offset).max(params.ef.unwrap_or(0) as usize);
+        let plain = matches!(target, Target::Nearest(_)) && filter.is_none() && !params.exact;
+        let index = self.vectors.get(&request.using);
+        plain && is_nothing(projection) && index.is_none_or(|index| index.is_quick(candidates))
     }
 
     fn by_id(&self, request: &SearchRequest) -> Result<Vec<ScoredPoint>, MachineError> {
@@ -368,6 +383,11 @@ pub(super) fn parse(text: &[u8]) -> Result<Payload, MachineError> {
         return Ok(Payload::new());
     }
     serde_json::from_slice(text).map_err(|e| points::damaged("payload", e.to_string()))
+}
+
+/// Whether nothing of a point is asked for but what it is called and its version.
+fn is_nothing(Projection { payload, vectors }: &Projection) -> bool {
+    *payload == PayloadSelector::None && *vectors == VectorSelector::None
 }
 
 /// Takes from a point what was asked for.

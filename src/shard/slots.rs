@@ -82,30 +82,32 @@ fn place(slot: Slot) -> (usize, usize, u64) {
     (slot / SLOTS_IN_CHUNK, slot % SLOTS_IN_CHUNK / 64, 1 << (slot % 64))
 }
 
-/// Whose slot each live one is, and the position that gave it.
+/// Whose slot each live one is, the position that gave it, and the one that last wrote its point.
 #[derive(Clone, Default)]
 pub(super) struct SlotTable {
     entries: imbl::OrdMap<Slot, Entry>,
 }
 
-/// A point id and a position in 24 bytes.
+/// A point id and two positions in 32 bytes.
 #[derive(Clone, Copy)]
 struct Entry {
     high: u64,
     low: u64,
-    /// The position, and in the top bit whether the id is a UUID.
+    /// The position that gave it, and in the top bit whether the id is a UUID.
     born: u64,
+    /// The position that last wrote the point.
+    version: u64,
 }
 
 const UUID: u64 = 1 << 63;
 
 impl SlotTable {
-    pub(super) fn insert(&mut self, slot: Slot, id: PointId, born: Position) {
-        let entry = match id {
-            PointId::Num(n) => Entry { high: 0, low: n, born: born.0 },
-            PointId::Uuid(u) => Entry { high: (u >> 64) as u64, low: u as u64, born: born.0 | UUID },
+    pub(super) fn insert(&mut self, slot: Slot, id: PointId, born: Position, version: Position) {
+        let (high, low, kind) = match id {
+            PointId::Num(n) => (0, n, 0),
+            PointId::Uuid(u) => ((u >> 64) as u64, u as u64, UUID),
         };
-        self.entries.insert(slot, entry);
+        self.entries.insert(slot, Entry { high, low, born: born.0 | kind, version: version.0 });
     }
 
     pub(super) fn remove(&mut self, slot: Slot) {
@@ -120,6 +122,11 @@ impl SlotTable {
     /// The position that gave a live slot.
     pub(super) fn born(&self, slot: Slot) -> Option<Position> {
         self.entries.get(&slot).map(|e| Position(e.born & !UUID))
+    }
+
+    /// The point whose live slot this is, and the position that last wrote it.
+    pub(super) fn version(&self, slot: Slot) -> Option<(PointId, Position)> {
+        self.entries.get(&slot).map(|e| (e.id(), Position(e.version)))
     }
 
     /// Live slots, ascending.
@@ -167,8 +174,9 @@ mod tests {
         for (slot, id) in
             [(1, PointId::Num(u64::MAX)), (2, PointId::Uuid(u128::MAX - 5)), (3, PointId::Num(0))]
         {
-            table.insert(slot, id, Position(9));
+            table.insert(slot, id, Position(9), Position(11));
             assert_eq!((table.id(slot), table.born(slot)), (Some(id), Some(Position(9))));
+            assert_eq!(table.version(slot), Some((id, Position(11))));
         }
         table.remove(2);
         assert_eq!(table.iter().map(|(slot, _)| slot).collect::<Vec<_>>(), [1, 3]);

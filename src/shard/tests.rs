@@ -208,8 +208,9 @@ fn same(shard: &Shard, truth: &Obvious, filter: &Filter, query: &[f32]) {
             params: SearchParams::default(),
             projection: Projection::default(),
         };
-        let found: Vec<_> =
-            view.search(&request, None, None).unwrap().iter().map(|p| (p.id, p.score)).collect();
+        let found = view.search(&request, None, None).unwrap();
+        assert!(found.iter().all(|p| p.version == truth.points[&p.id].0), "the versions of {found:?}");
+        let found: Vec<_> = found.iter().map(|p| (p.id, p.score)).collect();
         let want = truth.nearest(using, query, filter, 5);
         assert_eq!(found, want.into_iter().skip(1).collect::<Vec<_>>(), "{using}");
     }

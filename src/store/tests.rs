@@ -51,6 +51,25 @@ enum Step {
     Reopen,
 }
 
+#[test]
+#[cfg(target_os = "linux")]
+fn flushing_gives_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let _store = Store::open(folder.path(), StoreOptions::default()).unwrap();
+    let own = rustix::process::nice(0).unwrap();
+    let mut seen = 0;
+    for task in fs::read_dir("/proc/self/task").unwrap() {
+        // Threads of other tests come and go.
+        let Ok(stat) = fs::read_to_string(task.unwrap().path().join("stat")) else { continue };
+        let (name, rest) = stat.split_once(") ").unwrap();
+        if name.ends_with("(fjall:worker") {
+            assert_eq!(rest.split(' ').nth(16), Some((own + FLUSH_NICE).min(19).to_string().as_str()));
+            seen += 1;
+        }
+    }
+    assert!(seen >= THREADS, "{seen} threads flush");
+}
+
 /// A process killed while it made the store: each step of that, and then a store that can be used.
 #[test]
 fn a_creation_that_was_cut_off_is_begun_anew() {

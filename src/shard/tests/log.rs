@@ -400,7 +400,7 @@ fn record_bytes_are_golden() {
         slot: 70_000,
         ..points::PointRecord::of(&vectors, Bytes::from_static(br#"{"a":1}"#))
     };
-    let slot = SlotRecord { id: PointId::Uuid(9).to_key(), born: 299 };
+    let slot = SlotRecord::of(PointId::Uuid(9), &point);
     let dedup = points::DedupRecord {
         position: 300,
         body_hash: 5,

@@ -287,27 +287,38 @@ impl CodedQuery {
 }
 
 impl Coded<'_> {
-    /// The rows that may be among the nearest `count` of those given, and how many were given.
-    pub(crate) fn shortlist(&self, rows: impl Iterator<Item = u32>, count: usize) -> (Vec<u32>, u64) {
+    /// The rows that may be among the nearest `count` of those given that pass, and how many were given; `passes` is
+    /// asked only of those that are near.
+    pub(crate) fn shortlist(
+        &self,
+        mut rows: impl Iterator<Item = u32>,
+        passes: impl Fn(u32) -> bool,
+        count: usize,
+    ) -> (Vec<u32>, u64) {
         const AT_ONCE: usize = 64;
-        let mut rows = rows.peekable();
-        let (mut batch, mut keys) = (Vec::with_capacity(AT_ONCE), [0; AT_ONCE]);
+        let (mut batch, mut keys) = ([0; AT_ONCE], [0; AT_ONCE]);
         let (mut list, mut edge, mut scored) = (Vec::new(), u32::MAX, 0);
-        while rows.peek().is_some() {
-            batch.clear();
-            batch.extend(rows.by_ref().take(AT_ONCE));
-            self.score(&batch, &mut keys[..batch.len()]);
-            scored += batch.len() as u64;
-            for (key, row) in keys.iter().zip(&batch) {
-                if *key <= edge {
-                    list.push((*key, *row));
-                }
+        loop {
+            let mut taken = 0;
+            for (place, row) in batch.iter_mut().zip(rows.by_ref().take(AT_ONCE)) {
+                *place = row;
+                taken += 1;
             }
-            if list.len() > 2 * count + AT_ONCE || rows.peek().is_none() {
+            self.score(&batch[..taken], &mut keys[..taken]);
+            scored += taken as u64;
+            // Mostly none of them is near, and the least is found without a branch a row.
+            if keys[..taken].iter().min().is_some_and(|least| *least <= edge) {
+                let near = keys.iter().zip(&batch).take(taken).filter(|(key, _)| **key <= edge);
+                list.extend(near.filter(|(_, row)| passes(**row)).map(|(key, row)| (*key, *row)));
+            }
+            let last = taken < AT_ONCE;
+            if last || list.len() > 2 * count + AT_ONCE {
                 edge = self.shorten(&mut list, count, edge);
             }
+            if last {
+                return (list.into_iter().map(|(_, row)| row).collect(), scored);
+            }
         }
-        (list.into_iter().map(|(_, row)| row).collect(), scored)
     }
 
     /// Drops what is surely not among the nearest `count`; the edge behind which that is.

@@ -14,6 +14,7 @@ use super::{
     segment_search::Tally,
 };
 use crate::{model::Distance, shard::points::Slot};
+use roaring::RoaringBitmap;
 use std::sync::Arc;
 
 /// Rows of a block that grows no more.
@@ -81,24 +82,32 @@ impl Delta {
         self.blocks.iter().flat_map(move |b| b.slots.iter().copied().zip(b.values.chunks_exact(dim)))
     }
 
-    /// The accepted rows that may be among the nearest `count`, as their codes have it; `tally` grows by what is looked
-    /// at.
+    /// The live rows among those allowed that may be among the nearest `count`, as their codes have it; `tally` grows by
+    /// what is looked at. Most are live: it is asked of those that are near.
     pub(super) fn near(
         &self,
         distance: Distance,
         query: &[f32],
         count: usize,
-        accept: impl Fn(Slot) -> bool,
+        allowed: Option<&RoaringBitmap>,
+        live: impl Fn(Slot) -> bool,
         tally: &mut Tally,
     ) -> impl Iterator<Item = (Slot, &[f32])> {
         let count = count.min(self.rows);
         self.blocks.iter().flat_map(move |block| {
-            let accepted = (0u32..).zip(&block.slots).filter(|(_, slot)| accept(**slot)).map(|(row, _)| row);
-            let (rows, scored) = match &block.coded {
-                Some((grid, codes)) if let Some(query) = grid.query(distance, query) => {
-                    Coded { codes, query: &query }.shortlist(accepted, count)
+            let slot = |row: u32| block.slots[row as usize];
+            let (rows, live) = (0..block.slots.len() as u32, |row| live(slot(row)));
+            let some = allowed.map(|allowed| rows.clone().filter(move |row| allowed.contains(slot(*row))));
+            let (rows, scored) = match (&block.coded, some) {
+                (Some((grid, codes)), some) if let Some(query) = grid.query(distance, query) => {
+                    let coded = Coded { codes, query: &query };
+                    match some {
+                        Some(some) => coded.shortlist(some, live, count),
+                        None => coded.shortlist(rows, live, count),
+                    }
                 }
-                _ => (accepted.collect(), 0),
+                (_, Some(some)) => (some.filter(|row| live(*row)).collect(), 0),
+                (_, None) => (rows.filter(|row| live(*row)).collect(), 0),
             };
             tally.codes += scored;
             tally.vectors += rows.len() as u64;
@@ -157,21 +166,22 @@ mod tests {
                 let plain = ROWS as usize - coded.map(|block| block.slots.len()).sum::<usize>();
                 assert!(plain < ROWS as usize / 2, "{plain} rows are not coded");
                 let metric = Metric::of(distance);
+                let allowed: RoaringBitmap = (0..ROWS).filter(|slot| slot % 3 > 0).collect();
                 let (mut found, mut compared) = (0, 0);
                 for _ in 0..50 {
                     let query: Vec<f32> = (0..dim).map(|_| rng.random_range(-1.0..1.5)).collect();
                     let mut right: Vec<(f32, Slot)> = delta
                         .iter(dim)
-                        .filter(|(slot, _)| slot % 3 > 0)
+                        .filter(|(slot, _)| slot % 3 > 0 && slot % 7 > 0)
                         .map(|(slot, row)| (metric.distance(&query, row), slot))
                         .collect();
                     right.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
                     let mut tally = Tally::default();
                     let near: Vec<Slot> = delta
-                        .near(distance, &query, 10, |slot| slot % 3 > 0, &mut tally)
+                        .near(distance, &query, 10, Some(&allowed), |slot| slot % 7 > 0, &mut tally)
                         .map(|(slot, _)| slot)
                         .collect();
-                    assert!(near.iter().all(|slot| slot % 3 > 0), "only what is accepted");
+                    assert!(near.iter().all(|slot| slot % 3 > 0 && slot % 7 > 0), "only what is accepted");
                     found += right[..10].iter().filter(|(_, slot)| near.contains(slot)).count();
                     compared += near.len();
                     assert_eq!(tally.vectors, near.len() as u64);

@@ -33,7 +33,8 @@ use super::{
     slots::{LiveSet, SlotTable},
 };
 use crate::model::{
-    Explanation, PartExplanation, PartKind, PointId, Quantization, SearchCost, SearchPlan, VectorParams,
+    Explanation, PartExplanation, PartKind, PointId, Position, Quantization, Residence, SearchCost,
+    SearchPlan, VectorParams,
 };
 use bits::Signs;
 use codes::Grid;
@@ -90,6 +91,10 @@ pub(super) struct Gathered<'a> {
 const DELTA_ROWS_MAX: usize = 1 << 16;
 /// Rows from which a delta is worth a graph while nothing is written; fewer are scanned as fast.
 const GRAPH_ROWS_MIN: usize = 2048;
+/// Candidates of all walks of a search that is quick,
+const QUICK_CANDIDATES_MAX: usize = 256;
+/// and numbers in rows that it scans: 0.1 ms of each.
+const QUICK_NUMBERS_MAX: usize = 1 << 20;
 /// A part is joined to another that is at most so many times as large.
 const JOIN_SHARE: usize = 16;
 /// A segment is built anew once one in so many of its rows is dead.
@@ -125,6 +130,8 @@ pub(super) struct Found {
     /// As the metric has it; smaller is nearer.
     pub(super) distance: f32,
     pub(super) id: PointId,
+    /// The position that last wrote the point.
+    pub(super) version: Position,
     pub(super) slot: Slot,
 }
 
@@ -191,19 +198,31 @@ impl VectorIndex {
         nearest.farthest_first.into_sorted_vec()
     }
 
+    /// Whether [`Self::nearest`] takes no longer than changing threads twice: a walk with so many candidates, over few
+    /// graphs in memory, and few rows that are in none.
+    pub(super) fn is_quick(&self, candidates: usize) -> bool {
+        let in_memory = |s: &Arc<SealedSegment>| s.segment.residence() == Residence::Memory;
+        let deltas = self.sealed.iter().map(|delta| &**delta).chain([&self.open]);
+        let fresh = deltas.map(Delta::rows).sum::<usize>() * self.params.dim as usize;
+        self.segments.iter().all(in_memory)
+            && self.segments.len() * candidates <= QUICK_CANDIDATES_MAX
+            && fresh <= QUICK_NUMBERS_MAX
+    }
+
     fn search_delta(&self, delta: &Delta, count: usize, nearest: &mut Nearest<'_>) -> PartSearch {
         let (wanted, metric) = (nearest.wanted, Metric::of(self.params.distance));
         let mut part = PartSearch { rows: delta.rows(), ..PartSearch::default() };
-        let accept = |slot| wanted.accepts(slot);
         if wanted.exact {
             part.plan = SearchPlan::Exact;
-            for (slot, row) in delta.iter(wanted.query.len()).filter(|(slot, _)| accept(*slot)) {
+            for (slot, row) in delta.iter(wanted.query.len()).filter(|(slot, _)| wanted.accepts(*slot)) {
                 part.tally.vectors += 1;
                 nearest.offer(metric.distance(wanted.query, row), slot);
             }
             return part;
         }
-        for (slot, row) in delta.near(self.params.distance, wanted.query, count, accept, &mut part.tally) {
+        let (distance, tally) = (self.params.distance, &mut part.tally);
+        let live = |slot| wanted.live.contains(slot);
+        for (slot, row) in delta.near(distance, wanted.query, count, wanted.allowed, live, tally) {
             nearest.offer(metric.distance(wanted.query, row), slot);
         }
         part
@@ -511,11 +530,11 @@ impl Nearest<'_> {
         if full && self.farthest_first.peek().is_none_or(|worst| distance > worst.distance) {
             return;
         }
-        let Some(id) = self.wanted.slots.id(slot) else { return };
+        let Some((id, version)) = self.wanted.slots.version(slot) else { return };
         if self.wanted.exclude == Some(id) {
             return;
         }
-        self.farthest_first.push(Found { distance, id, slot });
+        self.farthest_first.push(Found { distance, id, version, slot });
         if full {
             self.farthest_first.pop();
         }

@@ -112,7 +112,9 @@ impl Segment {
         let exact = self.exact(query);
         let coded = self.code(query);
         let (rows, codes) = match &coded {
-            Some(query) => Coded { codes: self.codes(), query }.shortlist(rows, self.candidates_min(count)),
+            Some(query) => {
+                Coded { codes: self.codes(), query }.shortlist(rows, |_| true, self.candidates_min(count))
+            }
             None => (rows.collect(), 0),
         };
         self.distances(&exact, rows, Tally { codes, ..Tally::default() })
