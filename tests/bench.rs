@@ -121,6 +121,11 @@ fn loads_of_every_kind() {
     assert!((both["cpu"]["seconds_per_1000_operations"].as_f64().unwrap() - per_1000).abs() < 1e-9);
     assert_eq!(count(&node, "glosses"), 2000);
 
+    // Beside what is there.
+    let beside = ["--vectors", &vectors, "--id-offset", "2000", "--count", "50"];
+    done(&node, &[&["bench", "ingest", "--collection", "glosses"][..], &beside].concat());
+    assert_eq!(count(&node, "glosses"), 2050);
+
     // For people.
     let table = run(&node, &[&search[..], &["--count", "10"]].concat());
     let table = String::from_utf8(table.stdout).unwrap();

@@ -6,7 +6,9 @@ cargo fmt --all --check
 cargo clippy --workspace --all-targets --quiet -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 if command -v cargo-deny >/dev/null; then cargo deny --log-level error check; else echo "cargo-deny is not installed: skipped"; fi
-cargo test --workspace --no-fail-fast
+# One build for all that follows. The planted bugs are in it, and sleep until one is named.
+tested=(--workspace --features mutants)
+cargo test "${tested[@]}" --no-fail-fast
 
 # The proof in small: real nodes, broken for a while; simulated ones under more seeds; and every planted bug that a
 # simulation shows must be found. `docs/CONSISTENCY.md` tells of the long runs.
@@ -26,5 +28,5 @@ short() {
 short 1 --workload register,tail --nemesis kill,partition
 short 2 --workload set,batch --nemesis pause,slow
 short 3 --workload search,dedup --nemesis snapshot
-cargo sim --seed 1 --seeds 120
-cargo test --quiet --workspace --features mutants --test simulation -- --mutant all
+cargo test --quiet "${tested[@]}" --test simulation -- --seed 1 --seeds 120
+cargo test --quiet "${tested[@]}" --test simulation -- --mutant all

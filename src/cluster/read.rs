@@ -4,7 +4,7 @@
 //! here, if a replica is open -- else the leader's node -- else any that votes
 //!      | not reached, stuck or failed: the next one; slow: the next one too, and the first answer counts
 //!      v
-//! position to see (ReadIndex | token | bound | none) -> one view -> `execute` on the search pool
+//! position to see (ReadIndex | token | bound | none) -> one view -> `execute`, on the search pool unless it is quick
 //! ```
 //!
 //! Invariants: [`execute`] alone reads a shard, for callers here and elsewhere; everything a request reads from a
@@ -474,7 +474,7 @@ impl Cluster {
     pub(super) async fn read_held(&self, held: Held, wish: &Wish) -> Result<Part> {
         match held {
             Held::Here(local, view) => {
-                let found = self.execute_on_pool(&local, view.clone(), wish.read.clone()).await?;
+                let found = self.carry_out(&local, view.clone(), wish.read.clone()).await?;
                 let (replica, position) = (local.id, view.position());
                 let held = wish.keep.then(|| Held::Here(local, view));
                 Ok(Part { replica, position, age: None, found, held })
@@ -535,7 +535,7 @@ impl Cluster {
     async fn read_here(&self, local: Arc<LocalShard>, wish: &Wish, viewed: &AtomicBool) -> Result<Part> {
         let (view, age) = self.view(&local, wish).await?;
         viewed.store(true, Ordering::Relaxed);
-        let found = self.execute_on_pool(&local, view.clone(), wish.read.clone()).await?;
+        let found = self.carry_out(&local, view.clone(), wish.read.clone()).await?;
         let (replica, position) = (local.id, view.position());
         let held = wish.keep.then(|| Held::Here(local, view));
         Ok(Part { replica, position, age, found, held })
@@ -564,14 +564,15 @@ impl Cluster {
             Some(name) => (self.inner.reads.take(name)?, None),
             None => self.view(&local, &wish).await?,
         };
-        let found = self.execute_on_pool(&local, view.clone(), wish.read).await?;
+        let found = self.carry_out(&local, view.clone(), wish.read).await?;
         let position = view.position();
         let kept = keep.then(|| self.inner.reads.keep(view, deadline));
         Ok(Seen { position, age, kept, found })
     }
 
-    /// Runs a read on the search pool; one that reads the whole store, beside it; one that is over at once, here.
-    async fn execute_on_pool(
+    /// Runs a read on the search pool; one that reads the whole store, beside it; one that is over sooner than another
+    /// thread could take it, here (`docs/decisions/0016`).
+    async fn carry_out(
         &self,
         local: &Arc<LocalShard>,
         view: Arc<ReadView>,

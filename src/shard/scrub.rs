@@ -169,7 +169,7 @@ impl<F: FnMut(u64) -> ControlFlow<()>> Scrub<F> {
             let record: SlotRecord = decode("slot", value.clone())?;
             let id = PointId::from_key(&record.id).ok_or_else(|| damaged("slot", "no point id"))?;
             let fits = key[..] == points::slot_key(slot)[..] && record.encode_to_vec() == value;
-            let published = self.view.slots.version(slot) == Some((id, Position(record.version())))
+            let published = self.view.slots.point(slot) == Some((id, Position(record.version())))
                 && self.view.live.contains(slot)
                 && self.view.slots.born(slot) == Some(Position(record.born));
             if !fits || !published {

@@ -299,10 +299,10 @@ impl ReadView {
     /// Whether a search reads little, and all of it in memory: then another thread would cost more than it.
     pub fn is_quick(&self, request: &SearchRequest) -> bool {
         let SearchRequest { target, filter, limit, offset, params, projection, .. } = request;
-        let candidates = limit.saturating_add(*offset).max(params.ef.unwrap_or(0) as usize);
+        let (count, ef) = (limit.saturating_add(*offset), params.ef.map(|ef| ef as usize));
         let plain = matches!(target, Target::Nearest(_)) && filter.is_none() && !params.exact;
         let index = self.vectors.get(&request.using);
-        plain && is_nothing(projection) && index.is_none_or(|index| index.is_quick(candidates))
+        plain && is_nothing(projection) && index.is_none_or(|index| index.is_quick(count, ef))
     }
 
     fn by_id(&self, request: &SearchRequest) -> Result<Vec<ScoredPoint>, MachineError> {

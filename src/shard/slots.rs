@@ -125,7 +125,7 @@ impl SlotTable {
     }
 
     /// The point whose live slot this is, and the position that last wrote it.
-    pub(super) fn version(&self, slot: Slot) -> Option<(PointId, Position)> {
+    pub(super) fn point(&self, slot: Slot) -> Option<(PointId, Position)> {
         self.entries.get(&slot).map(|e| (e.id(), Position(e.version)))
     }
 
@@ -176,7 +176,7 @@ mod tests {
         {
             table.insert(slot, id, Position(9), Position(11));
             assert_eq!((table.id(slot), table.born(slot)), (Some(id), Some(Position(9))));
-            assert_eq!(table.version(slot), Some((id, Position(11))));
+            assert_eq!(table.point(slot), Some((id, Position(11))));
         }
         table.remove(2);
         assert_eq!(table.iter().map(|(slot, _)| slot).collect::<Vec<_>>(), [1, 3]);

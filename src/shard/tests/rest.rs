@@ -43,20 +43,23 @@ fn wait_for<T>(what: &str, shard: &Shard, look: impl Fn(&ReadView) -> Option<T>)
     }
 }
 
+fn nearest(id: u64) -> SearchRequest {
+    SearchRequest {
+        target: Target::Nearest(numbers(id)),
+        using: String::new(),
+        filter: None,
+        limit: 1,
+        offset: 0,
+        score_threshold: None,
+        params: SearchParams { exact: false, ef: None },
+        projection: Projection::default(),
+    }
+}
+
 fn finds_itself(shard: &Shard, ids: impl Iterator<Item = u64>) {
     let view = shard.view();
     for id in ids {
-        let request = SearchRequest {
-            target: Target::Nearest(numbers(id)),
-            using: String::new(),
-            filter: None,
-            limit: 1,
-            offset: 0,
-            score_threshold: None,
-            params: SearchParams { exact: false, ef: None },
-            projection: Projection::default(),
-        };
-        assert_eq!(view.search(&request, None, None).unwrap()[0].score, 0.0, "point {id}");
+        assert_eq!(view.search(&nearest(id), None, None).unwrap()[0].score, 0.0, "point {id}");
     }
 }
 
@@ -110,6 +113,7 @@ fn a_graph_is_held_where_the_schema_says_and_found_there_after_a_restart() {
         configure(&shard, version, VectorParams { residence, ..params });
         wait_for("the other residence", &shard, |view| (held(view) == residence).then_some(()));
         assert_eq!(one_graph_of(&shard, 2200), file, "the same file");
+        assert_eq!(shard.view().is_quick(&nearest(0)), residence == Residence::Memory);
         finds_itself(&shard, (0..2200).step_by(11));
     }
     shard.close();
@@ -118,6 +122,31 @@ fn a_graph_is_held_where_the_schema_says_and_found_there_after_a_restart() {
     let (shard, _) = open(folder.path(), options());
     assert_eq!((held(&shard.view()), one_graph_of(&shard, 2200)), (Residence::Codes, file));
     finds_itself(&shard, (0..2200).step_by(11));
+    shard.close();
+}
+
+#[test]
+fn a_search_is_quick_that_reads_little_and_no_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shard, _) = open(folder.path(), ShardOptions { seal_bytes: 1 << 30, ..options() });
+    upsert(&shard, 0..2200);
+    let view = shard.view();
+    assert!(view.is_quick(&nearest(0)));
+    let whole = Projection { payload: PayloadSelector::All, vectors: VectorSelector::None };
+    for slow in [
+        SearchRequest { target: Target::NearestTo(PointId::Num(0)), ..nearest(0) },
+        SearchRequest { target: Target::All, ..nearest(0) },
+        SearchRequest { filter: Some(Filter::default()), ..nearest(0) },
+        SearchRequest { params: SearchParams { exact: true, ef: None }, ..nearest(0) },
+        SearchRequest { projection: whole, ..nearest(0) },
+    ] {
+        assert!(!view.is_quick(&slow), "{slow:?}");
+    }
+    one_graph_of(&shard, 2200);
+    let view = shard.view();
+    let many = |limit, ef| SearchRequest { limit, params: SearchParams { exact: false, ef }, ..nearest(0) };
+    assert!(view.is_quick(&many(256, None)) && view.is_quick(&many(10, Some(256))));
+    assert!(!view.is_quick(&many(257, None)) && !view.is_quick(&many(10, Some(257))));
     shard.close();
 }
 

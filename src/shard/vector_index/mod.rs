@@ -91,10 +91,11 @@ pub(super) struct Gathered<'a> {
 const DELTA_ROWS_MAX: usize = 1 << 16;
 /// Rows from which a delta is worth a graph while nothing is written; fewer are scanned as fast.
 const GRAPH_ROWS_MIN: usize = 2048;
-/// Candidates of all walks of a search that is quick,
+/// Candidates of all walks of a search that is quick, and the numbers in them: 0.1 to 0.3 ms;
 const QUICK_CANDIDATES_MAX: usize = 256;
-/// and numbers in rows that it scans: 0.1 ms of each.
-const QUICK_NUMBERS_MAX: usize = 1 << 20;
+const QUICK_WALKED_MAX: usize = 1 << 17;
+/// and numbers in rows that it scans: 0.1 ms.
+const QUICK_SCANNED_MAX: usize = 1 << 20;
 /// A part is joined to another that is at most so many times as large.
 const JOIN_SHARE: usize = 16;
 /// A segment is built anew once one in so many of its rows is dead.
@@ -198,15 +199,20 @@ impl VectorIndex {
         nearest.farthest_first.into_sorted_vec()
     }
 
-    /// Whether [`Self::nearest`] takes no longer than changing threads twice: a walk with so many candidates, over few
-    /// graphs in memory, and few rows that are in none.
-    pub(super) fn is_quick(&self, candidates: usize) -> bool {
+    /// Whether [`Self::nearest`] takes hardly longer than changing threads twice: few candidates in graphs in memory, and
+    /// few rows that are in none.
+    ///
+    /// `count`: the points wanted. `ef`: as the caller asks.
+    pub(super) fn is_quick(&self, count: usize, ef: Option<usize>) -> bool {
         let in_memory = |s: &Arc<SealedSegment>| s.segment.residence() == Residence::Memory;
+        let (dim, usual) = (self.params.dim as usize, self.params.hnsw.ef_construct as usize);
+        let candidates = ef.unwrap_or(usual).max(count).saturating_mul(self.segments.len());
         let deltas = self.sealed.iter().map(|delta| &**delta).chain([&self.open]);
-        let fresh = deltas.map(Delta::rows).sum::<usize>() * self.params.dim as usize;
+        let fresh = deltas.map(Delta::rows).sum::<usize>();
         self.segments.iter().all(in_memory)
-            && self.segments.len() * candidates <= QUICK_CANDIDATES_MAX
-            && fresh <= QUICK_NUMBERS_MAX
+            && candidates <= QUICK_CANDIDATES_MAX
+            && candidates * dim <= QUICK_WALKED_MAX
+            && fresh * dim <= QUICK_SCANNED_MAX
     }
 
     fn search_delta(&self, delta: &Delta, count: usize, nearest: &mut Nearest<'_>) -> PartSearch {
@@ -530,7 +536,7 @@ impl Nearest<'_> {
         if full && self.farthest_first.peek().is_none_or(|worst| distance > worst.distance) {
             return;
         }
-        let Some((id, version)) = self.wanted.slots.version(slot) else { return };
+        let Some((id, version)) = self.wanted.slots.point(slot) else { return };
         if self.wanted.exclude == Some(id) {
             return;
         }
