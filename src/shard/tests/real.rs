@@ -1,6 +1,8 @@
 //! Graphs on real data, damaged files, and readers beside a writer.
 
 use super::*;
+use crate::shard::vector_index::segment::Segment;
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use std::{
     fs,
     sync::atomic::{AtomicBool, Ordering},
@@ -437,6 +439,55 @@ fn writers_wait_for_graphs_but_not_for_ever() {
         }
         shard.close();
     }
+}
+
+/// Rows of a segment that no path from its entries leads to.
+fn unreached(segment: &Segment) -> usize {
+    let graph = segment.graph();
+    let mut seen = vec![false; segment.rows().len()];
+    let mut waiting = graph.entries.to_vec();
+    while let Some(row) = waiting.pop() {
+        if !std::mem::replace(&mut seen[row as usize], true) {
+            waiting.extend(graph.linked(row));
+        }
+    }
+    seen.iter().filter(|seen| !**seen).count()
+}
+
+/// `ANNAL_BUILDS=100 cargo test --lib every_row_of_every_graph -- --nocapture`: graphs that are built, joined, and built
+/// anew without a quarter of their rows.
+#[test]
+fn every_row_of_every_graph_is_reached() {
+    let wanted: u64 = std::env::var("ANNAL_BUILDS").map_or(3, |builds| builds.parse().unwrap());
+    let (mut data, mut rng) = (wordnet(), StdRng::seed_from_u64(5));
+    let (mut built, mut rows) = (0, 0);
+    while built < wanted {
+        data.vectors.shuffle(&mut rng);
+        let folder = tempfile::tempdir().unwrap();
+        let shard = open_wordnet(folder.path(), rng.random_range(500..1500) * 384 * 4);
+        fill(&shard, &data, Distance::Cosine);
+        settle(&shard);
+        let check = |rows: &mut usize| {
+            let view = shard.view();
+            let segments = &view.vectors[""].segments;
+            assert!(!segments.is_empty());
+            for segment in segments {
+                assert_eq!(unreached(&segment.segment), 0, "after {built} builds");
+                *rows += segment.segment.rows().len();
+            }
+            let newest = segments.iter().map(|s| s.file.clone()).max().unwrap();
+            newest.trim_end_matches(".seg").parse::<u64>().unwrap()
+        };
+        check(&mut rows);
+        let first = rng.random_range(0..1400);
+        let gone = (first..first + 600).map(PointId::Num).collect();
+        shard.apply(vec![command(Body::Delete(gone)).encode()], Bookmark(Bytes::new())).unwrap();
+        shard.indexer.notify();
+        settle(&shard);
+        built += check(&mut rows);
+        shard.close();
+    }
+    println!("{built} graphs were built; all {rows} rows of those looked at are reached");
 }
 
 /// 100,000 real vectors, for `docs/BENCHMARKS.md`: `ANNAL_WORDNET_100K=folder cargo test --release -p annal

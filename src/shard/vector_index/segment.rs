@@ -375,7 +375,7 @@ impl Segment {
     }
 
     /// The graph over the rows.
-    pub(super) fn graph(&self) -> Graph<'_> {
+    pub(crate) fn graph(&self) -> Graph<'_> {
         Graph {
             degree: self.head.degree,
             adjacency: match &self.adjacency {
