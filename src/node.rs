@@ -3,7 +3,8 @@
 //! Order: both listeners (HTTP answers from the first moment that the node is alive and starting); the data
 //! folder with the log (it locks its folder, so a second node on the same data stops here), the store and
 //! `node.json`; the peers' door, through which a node without data finds its cluster; the cluster (catalog, then
-//! shards). A failure of the log stops the whole process: what it could not write, nobody may be told of.
+//! shards). A failure of the log stops the whole process: what it could not write, nobody may be told of. So does one of
+//! the store, which would take no more writes before it was opened anew.
 
 mod folder;
 mod machine;
@@ -28,7 +29,7 @@ use crate::{
 };
 use folder::Folder;
 use std::{future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 /// How often a replica reads all it has to see whether it still adds up.
@@ -86,6 +87,11 @@ pub enum NodeError {
     /// The log failed while the node ran.
     #[error("the log failed and the node stops: {0}")]
     Poisoned(Arc<str>),
+    /// The store failed while the node ran.
+    #[error(
+        "the store failed and the node stops, since it takes no more writes; the log has what it lacks: {0}"
+    )]
+    StorePoisoned(Arc<str>),
     /// The log went back behind what this node had acknowledged of the catalog.
     #[error(
         "the log lacks entries that this node has acknowledged; its next start takes it in anew from its peers"
@@ -267,17 +273,16 @@ impl Up {
         &self.log
     }
 
-    /// Until asked to stop. Errors: the log or the HTTP service failed, or the log forgot.
+    /// Until asked to stop. Errors: the log, the store or the HTTP service failed, or the log forgot.
     async fn serve(
         &self,
         stopping: &CancellationToken,
         serving: &mut JoinHandle<io::Result<()>>,
     ) -> Result<(), NodeError> {
-        let mut failure = self.log.failure();
-        let poisoned = async move {
+        let poisoned = |mut failure: watch::Receiver<Option<Arc<str>>>| async move {
             match failure.wait_for(Option::is_some).await {
                 Ok(why) => why.clone().unwrap_or_else(|| "unknown".into()),
-                // The log was closed in order.
+                // It was closed in order.
                 Err(_) => std::future::pending().await,
             }
         };
@@ -287,7 +292,8 @@ impl Up {
                 Ok(()) => io::Error::other("it ended by itself"),
                 Err(error) => error,
             })),
-            why = poisoned => Err(NodeError::Poisoned(why)),
+            why = poisoned(self.log.failure()) => Err(NodeError::Poisoned(why)),
+            why = poisoned(self.store.failure()) => Err(NodeError::StorePoisoned(why)),
             () = self.cluster.forgot() => Err(NodeError::Forgot),
         }
     }

@@ -22,7 +22,8 @@ pub use memory::MemoryStore;
 use crate::world;
 use bytes::Bytes;
 use fjall::{Database, KeyspaceCreateOptions, KvSeparationOptions, PersistMode, Readable};
-use std::{fs, io, ops::Bound, path::Path};
+use std::{fs, io, ops::Bound, path::Path, sync::Arc};
+use tokio::sync::watch;
 
 /// The store failed: an I/O error or damage below it.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +92,7 @@ pub enum KeyspaceKind {
 
 /// The node's store; cheap to clone. It closes when the last clone, keyspace and view are gone.
 #[derive(Clone)]
-pub struct Store(Kind);
+pub struct Store(Kind, Failure);
 
 #[derive(Clone)]
 enum Kind {
@@ -110,8 +111,27 @@ enum KeyspaceOf {
     Memory(u64),
 }
 
+/// Where the first write that failed is told of.
+#[derive(Clone)]
+struct Failure(Arc<watch::Sender<Option<Arc<str>>>>);
+
+impl Default for Failure {
+    fn default() -> Self {
+        Failure(Arc::new(watch::Sender::new(None)))
+    }
+}
+
+impl Failure {
+    fn note<T>(&self, done: Result<T>) -> Result<T> {
+        if let Err(error) = &done {
+            self.0.send_if_modified(|why| why.is_none() && why.replace(error.to_string().into()).is_none());
+        }
+        done
+    }
+}
+
 /// Writes that take effect together.
-pub struct Batch(BatchOf);
+pub struct Batch(BatchOf, Failure);
 
 enum BatchOf {
     Disk(fjall::OwnedWriteBatch),
@@ -170,12 +190,12 @@ impl Store {
         // On Linux threads inherit what the one that starts them has.
         let opened = std::thread::scope(|scope| scope.spawn(open).join());
         let database = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        Ok(Store(Kind::Disk(database, options.memtable_bytes)))
+        Ok(Store(Kind::Disk(database, options.memtable_bytes), Failure::default()))
     }
 
     /// Opens the store on a disk in memory.
     pub fn open_in_memory(disk: &MemoryStore) -> Store {
-        Store(Kind::Memory(disk.open()))
+        Store(Kind::Memory(disk.open()), Failure::default())
     }
 
     /// Opens a keyspace, or makes an empty one.
@@ -231,10 +251,15 @@ impl Store {
     pub fn batch(&self) -> Batch {
         // The journal's buffer goes to the operating system with each batch: a killed process loses nothing,
         // and a table never knows more than the journal.
-        Batch(match &self.0 {
-            Kind::Disk(database, _) => BatchOf::Disk(database.batch().durability(Some(PersistMode::Buffer))),
-            Kind::Memory(store) => BatchOf::Memory(memory::Writes::on(store)),
-        })
+        Batch(
+            match &self.0 {
+                Kind::Disk(database, _) => {
+                    BatchOf::Disk(database.batch().durability(Some(PersistMode::Buffer)))
+                }
+                Kind::Memory(store) => BatchOf::Memory(memory::Writes::on(store)),
+            },
+            self.1.clone(),
+        )
     }
 
     /// Everything as it stands now.
@@ -247,10 +272,15 @@ impl Store {
 
     /// Makes every committed batch durable.
     pub fn persist(&self) -> Result<()> {
-        match &self.0 {
-            Kind::Disk(database, _) => Ok(database.persist(PersistMode::SyncAll)?),
+        self.1.note(match &self.0 {
+            Kind::Disk(database, _) => database.persist(PersistMode::SyncAll).map_err(StoreError::from),
             Kind::Memory(store) => store.persist(),
-        }
+        })
+    }
+
+    /// Why the store takes no more writes, once it does not: it must be opened anew.
+    pub fn failure(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.1.0.subscribe()
     }
 
     /// Bytes on disk.
@@ -299,10 +329,10 @@ impl Batch {
     ///
     /// Errors: the batch may or may not be there after a restart; the store takes no more writes.
     pub fn commit(self) -> Result<()> {
-        match self.0 {
-            BatchOf::Disk(batch) => Ok(batch.commit()?),
+        self.1.note(match self.0 {
+            BatchOf::Disk(batch) => batch.commit().map_err(StoreError::from),
             BatchOf::Memory(writes) => writes.commit(),
-        }
+        })
     }
 }
 

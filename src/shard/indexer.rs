@@ -40,12 +40,14 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Folder, within the index folder, of the files that came with a snapshot until it is installed.
 const INCOMING: &str = "incoming";
 
+/// How long a build that failed is let rest.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// How long nothing must be written before an open delta is thought of.
 const REST: Duration = Duration::from_secs(2);
 /// How much the thread that builds gives way: as far as it goes. Writers who wait for it leave it the time.
@@ -230,13 +232,30 @@ impl Indexer {
                     Ok(false) => break,
                     Err(IndexError::Build(BuildError::Stopped)) => return,
                     Err(e) => {
-                        // Everything stays searchable, only slower; the next batch tries again.
+                        // Everything stays searchable, only slower; a batch after a while tries again.
                         tracing::error!(shard = shard.name, error = %e, "building a graph failed");
+                        drop(shard);
+                        self.pause();
                         break;
                     }
                 }
             }
         }
+    }
+
+    /// Lets some time pass after a failure: a disk that is full would only be filled again with each batch, and others
+    /// need what room there is.
+    fn pause(&self) {
+        let until = Instant::now() + RETRY_AFTER;
+        let mut work = lock(&self.work);
+        while !self.stop.load(Ordering::Relaxed) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            work = self.wake.wait_timeout(work, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *work = true;
     }
 
     /// Does one merge, or holds a segment where it is to be from now on; `false` if there is nothing to do.
