@@ -25,7 +25,7 @@ const CLEAN_REGIONS: u64 = 2;
 /// Mutants that are sought from a later seed on, since the first ones have not just now what shows them: a node that comes
 /// back by a snapshot after a shard has moved; a read at a leader that was cut off, of what its successor has changed. What
 /// seeds do changes with the program.
-const BEGIN: &[(&str, u64)] = &[("lease_read_skew", 41), ("membership_stale_on_snapshot", 21)];
+const BEGIN: &[(&str, u64)] = &[("lease_read_skew", 41), ("membership_stale_on_snapshot", 131)];
 
 /// Stands for all mutants.
 const ALL: &str = "all";
