@@ -40,7 +40,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// Folder, within the index folder, of the files that came with a snapshot until it is installed.
@@ -232,7 +232,7 @@ impl Indexer {
                     Ok(false) => break,
                     Err(IndexError::Build(BuildError::Stopped)) => return,
                     Err(e) => {
-                        // Everything stays searchable, only slower; a batch after a while tries again.
+                        // Everything stays searchable, only slower; it is tried again after a while.
                         tracing::error!(shard = shard.name, error = %e, "building a graph failed");
                         drop(shard);
                         self.pause();
@@ -246,16 +246,9 @@ impl Indexer {
     /// Lets some time pass after a failure: a disk that is full would only be filled again with each batch, and others
     /// need what room there is.
     fn pause(&self) {
-        let until = Instant::now() + RETRY_AFTER;
-        let mut work = lock(&self.work);
-        while !self.stop.load(Ordering::Relaxed) {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            work = self.wake.wait_timeout(work, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        *work = true;
+        let goes_on = |_: &mut bool| !self.stop.load(Ordering::Relaxed);
+        let rested = self.wake.wait_timeout_while(lock(&self.work), RETRY_AFTER, goes_on);
+        *rested.unwrap_or_else(PoisonError::into_inner).0 = true;
     }
 
     /// Does one merge, or holds a segment where it is to be from now on; `false` if there is nothing to do.

@@ -166,8 +166,11 @@ impl<'a> Points<'a> {
                 state.ahead = state.source.next()?;
             }
             let Some(mut row) = state.ahead.take() else { break };
-            if let Ok(id) = row.id.parse::<u64>() {
-                row.id = id.saturating_add(self.of.id_offset).to_string();
+            if self.of.id_offset > 0
+                && let Ok(id) = row.id.parse::<u64>()
+            {
+                let beyond = || format!("--id-offset {}: id {id} would pass 2^64", self.of.id_offset);
+                row.id = id.checked_add(self.of.id_offset).ok_or_else(beyond)?.to_string();
             }
             state.ahead = state.source.next()?;
             state.left -= 1;

@@ -97,17 +97,21 @@ impl Delta {
         self.blocks.iter().flat_map(move |block| {
             let slot = |row: u32| block.slots[row as usize];
             let (rows, live) = (0..block.slots.len() as u32, |row| live(slot(row)));
-            let some = allowed.map(|allowed| rows.clone().filter(move |row| allowed.contains(slot(*row))));
-            let (rows, scored) = match (&block.coded, some) {
-                (Some((grid, codes)), some) if let Some(query) = grid.query(distance, query) => {
+            let passes = |allowed: &RoaringBitmap, row: &u32| allowed.contains(slot(*row));
+            let (rows, scored) = match &block.coded {
+                Some((grid, codes)) if let Some(query) = grid.query(distance, query) => {
                     let coded = Coded { codes, query: &query };
-                    match some {
-                        Some(some) => coded.shortlist(some, live, count),
+                    match allowed {
+                        Some(allowed) => {
+                            coded.shortlist(rows.filter(|row| passes(allowed, row)), live, count)
+                        }
                         None => coded.shortlist(rows, live, count),
                     }
                 }
-                (_, Some(some)) => (some.filter(|row| live(*row)).collect(), 0),
-                (_, None) => (rows.filter(|row| live(*row)).collect(), 0),
+                _ => {
+                    let allowed = |row: &u32| allowed.is_none_or(|allowed| passes(allowed, row));
+                    (rows.filter(|row| allowed(row) && live(*row)).collect(), 0)
+                }
             };
             tally.codes += scored;
             tally.vectors += rows.len() as u64;
