@@ -365,9 +365,12 @@ fn missing(
                 workload.name()
             ));
         }
-        let ended =
-            workload.name() != "tail" || ops.iter().any(|op| op.f == "feed-end" && op.outcome == Outcome::Ok);
-        if !ended {
+        let end = match workload.name() {
+            "tail" => Some("feed-end"),
+            workload::REGION => Some("changes-end"),
+            _ => None,
+        };
+        if end.is_some_and(|end| !ops.iter().any(|op| op.f == end && op.outcome == Outcome::Ok)) {
             missing.push("inconclusive: the change feed was not followed to its end".to_owned());
         }
     }

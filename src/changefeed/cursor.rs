@@ -6,8 +6,8 @@
 
 use super::{FeedEvent, Op, Place, PointChange, Result, ResumeToken, told};
 use crate::{
-    cluster::{ClusterError, FollowError, Parts, ShardEvents, ShardStream},
-    model::{Invalid, Position, ShardNumber},
+    cluster::{ClusterError, FollowError, Parts, ShardEvents, ShardStream, Stand},
+    model::{Invalid, ShardNumber},
     shard::Change,
 };
 use futures::{
@@ -34,7 +34,7 @@ pub(super) struct Cursor {
 
 struct UnderWay {
     shard: ShardNumber,
-    position: Position,
+    stand: Stand,
     of: u64,
     left: Skip<std::iter::Enumerate<vec::IntoIter<Change>>>,
 }
@@ -103,7 +103,8 @@ impl Cursor {
 
     /// Takes up a command where the token says.
     fn begin(&mut self, shard: ShardNumber, events: ShardEvents) -> Result<()> {
-        let ShardEvents { position, changes, .. } = events;
+        let ShardEvents { position, home, changes, .. } = events;
+        let stand = Stand { position, home };
         let of = changes.len() as u64;
         let place = self.token.shards[&shard];
         assert_eq!(place.position, position, "a shard's commands come without a hole");
@@ -113,26 +114,27 @@ impl Cursor {
             return Err(Invalid::new("from", why).into());
         }
         if place.delivered == of {
-            self.token.shards.insert(shard, Place::before(position.next()));
+            self.token.shards.insert(shard, Place::behind(stand));
             return Ok(());
         }
         let left = changes.into_iter().enumerate().skip(place.delivered as usize);
-        self.under_way = Some(UnderWay { shard, position, of, left });
+        self.under_way = Some(UnderWay { shard, stand, of, left });
         Ok(())
     }
 
     /// The next event of the command under way.
     fn step(&mut self) -> Option<PointChange> {
-        let UnderWay { shard, position, of, left } = self.under_way.as_mut()?;
-        let (shard, position, of) = (*shard, *position, *of);
+        let UnderWay { shard, stand, of, left } = self.under_way.as_mut()?;
+        let (shard, stand, of) = (*shard, *stand, *of);
+        let Stand { position, home } = stand;
         let Some((n, change)) = left.next() else {
             self.under_way = None;
             return None;
         };
         let n = n as u64;
         let place = match n + 1 == of {
-            true => Place::before(position.next()),
-            false => Place { position, delivered: n + 1 },
+            true => Place::behind(stand),
+            false => Place { home, position, delivered: n + 1 },
         };
         self.token.shards.insert(shard, place);
         let (id, op) = match change {
@@ -150,7 +152,7 @@ impl Cursor {
     fn last_words(&self, error: FollowError, shard: ShardNumber) -> ClusterError {
         let mut token = self.token.clone();
         if let FollowError::Expired { oldest } = error {
-            token.shards.insert(shard, Place::before(oldest));
+            token.shards.insert(shard, Place::before(oldest, token.newest_home()));
         }
         told(error, shard, &self.collection, &token)
     }

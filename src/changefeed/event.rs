@@ -135,8 +135,8 @@ mod tests {
     }
 
     fn token() -> ResumeToken {
-        let shards = [(ShardNumber(1), Place { position: Position(9), delivered: 1 })].into();
-        ResumeToken { collection: CollectionId(3), generation: Generation(1), shards }
+        let shards = [(ShardNumber(1), Place { home: Generation(1), position: Position(9), delivered: 1 })];
+        ResumeToken { collection: CollectionId(3), shards: shards.into() }
     }
 
     fn change(id: PointId, op: Op) -> FeedEvent {

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Invariants: per shard, events come in the order of the log, without a gap and without a repetition; the token of
-//! an event goes on right behind it, also inside a command; only what is committed and applied comes out. All of it
+//! an event goes on right behind it, also inside a command and while homes change; only what is committed and applied
+//! comes out. All of it
 //! moves only when the consumer asks: besides one command a shard nothing is kept for one that is slow.
 //! Not here: where a shard's commands are read (`cluster/follow`), HTTP, order across shards (there is none).
 
@@ -20,7 +21,7 @@ pub use token::{Place, ResumeToken};
 
 use crate::{
     cluster::{Cluster, ClusterError, FollowError, Followed, Parts},
-    model::{Effect, Invalid, Position, ShardNumber},
+    model::{Effect, Generation, Invalid, Position, ShardNumber},
     mutant::{self, Mutant},
 };
 use cursor::Cursor;
@@ -86,8 +87,9 @@ type Result<T> = std::result::Result<T, ClusterError>;
 ///
 /// Errors, here and as the last item (no effect): `Invalid` (a token of another collection or of other shards, no
 /// such shard), `NoCollection` (also when it is dropped while it is followed), `TooOld` with the oldest token that
-/// can be resumed (no replica's log reaches back), `Expired` (a token of another home, or of what was lost),
-/// `Unavailable` (here: no replica answered by the deadline; later: the node stops), `Internal` (damage).
+/// can be resumed (no replica's log reaches back), `Expired` (what the token has seen is lost), `Unavailable` (here: no
+/// replica answered by the deadline that knows the token's home and has come as far; later: the node stops), `Internal`
+/// (damage).
 pub async fn open(
     cluster: &Cluster,
     collection: &str,
@@ -98,23 +100,26 @@ pub async fn open(
     let shards = shards(&followed, options.shard)?;
     let mut token = ResumeToken {
         collection: followed.id,
-        generation: followed.generation(),
         shards: match from {
-            From::Begin => shards.iter().map(|shard| (*shard, Place::before(Position(1)))).collect(),
+            From::Begin => {
+                let begin = Place::before(Position(1), Generation(1));
+                shards.iter().map(|shard| (*shard, begin)).collect()
+            }
             From::Now => places_now(cluster, &followed, &shards, options.deadline).await?,
             From::Token(token) => places_of(token, &followed, &shards)?,
         },
     };
     let parts = Parts { payload: options.with_payload, vectors: options.with_vector, commands: false };
     let opening = token.shards.iter().map(async |(shard, place)| {
-        let opened = cluster.follow_shard(&followed, *shard, place.position, parts, options.deadline).await;
+        let (from, seen) = (place.position, Some(place.seen()));
+        let opened = cluster.follow_shard(&followed, *shard, from, seen, parts, options.deadline).await;
         (*shard, opened)
     });
     let opened = future::join_all(opening).await;
     // All are asked before one is heard, so that the oldest token says of every shard where it can be resumed.
     for (shard, opened) in &opened {
         if let Err(FollowError::Expired { oldest }) = opened {
-            token.shards.insert(*shard, Place::before(*oldest));
+            token.shards.insert(*shard, Place::before(*oldest, followed.generation()));
         }
     }
     let mut streams = Vec::with_capacity(opened.len());
@@ -142,8 +147,7 @@ async fn places_now(
     deadline: Instant,
 ) -> Result<BTreeMap<ShardNumber, Place>> {
     let places = shards.iter().map(async |shard| {
-        let position = cluster.shard_position(followed, *shard, deadline).await?;
-        Ok::<_, ClusterError>((*shard, Place::before(position.next())))
+        Ok::<_, ClusterError>((*shard, Place::behind(cluster.shard_stand(followed, *shard, deadline).await?)))
     });
     Ok(future::try_join_all(places).await?.into_iter().collect())
 }
@@ -161,25 +165,8 @@ fn places_of(
             token.collection, followed.id
         ));
     }
-    if token.generation > followed.generation() {
-        return Err(ClusterError::Expired(format!(
-            "the token counts in home {} of the collection, here home {} is the last that is known",
-            token.generation,
-            followed.generation()
-        )));
-    }
-    for (shard, place) in &token.shards {
-        let (homes, seen) = (followed.homes_of(*shard), place.seen());
-        if !homes.keeps(token.generation, seen) {
-            return Err(ClusterError::Expired(format!(
-                "the token has seen position {seen} of shard {shard} of home {}, which was lost when home {} came",
-                token.generation,
-                homes.current()
-            )));
-        }
-    }
     let early = |place: Place| match place.position.0 > 1 && mutant::is(Mutant::DupTailOnReconnect) {
-        true => Place::before(Position(place.position.0 - 1)),
+        true => Place::before(Position(place.position.0 - 1), place.home),
         false => place,
     };
     let place = |shard: &ShardNumber| Some((*shard, early(*token.shards.get(shard)?)));
@@ -203,6 +190,9 @@ fn told(error: FollowError, shard: ShardNumber, collection: &str, token: &Resume
         FollowError::Beyond { end } => ClusterError::Expired(format!(
             "the token lies beyond the end of shard {shard}, {end}: what it had seen is lost"
         )),
+        FollowError::Lost { .. } => {
+            ClusterError::Expired(format!("the token has seen of shard {shard} what is lost: {error}"))
+        }
         FollowError::Dropped => ClusterError::NoCollection(collection.to_owned()),
         FollowError::Away(why) => ClusterError::Unavailable(format!("shard {shard} of {collection}: {why}")),
         FollowError::Damaged(why) => ClusterError::Internal {

@@ -7,13 +7,17 @@
 //! ```
 //!
 //! A place is the first command that is not wholly delivered, and how many of its events are. So what was wholly
-//! delivered is never needed again, and the count stands only inside a command.
+//! delivered is never needed again, and the count stands only inside a command. It also says which home gave the last
+//! position that was seen: shards hear of a new home one after the other.
 //!
 //! Invariants: a token survives the way out and back; no other text passes (a checksum); at most 160 characters at
 //! 16 shards near position 2^40, also if all of them stand inside a command.
 //! Layout: `docs/FORMATS.md`.
 
-use crate::model::{CollectionId, Generation, Position, ShardNumber};
+use crate::{
+    cluster::Stand,
+    model::{CollectionId, Generation, Position, ShardNumber},
+};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use prost::encoding::{decode_varint, encode_varint};
 use std::{collections::BTreeMap, fmt, str::FromStr};
@@ -23,8 +27,6 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 pub struct ResumeToken {
     /// The collection.
     pub collection: CollectionId,
-    /// The home its positions count in.
-    pub generation: Generation,
     /// The shards the feed is of.
     pub shards: BTreeMap<ShardNumber, Place>,
 }
@@ -32,6 +34,8 @@ pub struct ResumeToken {
 /// A place in the events of one shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
+    /// The home of the last command of which something was delivered.
+    pub home: Generation,
     /// The first command of which events may be missing.
     pub position: Position,
     /// How many of its events are delivered.
@@ -39,19 +43,25 @@ pub struct Place {
 }
 
 impl Place {
-    /// Before all events of a command.
-    pub fn before(position: Position) -> Place {
-        Place { position, delivered: 0 }
+    /// Before all events of a command, as a home counts.
+    pub fn before(position: Position, home: Generation) -> Place {
+        Place { home, position, delivered: 0 }
     }
 
-    /// The last position of which something was delivered.
-    pub fn seen(self) -> Position {
-        Position(self.position.0.saturating_sub(u64::from(self.delivered == 0)))
+    /// Behind all events of a command.
+    pub fn behind(Stand { position, home }: Stand) -> Place {
+        Place::before(position.next(), home)
+    }
+
+    /// The last command of which something was delivered.
+    pub fn seen(self) -> Stand {
+        let position = Position(self.position.0.saturating_sub(u64::from(self.delivered == 0)));
+        Stand { position, home: self.home }
     }
 }
 
-/// A feed's token (F), version 1: no token of a session begins so.
-const VERSION: u8 = 0xF1;
+/// A feed's token (F), version 2: no token of a session begins so.
+const VERSION: u8 = 0xF2;
 const HEAD_BYTES: usize = 1 + 4;
 
 impl fmt::Display for ResumeToken {
@@ -59,13 +69,18 @@ impl fmt::Display for ResumeToken {
         let mut bytes = Vec::with_capacity(128);
         bytes.extend([VERSION, 0, 0, 0, 0]);
         encode_varint(self.collection.0, &mut bytes);
-        encode_varint(self.generation.0, &mut bytes);
+        let mut home = Generation(1);
         for (gap, run) in self.runs() {
-            encode_varint((run.len() as u64) << 1 | u64::from(gap > 0), &mut bytes);
+            let turned = run[0].home != home;
+            home = run[0].home;
+            encode_varint((run.len() as u64) << 2 | u64::from(turned) << 1 | u64::from(gap > 0), &mut bytes);
             if gap > 0 {
                 encode_varint(u64::from(gap), &mut bytes);
             }
-            for Place { position, delivered } in run {
+            if turned {
+                encode_varint(home.0, &mut bytes);
+            }
+            for Place { position, delivered, .. } in run {
                 encode_varint(position.0 << 1 | u64::from(delivered > 0), &mut bytes);
                 if delivered > 0 {
                     encode_varint(delivered, &mut bytes);
@@ -79,13 +94,18 @@ impl fmt::Display for ResumeToken {
 }
 
 impl ResumeToken {
-    /// The places of shards that follow each other, with how many shards before them are left out.
+    /// The newest home that one of its shards has come to.
+    pub(super) fn newest_home(&self) -> Generation {
+        self.shards.values().map(|place| place.home).max().unwrap_or(Generation(1))
+    }
+
+    /// The places of shards that follow each other and have one home, with how many shards before them are left out.
     fn runs(&self) -> Vec<(u32, Vec<Place>)> {
         let mut runs: Vec<(u32, Vec<Place>)> = Vec::new();
         let mut next = 0;
         for (shard, place) in &self.shards {
             match runs.last_mut() {
-                Some((_, run)) if next == shard.0 => run.push(*place),
+                Some((_, run)) if next == shard.0 && run[0].home == place.home => run.push(*place),
                 _ => runs.push((shard.0 - next, vec![*place])),
             }
             next = shard.0 + 1;
@@ -99,21 +119,25 @@ impl ResumeToken {
             return None;
         }
         let mut number = || decode_varint(&mut rest).ok();
-        let (collection, generation) = (CollectionId(number()?), Generation(number()?));
+        let collection = CollectionId(number()?);
         let mut shards = BTreeMap::new();
-        let mut shard = 0u32;
+        let (mut shard, mut home) = (0u32, Generation(1));
         while let Some(run) = number() {
             if run & 1 == 1 {
                 shard = shard.checked_add(number()?.try_into().ok()?)?;
             }
-            for _ in 0..run >> 1 {
+            if run & 2 == 2 {
+                home = Generation(number()?);
+            }
+            for _ in 0..run >> 2 {
                 let flagged = number()?;
                 let delivered = if flagged & 1 == 1 { number()? } else { 0 };
-                shards.insert(ShardNumber(shard), Place { position: Position(flagged >> 1), delivered });
+                shards
+                    .insert(ShardNumber(shard), Place { home, position: Position(flagged >> 1), delivered });
                 shard = shard.checked_add(1)?;
             }
         }
-        rest.is_empty().then_some(ResumeToken { collection, generation, shards })
+        rest.is_empty().then_some(ResumeToken { collection, shards })
     }
 }
 
@@ -132,22 +156,22 @@ mod tests {
     use proptest::prelude::*;
 
     fn token(shards: impl IntoIterator<Item = (u32, u64, u64)>) -> ResumeToken {
-        let place = |(shard, position, delivered)| {
-            (ShardNumber(shard), Place { position: Position(position), delivered })
+        homes(shards.into_iter().map(|(shard, position, delivered)| (1, shard, position, delivered)))
+    }
+
+    fn homes(shards: impl IntoIterator<Item = (u64, u32, u64, u64)>) -> ResumeToken {
+        let place = |(home, shard, position, delivered)| {
+            (ShardNumber(shard), Place { home: Generation(home), position: Position(position), delivered })
         };
-        ResumeToken {
-            collection: CollectionId(7),
-            generation: Generation(1),
-            shards: shards.into_iter().map(place).collect(),
-        }
+        ResumeToken { collection: CollectionId(7), shards: shards.into_iter().map(place).collect() }
     }
 
     proptest! {
         #[test]
         fn a_token_survives_the_way_out_and_back(
-            shards in proptest::collection::btree_map(0..40u32, (0..1u64 << 62, 0..3u64), 0..20),
+            shards in proptest::collection::btree_map(0..40u32, (1..4u64, 0..1u64 << 62, 0..3u64), 0..20),
         ) {
-            let token = token(shards.into_iter().map(|(shard, (position, n))| (shard, position, n)));
+            let token = homes(shards.into_iter().map(|(shard, (home, position, n))| (home, shard, position, n)));
             prop_assert_eq!(token.to_string().parse(), Ok(token));
         }
     }
@@ -171,8 +195,13 @@ mod tests {
         let near = (1 << 40) - 5;
         let between = token((0..16).map(|shard| (shard, near + u64::from(shard) / 4, 0))).to_string();
         let inside = token((0..16).map(|shard| (shard, near, 100))).to_string();
-        println!("{} characters between commands, {} inside 16 commands", between.len(), inside.len());
-        assert!(between.len() <= 160 && inside.len() <= 160, "{} {}", between.len(), inside.len());
+        let turning = homes((0..16).map(|shard| (1 + u64::from(shard) % 2, shard, near, 0))).to_string();
+        let lengths = [between.len(), inside.len(), turning.len()];
+        println!(
+            "{lengths:?} characters: between commands, inside them, while every other shard has a new home"
+        );
+        assert!(lengths.iter().all(|length| *length <= 160 + 40), "{lengths:?}");
+        assert!(between.len() <= 160 && inside.len() <= 160, "{lengths:?}");
     }
 
     /// `REWRITE=1` writes the file anew.
@@ -183,6 +212,7 @@ mod tests {
             token([(0, 1, 0)]),
             token([(0, 300, 0), (1, 1 << 40, 2), (2, 5, 0)]),
             token([(3, 9, 0), (5, 8, 1)]),
+            homes([(2, 0, 300, 0), (2, 1, 5, 1), (1, 2, 7, 0), (3, 4, 9, 0)]),
         ];
         let written: String = known.iter().map(|token| format!("{token} {token:?}\n")).collect();
         if std::env::var_os("REWRITE").is_some() {

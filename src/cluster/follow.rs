@@ -96,12 +96,23 @@ pub struct Parts {
 pub struct ShardEvents {
     /// The command.
     pub position: Position,
+    /// The home that gave it its position.
+    pub home: Generation,
     /// In order; none if it was rejected, a repetition, or met nothing.
     pub changes: Vec<Change>,
     /// It retired the shard: nothing changes any more.
     pub retired: bool,
-    /// The command itself and the home that gave it its position, if that was asked for in the place of changes.
-    pub command: Option<(Generation, Bytes)>,
+    /// The command itself, if that was asked for in the place of changes.
+    pub command: Option<Bytes>,
+}
+
+/// Where a shard, or who follows it, stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stand {
+    /// The position of the last command.
+    pub position: Position,
+    /// The home that gave it.
+    pub home: Generation,
 }
 
 /// One shard's commands from a position on; an error is the last item.
@@ -122,6 +133,14 @@ pub enum FollowError {
         /// Its last position.
         end: Position,
     },
+    /// What the follower had seen is no part of what a later home has.
+    #[error("position {} of home {} was lost when home {later} came", seen.position, seen.home)]
+    Lost {
+        /// The last that it had seen.
+        seen: Stand,
+        /// The home by which it is known to be lost.
+        later: Generation,
+    },
     /// The collection is dropped.
     #[error("the collection is dropped")]
     Dropped,
@@ -140,6 +159,8 @@ enum Refusal {
     Gone { oldest: Position },
     #[error("ends at {end}")]
     Beyond { end: Position },
+    #[error("position {} of home {} was lost when home {later} came", seen.position, seen.home)]
+    Lost { seen: Stand, later: Generation },
     #[error("{0}")]
     Damaged(String),
     #[error("{0}")]
@@ -179,14 +200,11 @@ trait Group: Send + Sync + 'static {
         &self,
         at: Candidate,
         from: Position,
+        seen: Option<Stand>,
         deadline: Instant,
     ) -> BoxFuture<'_, std::result::Result<Source, Refusal>>;
-    /// The position of the last command that was acknowledged before this call, or a later one's.
-    fn position(
-        &self,
-        at: Candidate,
-        deadline: Instant,
-    ) -> BoxFuture<'_, std::result::Result<Position, Refusal>>;
+    /// Where the last command stands that was acknowledged before this call, or a later one.
+    fn stand(&self, at: Candidate, deadline: Instant) -> BoxFuture<'_, std::result::Result<Stand, Refusal>>;
 }
 
 /// How long one replica may take to open a source or to say where it stands.
@@ -204,20 +222,15 @@ impl Cluster {
         Ok(Followed::from(&*self.lookup(name, deadline).await?.record))
     }
 
-    /// Where a shard stands: the position of the last command acknowledged before this call, or a later one's.
+    /// Where a shard stands: at the last command acknowledged before this call, or a later one.
     ///
     /// Errors (no effect): `Unavailable`, `NoCollection`.
-    pub async fn shard_position(
-        &self,
-        of: &Followed,
-        shard: ShardNumber,
-        deadline: Instant,
-    ) -> Result<Position> {
+    pub async fn shard_stand(&self, of: &Followed, shard: ShardNumber, deadline: Instant) -> Result<Stand> {
         let group = self.group(of, shard);
         let mut pauses = Pauses::default();
         loop {
-            let why = match position_of(&group, deadline).await {
-                Ok(position) => return Ok(position),
+            let why = match stand_of(&group, deadline).await {
+                Ok(stand) => return Ok(stand),
                 Err(why) => why,
             };
             if group.fate() == Fate::Dropped {
@@ -229,7 +242,8 @@ impl Cluster {
         }
     }
 
-    /// Follows a shard from a position on, for as long as it lives; returns once a replica gives it.
+    /// Follows a shard from a position on, for as long as it lives; returns once a replica gives it. Who has `seen`
+    /// something of it is given what goes on from that, by replicas that know the home of it.
     ///
     /// Errors: `Away` only here (by the deadline) and when this node stops; the others also as the last item.
     /// Cost: nothing is read ahead but a piece of the log (about 1 MiB), at the replica that gives it.
@@ -238,11 +252,12 @@ impl Cluster {
         of: &Followed,
         shard: ShardNumber,
         from: Position,
+        seen: Option<Stand>,
         parts: Parts,
         deadline: Instant,
     ) -> std::result::Result<ShardStream, FollowError> {
         let group = ShardGroup { parts, ..self.group(of, shard) };
-        let mut follow = Follow::new(Arc::new(group), Position(from.0.max(1)));
+        let mut follow = Follow::new(Arc::new(group), Position(from.0.max(1)), seen);
         follow.open(Some(deadline)).await?;
         Ok(follow.into_stream())
     }
@@ -258,6 +273,8 @@ struct Follow {
     group: Arc<dyn Group>,
     /// The position it waits for.
     next: Position,
+    /// What it has given last, or was seen before.
+    seen: Option<Stand>,
     source: Option<(ReplicaId, Source)>,
     /// Whether the source has given anything.
     gave: bool,
@@ -273,10 +290,11 @@ struct Follow {
 }
 
 impl Follow {
-    fn new(group: Arc<dyn Group>, from: Position) -> Follow {
+    fn new(group: Arc<dyn Group>, from: Position, seen: Option<Stand>) -> Follow {
         Follow {
             group,
             next: from,
+            seen,
             source: None,
             gave: false,
             left: None,
@@ -316,6 +334,7 @@ impl Follow {
             let why = match item {
                 Some(Ok(events)) if events.position == self.next => {
                     self.next = self.next.next();
+                    self.seen = Some(Stand { position: events.position, home: events.home });
                     (self.gave, self.stood, self.retired) = (true, None, events.retired);
                     self.pauses = Pauses::default();
                     return Ok(events);
@@ -359,7 +378,10 @@ impl Follow {
     async fn look(&mut self) -> std::result::Result<Option<Item>, FollowError> {
         match self.stood {
             Some(stood) if stood >= self.next => self.leave("it stands still").await,
-            _ => self.stood = position_of(&*self.group, Instant::now() + LOOK_EVERY).await.ok(),
+            _ => {
+                let stand = stand_of(&*self.group, Instant::now() + LOOK_EVERY).await;
+                self.stood = stand.ok().map(|stand| stand.position);
+            }
         }
         Ok(None)
     }
@@ -422,7 +444,7 @@ impl Follow {
             }
             let by = (Instant::now() + ASK_WITHIN).min(deadline.unwrap_or_else(far));
             let late = || Err(Refusal::Away("it did not answer in time".to_owned()));
-            let opened = timeout_at(by, self.group.open(candidate.clone(), self.next, by)).await;
+            let opened = timeout_at(by, self.group.open(candidate.clone(), self.next, self.seen, by)).await;
             match opened.unwrap_or_else(|_| late()) {
                 Ok(source) => return Ok((candidate.replica, source)),
                 Err(refusal) => refusals.push((candidate, refusal)),
@@ -434,12 +456,13 @@ impl Follow {
 
 /// What the refusals of all candidates come to, if they leave nothing open.
 fn verdict(refusals: &[(Candidate, Refusal)]) -> Option<FollowError> {
-    let beyond = refusals.iter().find_map(|(_, refusal)| match refusal {
+    let lost = refusals.iter().find_map(|(_, refusal)| match refusal {
         Refusal::Beyond { end } => Some(FollowError::Beyond { end: *end }),
+        Refusal::Lost { seen, later } => Some(FollowError::Lost { seen: *seen, later: *later }),
         _ => None,
     });
-    if beyond.is_some() {
-        return beyond;
+    if lost.is_some() {
+        return lost;
     }
     let mut oldest = None;
     for (candidate, refusal) in refusals {
@@ -447,7 +470,7 @@ fn verdict(refusals: &[(Candidate, Refusal)]) -> Option<FollowError> {
             Refusal::Gone { oldest: its } => oldest = Some(oldest.map_or(*its, |o: Position| o.min(*its))),
             Refusal::Damaged(_) => {}
             Refusal::Away(_) if candidate.has_past => return None,
-            Refusal::Away(_) | Refusal::Beyond { .. } => {}
+            Refusal::Away(_) | Refusal::Beyond { .. } | Refusal::Lost { .. } => {}
         }
     }
     let damaged = refusals.iter().any(|(_, refusal)| matches!(refusal, Refusal::Damaged(_)));
@@ -469,12 +492,12 @@ fn told(refusals: &[(Candidate, Refusal)]) -> String {
 }
 
 /// Asks one replica after the other where the shard stands.
-async fn position_of(group: &dyn Group, deadline: Instant) -> std::result::Result<Position, String> {
+async fn stand_of(group: &dyn Group, deadline: Instant) -> std::result::Result<Stand, String> {
     let mut refusals = Vec::new();
     for candidate in group.candidates() {
         let by = (Instant::now() + ASK_WITHIN).min(deadline);
-        match timeout_at(by, group.position(candidate.clone(), by)).await {
-            Ok(Ok(position)) => return Ok(position),
+        match timeout_at(by, group.stand(candidate.clone(), by)).await {
+            Ok(Ok(stand)) => return Ok(stand),
             Ok(Err(refusal)) => refusals.push((candidate, refusal)),
             Err(_) => refusals.push((candidate, Refusal::Away("it did not answer in time".to_owned()))),
         }
@@ -572,25 +595,22 @@ impl Group for ShardGroup {
         &self,
         at: Candidate,
         from: Position,
+        seen: Option<Stand>,
         deadline: Instant,
     ) -> BoxFuture<'_, std::result::Result<Source, Refusal>> {
         Box::pin(async move {
             match self.local(&at)? {
-                Some(local) => source::open(local, from, self.parts, deadline).await,
-                None => wire::open(self.calls(), self.ask(&at, Some(from)), deadline).await,
+                Some(local) => source::open(local, from, seen, self.parts, deadline).await,
+                None => wire::open(self.calls(), self.ask(&at, Some(from), seen), deadline).await,
             }
         })
     }
 
-    fn position(
-        &self,
-        at: Candidate,
-        deadline: Instant,
-    ) -> BoxFuture<'_, std::result::Result<Position, Refusal>> {
+    fn stand(&self, at: Candidate, deadline: Instant) -> BoxFuture<'_, std::result::Result<Stand, Refusal>> {
         Box::pin(async move {
             match self.local(&at)? {
-                Some(local) => source::position(&local, deadline).await,
-                None => wire::position(self.calls(), self.ask(&at, None), deadline).await,
+                Some(local) => source::stand(&local, deadline).await,
+                None => wire::stand(self.calls(), self.ask(&at, None, None), deadline).await,
             }
         })
     }
@@ -601,8 +621,8 @@ impl ShardGroup {
         &self.cluster.inner.router.calls
     }
 
-    fn ask(&self, at: &Candidate, from: Option<Position>) -> FeedAsk {
-        FeedAsk { replica: at.replica, from, parts: self.parts }
+    fn ask(&self, at: &Candidate, from: Option<Position>, seen: Option<Stand>) -> FeedAsk {
+        FeedAsk { replica: at.replica, from, seen, parts: self.parts }
     }
 
     /// The replica, if it is this node's to hold.

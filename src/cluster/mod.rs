@@ -63,7 +63,7 @@ use tokio_util::sync::CancellationToken;
 pub use catalog::{HomeRecord, Loss, Part, RegionChange, RegionRecord, ShardLoss, homes_of};
 pub use error::ClusterError;
 pub use figures::{Figures, HomeFigures, ReplicaFigures};
-pub use follow::{FollowError, Followed, Parts, ShardEvents, ShardStream};
+pub use follow::{FollowError, Followed, Parts, ShardEvents, ShardStream, Stand};
 pub use presence::check_catalog;
 pub use read::ShardStanding;
 pub use recall::RecallFigures;

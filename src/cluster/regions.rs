@@ -528,7 +528,8 @@ impl Cluster {
     pub async fn positions(&self, of: &Description, deadline: Instant) -> Result<Vec<Position>> {
         let followed = of.followed();
         let shards = (0..of.spec.shard_number).map(ShardNumber);
-        let asked = shards.map(async |shard| self.shard_position(&followed, shard, deadline).await);
+        let asked =
+            shards.map(async |shard| Ok(self.shard_stand(&followed, shard, deadline).await?.position));
         futures::future::try_join_all(asked).await
     }
 

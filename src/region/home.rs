@@ -155,7 +155,7 @@ impl Regions {
             return Ok(steps.boxed());
         };
         let parts = Parts { payload: false, vectors: false, commands: true };
-        let commands = self.cluster().follow_shard(&of.followed(), shard, from, parts, deadline).await;
+        let commands = self.cluster().follow_shard(&of.followed(), shard, from, None, parts, deadline).await;
         let commands = commands.map_err(|error| refusal(error, &of))?;
         Ok(frames(commands, generation, from).boxed())
     }
@@ -184,7 +184,7 @@ fn frames(
                 break;
             };
             // A later home's: whoever follows asks it, or is told where it is.
-            let Some((_, command)) = event.command.filter(|(of, _)| *of <= generation) else {
+            let Some(command) = event.command.filter(|_| event.home <= generation) else {
                 end = true;
                 break;
             };
@@ -222,7 +222,7 @@ fn refusal(error: FollowError, of: &Description) -> ClusterError {
     match error {
         FollowError::Expired { .. } => ClusterError::Expired(why),
         // What a follower has and its home has not: nothing of it is thrown away by itself.
-        FollowError::Beyond { .. } => ClusterError::Conflict(why),
+        FollowError::Beyond { .. } | FollowError::Lost { .. } => ClusterError::Conflict(why),
         FollowError::Dropped => ClusterError::NoCollection(of.name.clone()),
         FollowError::Away(_) | FollowError::Damaged(_) => ClusterError::Unavailable(why),
     }

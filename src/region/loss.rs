@@ -84,7 +84,7 @@ impl Regions {
         };
         let mut events = self
             .cluster()
-            .follow_shard(&of.followed(), shard, from, parts, deadline)
+            .follow_shard(&of.followed(), shard, from, None, parts, deadline)
             .await
             .map_err(failed)?;
         let (mut ids, mut lines) = (BTreeSet::new(), Vec::new());

@@ -6,6 +6,8 @@
 //! | `put`, `remove` | point | `{request, v, again}` | `{seen}` | written |
 //! | `get` | point | `{consistency, bound_ms?, token?}` | `{v, seen, age_ms}` | seen, if told |
 //! | `follow`, `held` | | | `{hits, seen, age_ms}` | |
+//! | `change` | point | | `{shard, position, n, of, op, v, fed}` | told |
+//! | `changes`, `changes-end`, `changes-refused`, `changes-too-old` | | | `{fed: {shard: {generation, position}}}` | |
 //! | `links` | | | `{generation, part}` | |
 //! | `takeover`, `handover` | | | `{generation, …}` | |
 //! | `settle` | | | `{home, generation, loss?, files?}` | |
@@ -20,11 +22,12 @@
 //! ```
 //!
 //! Invariants, each a room: what is seen at a position is what the home's acknowledged writes come to there (`prefix`);
-//! positions agree with real time, declared ages and tokens (`order`); a loss names what was lost, and the file holds it
-//! (`loss`); a home that has heard of the next one acknowledges nothing (`homes`), and regions settle, and hold the same
+//! positions agree with real time, declared ages and tokens (`order`); the change feed tells each change once, or refuses a
+//! token (`feed`); a loss names what was lost, and the file holds it (`loss`); a home that has heard of the next one acknowledges nothing (`homes`), and regions settle, and hold the same
 //! at the end (`homes`).
 //! Not here: how operations are read (`told`), which positions count in which home (`lineage`).
 
+mod feed;
 mod homes;
 mod lineage;
 mod loss;
@@ -42,6 +45,7 @@ pub fn check(ops: &[Op]) -> Verdict {
     let told = Told::of(ops, &mut verdict);
     prefix::check(&told, &mut verdict);
     order::check(&told, &mut verdict);
+    feed::check(&told, &mut verdict);
     loss::check(&told, &mut verdict);
     homes::check(&told, &mut verdict);
     verdict

@@ -5,6 +5,7 @@
 //! get           linearizable, at-least a token that any client was given, bounded, or local
 //! follow        all that one node has
 //! links         beside: what each node takes for the home, again and again
+//! change        beside: what the change feed tells a consumer, who goes to any node of either region
 //! ```
 //!
 //! What an answer tells of homes and positions is its token, which is written down with it. These operations have names
@@ -15,6 +16,7 @@
 use super::{
     Session, Workload,
     batch::hits,
+    feed::follow_regions,
     keys::Keys,
     last::{Look, compare, insist, replicas_of},
     session::Told,
@@ -106,13 +108,17 @@ impl Workload for Region {
     }
 
     fn beside(&self, session: &mut Session) -> bool {
-        for node in (0..session.shared.urls.len()).cycle() {
-            if session.stopped() {
-                break;
+        let mut consumer = Session::new(session.shared, REGION, session.number + 1);
+        thread::scope(|scope| {
+            scope.spawn(|| follow_regions(&mut consumer));
+            for node in (0..session.shared.urls.len()).cycle() {
+                if session.stopped() {
+                    break;
+                }
+                links(session, node);
+                thread::sleep(LOOK_EVERY);
             }
-            links(session, node);
-            thread::sleep(LOOK_EVERY);
-        }
+        });
         true
     }
 

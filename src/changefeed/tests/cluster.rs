@@ -136,7 +136,7 @@ async fn a_consumer_at_any_node_gets_everything_once_through_kills_and_a_move() 
     let followed = nodes[0].cluster.followed(C, soon()).await.unwrap();
     let mut known = BTreeMap::new();
     for shard in [0, 1].map(ShardNumber) {
-        known.insert(shard, nodes[0].cluster.shard_position(&followed, shard, soon()).await.unwrap());
+        known.insert(shard, nodes[0].cluster.shard_stand(&followed, shard, soon()).await.unwrap().position);
     }
     *ends.lock().unwrap() = Some(known);
     let changes = timeout(Duration::from_secs(30), consuming).await.expect("the consumer hangs").unwrap();

@@ -29,7 +29,7 @@ impl Node {
         let followed = self.cluster.followed(C, soon()).await.unwrap();
         let mut ends = BTreeMap::new();
         for shard in (0..followed.shards).map(ShardNumber) {
-            ends.insert(shard, self.cluster.shard_position(&followed, shard, soon()).await.unwrap());
+            ends.insert(shard, self.cluster.shard_stand(&followed, shard, soon()).await.unwrap().position);
         }
         let mut feed = pin!(open(&self.cluster, C, from, options).await.unwrap());
         let mut changes = Vec::new();
@@ -493,14 +493,18 @@ async fn a_dropped_collection_ends_its_feed() {
     assert!(matches!(other.err(), Some(ClusterError::Invalid(_))));
     let followed = node.cluster.followed(C, soon()).await.unwrap();
     let collection = followed.id;
-    let moved = ResumeToken { collection, generation: crate::model::Generation(9), ..token.clone() };
-    assert!(matches!(
-        open(&node.cluster, C, From::Token(moved), all()).await.err(),
-        Some(ClusterError::Expired(_))
-    ));
+    let places = |position, home| {
+        let place = Place::before(Position(position), crate::model::Generation(home));
+        ResumeToken { collection, shards: (0..2).map(|n| (ShardNumber(n), place)).collect() }
+    };
+    // A home that is to come, for all that is known here.
+    let briefly = FeedOptions { deadline: Instant::now() + Duration::from_millis(300), ..all() };
+    let moved = open(&node.cluster, C, From::Token(places(1, 9)), briefly).await;
+    assert!(
+        matches!(moved.err(), Some(ClusterError::Unavailable(why)) if why.contains("not heard of home 9"))
+    );
     // Nothing was ever acknowledged there.
-    let beyond = (0..2).map(|n| (ShardNumber(n), Place::before(Position(1_000)))).collect();
-    let beyond = ResumeToken { collection, generation: followed.generation(), shards: beyond };
+    let beyond = places(1_000, 1);
     assert!(matches!(
         open(&node.cluster, C, From::Token(beyond), all()).await.err(),
         Some(ClusterError::Expired(_))
@@ -510,14 +514,16 @@ async fn a_dropped_collection_ends_its_feed() {
 
 /// A cursor over made-up shards: each command has as many deletions as the list says.
 fn cursor(shards: Vec<Vec<usize>>, last: Option<FollowError>) -> impl Stream<Item = Result<FeedEvent>> {
-    let places = (0..shards.len() as u32).map(|n| (ShardNumber(n), Place::before(Position(1)))).collect();
-    let (collection, generation) = (crate::model::CollectionId(1), crate::model::Generation(1));
-    let token = ResumeToken { collection, generation, shards: places };
+    let home = crate::model::Generation(1);
+    let begin = Place::before(Position(1), home);
+    let places = (0..shards.len() as u32).map(|n| (ShardNumber(n), begin)).collect();
+    let token = ResumeToken { collection: crate::model::CollectionId(1), shards: places };
     let streams = shards.into_iter().enumerate().map(|(shard, commands)| {
         let events = commands.into_iter().enumerate().map(|(n, of)| {
             let changes = (0..of as u64).map(|id| Change::Delete(PointId::Num(id))).collect();
             Ok(crate::cluster::ShardEvents {
                 position: Position(n as u64 + 1),
+                home,
                 changes,
                 retired: false,
                 command: None,
@@ -554,7 +560,7 @@ async fn shards_take_turns_by_the_command() {
     // One shard is left behind; the other goes on where it was.
     let ClusterError::TooOld { oldest, .. } = error else { panic!("{error}") };
     let oldest: ResumeToken = oldest.parse().unwrap();
-    assert!(oldest.shards.values().any(|place| *place == Place::before(Position(70))), "{oldest:?}");
+    assert!(oldest.shards.values().any(|place| place.position == Position(70)), "{oldest:?}");
     assert!(
         oldest.shards.values().any(|place| place.position.0 >= 50 && place.position.0 <= 51),
         "{oldest:?}"

@@ -1,13 +1,13 @@
 //! What one replica gives to those who follow its shard.
 //!
 //! Invariants: a source gives the commands from its first position on, in order; it ends with the reason, or is
-//! dropped; a command comes with what it did on every replica alike.
+//! dropped; a command comes with what it did on every replica alike; the first one goes on from what was seen.
 
-use super::{Parts, Refusal, ShardEvents};
+use super::{Parts, Refusal, ShardEvents, Stand};
 use crate::{
     cluster::shards::LocalShard,
     machine::MachineError,
-    model::{Body, CollectionId, Command, Epoch, Kind, Position},
+    model::{Body, CollectionId, Command, Epoch, Homes, Kind, Position},
     replica::{ReplicaError, Tail},
     shard::{Change, Shard},
     world,
@@ -31,12 +31,17 @@ const AT_ONCE_BYTES: usize = 1 << 20;
 pub(super) async fn open(
     local: Arc<LocalShard>,
     from: Position,
+    seen: Option<Stand>,
     parts: Parts,
     deadline: Instant,
 ) -> Result<Source, Refusal> {
+    goes_on(&local.shard.view().counting().map_err(damaged)?.homes, seen)?;
     if local.position().next() < from {
         // What was acknowledged may not have come here yet; what is beyond that is lost.
-        let end = position(&local, deadline).await?;
+        let end = stand(&local, deadline).await?.position;
+        if end.next() < from && local.shard.view().follows() {
+            return Err(Refusal::Away(format!("it follows its home, and has come to {end} only")));
+        }
         if end.next() < from {
             return Err(Refusal::Beyond { end });
         }
@@ -46,7 +51,7 @@ pub(super) async fn open(
     if from <= local.position() && !parts.commands {
         blocking(move || is_kept(&shard, from)).await?;
     }
-    let tailing = Tailing { tail, shard: local.shard.clone(), parts, ready: VecDeque::new() };
+    let tailing = Tailing { tail, shard: local.shard.clone(), seen, parts, ready: VecDeque::new() };
     let items = stream::unfold(Some(tailing), |tailing| async {
         let mut tailing = tailing?;
         match tailing.next().await {
@@ -58,10 +63,16 @@ pub(super) async fn open(
 }
 
 /// Where the shard stands, asked of a replica of this node.
-pub(super) async fn position(local: &LocalShard, deadline: Instant) -> Result<Position, Refusal> {
+pub(super) async fn stand(local: &LocalShard, deadline: Instant) -> Result<Stand, Refusal> {
     let index = local.replica.read_index(deadline).await.map_err(refusal)?;
     local.replica.wait_applied(index, deadline).await.map_err(refusal)?;
-    Ok(local.position())
+    standing(local)
+}
+
+/// Where this replica of it stands.
+pub(super) fn standing(local: &LocalShard) -> Result<Stand, Refusal> {
+    let counting = local.shard.view().counting().map_err(damaged)?;
+    Ok(Stand { position: counting.position, home: counting.homes.of(counting.position) })
 }
 
 /// Whether what the command at `position` did is kept: the log may reach back further.
@@ -85,6 +96,23 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
+fn damaged(error: MachineError) -> Refusal {
+    Refusal::Damaged(error.to_string())
+}
+
+/// Whether what these homes have goes on from what was seen.
+fn goes_on(homes: &Homes, seen: Option<Stand>) -> Result<(), Refusal> {
+    let Some(seen) = seen else { return Ok(()) };
+    let later = homes.current();
+    if later < seen.home {
+        return Err(Refusal::Away(format!("it has not heard of home {}, only of {later}", seen.home)));
+    }
+    if !homes.keeps(seen.home, seen.position) {
+        return Err(Refusal::Lost { seen, later });
+    }
+    Ok(())
+}
+
 fn refusal(error: ReplicaError) -> Refusal {
     match error {
         ReplicaError::Gone { oldest } => Refusal::Gone { oldest },
@@ -96,6 +124,8 @@ fn refusal(error: ReplicaError) -> Refusal {
 struct Tailing {
     tail: Tail,
     shard: Arc<Shard>,
+    /// Before the first command: what was seen by others.
+    seen: Option<Stand>,
     parts: Parts,
     ready: VecDeque<ShardEvents>,
 }
@@ -108,7 +138,10 @@ impl Tailing {
             }
             let commands = self.commands().await.map_err(refusal)?;
             let (shard, parts) = (self.shard.clone(), self.parts);
-            self.ready = blocking(move || effects(&shard, commands, parts)).await?;
+            let (homes, ready) = blocking(move || effects(&shard, commands, parts)).await?;
+            // A home may have come while what was seen had not.
+            goes_on(&homes, self.seen.take())?;
+            self.ready = ready;
         }
     }
 
@@ -131,13 +164,14 @@ fn effects(
     shard: &Shard,
     commands: Vec<(Position, Bytes)>,
     parts: Parts,
-) -> Result<VecDeque<ShardEvents>, MachineError> {
+) -> Result<(Homes, VecDeque<ShardEvents>), MachineError> {
     let view = shard.view();
     let homes = view.counting()?.homes;
     let read = |(position, bytes): (Position, Bytes)| {
+        let home = homes.of(position);
         if parts.commands {
-            let command = Some((homes.of(position), bytes));
-            return Ok(ShardEvents { position, changes: Vec::new(), retired: false, command });
+            let (changes, command) = (Vec::new(), Some(bytes));
+            return Ok(ShardEvents { position, home, changes, retired: false, command });
         }
         let after = Position(position.0 - 1);
         let command = Command::decode(&bytes).map_err(|source| MachineError::Command { after, source })?;
@@ -146,9 +180,10 @@ fn effects(
             parts.strip(change);
         }
         let retired = matches!(command.body, Body::Retire) && view.retired();
-        Ok(ShardEvents { position, changes, retired, command: None })
+        Ok(ShardEvents { position, home, changes, retired, command: None })
     };
-    commands.into_iter().map(read).collect()
+    let events = commands.into_iter().map(read).collect::<Result<_, MachineError>>()?;
+    Ok((homes, events))
 }
 
 impl Parts {

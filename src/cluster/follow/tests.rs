@@ -57,7 +57,7 @@ fn made(moods: &[Mood], end: usize) -> Arc<Made> {
 
 fn events(position: u64) -> ShardEvents {
     let changes = vec![Change::Delete(PointId::Num(position))];
-    ShardEvents { position: Position(position), changes, retired: false, command: None }
+    ShardEvents { position: Position(position), home: Generation(1), changes, retired: false, command: None }
 }
 
 impl Group for Arc<Made> {
@@ -83,6 +83,7 @@ impl Group for Arc<Made> {
         &self,
         at: Candidate,
         from: Position,
+        _: Option<Stand>,
         _: Instant,
     ) -> BoxFuture<'_, std::result::Result<Source, Refusal>> {
         let mood = {
@@ -117,14 +118,14 @@ impl Group for Arc<Made> {
         })
     }
 
-    fn position(&self, _: Candidate, _: Instant) -> BoxFuture<'_, std::result::Result<Position, Refusal>> {
-        let end = self.end.load(Ordering::Relaxed);
-        Box::pin(async move { Ok(Position(end as u64)) })
+    fn stand(&self, _: Candidate, _: Instant) -> BoxFuture<'_, std::result::Result<Stand, Refusal>> {
+        let position = Position(self.end.load(Ordering::Relaxed) as u64);
+        Box::pin(async move { Ok(Stand { position, home: Generation(1) }) })
     }
 }
 
 fn follow(made: &Arc<Made>, from: u64) -> Follow {
-    Follow::new(Arc::new(made.clone()), Position(from))
+    Follow::new(Arc::new(made.clone()), Position(from), None)
 }
 
 fn whole() -> Mood {

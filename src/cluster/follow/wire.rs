@@ -5,7 +5,7 @@
 //! source at the other end, one that is slow stops it.
 //! Layout: `docs/FORMATS.md`.
 
-use super::{ASK_WITHIN, Parts, Refusal, ShardEvents, source};
+use super::{ASK_WITHIN, Parts, Refusal, ShardEvents, Stand, source};
 use crate::{
     cluster::{Cluster, peers::PeerCalls},
     model::{Body, CollectionId, Command, Epoch, Generation, Position, ReplicaId},
@@ -32,6 +32,9 @@ pub(in crate::cluster) struct FeedAsk {
     pub(in crate::cluster) replica: ReplicaId,
     /// From where on; `None`: it only says where the shard stands.
     pub(super) from: Option<Position>,
+    /// What was seen before that.
+    #[serde(default)]
+    pub(super) seen: Option<Stand>,
     pub(super) parts: Parts,
 }
 
@@ -41,7 +44,7 @@ enum Frame {
     /// Nothing, or nothing more, is given.
     Refused(Refusal),
     /// Where the shard stands; what was asked for follows.
-    Standing(Position),
+    Standing(Stand),
     Events(ShardEvents),
 }
 
@@ -73,19 +76,15 @@ pub(super) async fn open(calls: &PeerCalls, ask: FeedAsk, deadline: Instant) -> 
 }
 
 /// Where the shard stands, asked of a replica of another node.
-pub(super) async fn position(
-    calls: &PeerCalls,
-    ask: FeedAsk,
-    deadline: Instant,
-) -> Result<Position, Refusal> {
+pub(super) async fn stand(calls: &PeerCalls, ask: FeedAsk, deadline: Instant) -> Result<Stand, Refusal> {
     Ok(begin(calls, ask, deadline).await?.0)
 }
 
 /// Asks, and waits for the first frame.
-async fn begin(calls: &PeerCalls, ask: FeedAsk, deadline: Instant) -> Result<(Position, Frames), Refusal> {
+async fn begin(calls: &PeerCalls, ask: FeedAsk, deadline: Instant) -> Result<(Stand, Frames), Refusal> {
     let mut frames = Frames::over(calls.feed(&ask, deadline).await.map_err(away)?);
     match timeout_at(deadline, frames.next()).await {
-        Ok(Ok(Some(Frame::Standing(position)))) => Ok((position, frames)),
+        Ok(Ok(Some(Frame::Standing(stand)))) => Ok((stand, frames)),
         Ok(Ok(Some(Frame::Refused(refusal)))) => Err(refusal),
         Ok(Ok(_)) => Err(away("it answers something else")),
         Ok(Err(broken)) => Err(away(broken)),
@@ -103,7 +102,7 @@ impl Cluster {
         let cluster = self.clone();
         let answer = async move {
             let (first, rest) = match cluster.open_feed(ask).await {
-                Ok((position, source)) => (Frame::Standing(position), source),
+                Ok((stand, source)) => (Frame::Standing(stand), source),
                 Err(refusal) => (Frame::Refused(refusal), None),
             };
             let rest: BoxStream<'static, Frame> = match rest {
@@ -122,14 +121,14 @@ impl Cluster {
         stream::once(answer).flatten().boxed()
     }
 
-    async fn open_feed(&self, ask: FeedAsk) -> Result<(Position, Option<Source>), Refusal> {
+    async fn open_feed(&self, ask: FeedAsk) -> Result<(Stand, Option<Source>), Refusal> {
         let deadline = Instant::now() + ASK_WITHIN;
         let local = self.held(ask.replica).ok_or_else(|| away("it is not open there"))?;
         match ask.from {
-            None => Ok((source::position(&local, deadline).await?, None)),
+            None => Ok((source::stand(&local, deadline).await?, None)),
             Some(from) => {
-                let source = source::open(local.clone(), from, ask.parts, deadline).await?;
-                Ok((local.position(), Some(source)))
+                let source = source::open(local.clone(), from, ask.seen, ask.parts, deadline).await?;
+                Ok((source::standing(&local)?, Some(source)))
             }
         }
     }
@@ -144,20 +143,22 @@ impl Frame {
                 out.put_u8(REFUSED);
                 out.extend(rmp_serde::to_vec_named(&refusal).expect("a refusal has a form in MessagePack"));
             }
-            Frame::Standing(position) => {
+            Frame::Standing(Stand { position, home }) => {
                 out.put_u8(STANDING);
                 out.put_u64_le(position.0);
+                out.put_u64_le(home.0);
             }
-            Frame::Events(ShardEvents { position, command: Some((generation, command)), .. }) => {
+            Frame::Events(ShardEvents { position, home, command: Some(command), .. }) => {
                 out.put_u8(EVENTS);
                 out.put_u64_le(position.0);
+                out.put_u64_le(home.0);
                 out.put_u8(COMMAND);
-                out.put_u64_le(generation.0);
                 out.extend_from_slice(&command);
             }
-            Frame::Events(ShardEvents { position, changes, retired, command: None }) => {
+            Frame::Events(ShardEvents { position, home, changes, retired, command: None }) => {
                 out.put_u8(EVENTS);
                 out.put_u64_le(position.0);
+                out.put_u64_le(home.0);
                 out.put_u8(if retired { RETIRED } else { 0 });
                 for command in commands(changes) {
                     let bytes = command.encode();
@@ -172,18 +173,21 @@ impl Frame {
 
     fn read(mut body: Bytes) -> Result<Frame, String> {
         let short = |e: bytes::TryGetError| e.to_string();
+        let stand = |body: &mut Bytes| {
+            let position = Position(body.try_get_u64_le().map_err(short)?);
+            Ok::<_, String>(Stand { position, home: Generation(body.try_get_u64_le().map_err(short)?) })
+        };
         match body.try_get_u8().map_err(short)? {
             REFUSED => Ok(Frame::Refused(rmp_serde::from_slice(&body).map_err(|e| e.to_string())?)),
-            STANDING => Ok(Frame::Standing(Position(body.try_get_u64_le().map_err(short)?))),
+            STANDING => Ok(Frame::Standing(stand(&mut body)?)),
             EVENTS => {
-                let position = Position(body.try_get_u64_le().map_err(short)?);
+                let Stand { position, home } = stand(&mut body)?;
                 let flags = body.try_get_u8().map_err(short)?;
                 let retired = flags & RETIRED == RETIRED;
                 let mut changes = Vec::new();
                 if flags & COMMAND == COMMAND {
-                    let generation = Generation(body.try_get_u64_le().map_err(short)?);
-                    let command = Some((generation, body));
-                    return Ok(Frame::Events(ShardEvents { position, changes, retired, command }));
+                    let command = Some(body);
+                    return Ok(Frame::Events(ShardEvents { position, home, changes, retired, command }));
                 }
                 while body.has_remaining() {
                     let length = body.try_get_u32_le().map_err(short)? as usize;
@@ -196,7 +200,7 @@ impl Frame {
                         other => return Err(format!("a command that is no effect: {other:?}")),
                     }
                 }
-                Ok(Frame::Events(ShardEvents { position, changes, retired, command: None }))
+                Ok(Frame::Events(ShardEvents { position, home, changes, retired, command: None }))
             }
             kind => Err(format!("a frame of kind {kind}")),
         }
@@ -258,14 +262,14 @@ mod tests {
     fn frames() -> Vec<Frame> {
         let delete = |id| Change::Delete(PointId::Uuid(id));
         let events = |position, changes: &[Change], retired| {
-            let (position, changes) = (Position(position), changes.to_vec());
-            Frame::Events(ShardEvents { position, changes, retired, command: None })
+            let (position, home, changes) = (Position(position), Generation(2), changes.to_vec());
+            Frame::Events(ShardEvents { position, home, changes, retired, command: None })
         };
-        let command = Some((Generation(3), Bytes::from_static(b"a command")));
-        let raw = ShardEvents { position: Position(11), changes: vec![], retired: false, command };
+        let (home, command) = (Generation(3), Some(Bytes::from_static(b"a command")));
+        let raw = ShardEvents { position: Position(11), home, changes: vec![], retired: false, command };
         vec![
             Frame::Events(raw),
-            Frame::Standing(Position(1 << 40)),
+            Frame::Standing(Stand { position: Position(1 << 40), home: Generation(1) }),
             events(7, &[], false),
             events(8, &[upsert(1), upsert(1), delete(2), delete(3), upsert(2)], false),
             events(9, &[], true),

@@ -89,14 +89,11 @@ pub(super) fn check(told: &Told<'_>, verdict: &mut Verdict) {
             Wish::Local => {}
         }
     }
-    for (op, token) in &told.expired {
+    let newest = told.newest();
+    for (op, seen) in &told.expired {
         verdict.checked += 1;
-        let kept = token.shards.iter().all(|(shard, position)| {
-            let at = Place { generation: token.generation, shard: *shard, position: *position };
-            told.lineage.keeps(at, told.newest())
-        });
-        if kept {
-            let why = format!("{token:?} was refused as lost, and all of it is there");
+        if seen.iter().all(|place| told.lineage.keeps(*place, newest)) {
+            let why = format!("{seen:?} was refused as lost, and all of it is there");
             verdict.wrong("expired", op.key, &[op.invoked], why);
         }
     }

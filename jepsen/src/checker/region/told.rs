@@ -2,12 +2,13 @@
 
 use super::{
     super::{Finding, Valid, Verdict, observe::hits_of},
+    feed,
     lineage::{Lineage, Place},
 };
 use crate::{
     history::{Op, Outcome},
     point::Hit,
-    token::Seen,
+    token::{Fed, Seen},
 };
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -76,8 +77,8 @@ pub(super) struct Told<'a> {
     pub(super) ops: &'a [Op],
     pub(super) writes: Vec<Write<'a>>,
     pub(super) reads: Vec<Read<'a>>,
-    /// Tokens that were refused as lost.
-    pub(super) expired: Vec<(&'a Op, Seen)>,
+    /// Tokens, of sessions and of feeds, that were refused as lost.
+    pub(super) expired: Vec<(&'a Op, Vec<Place>)>,
     /// By the generation of the new home.
     pub(super) losses: BTreeMap<u64, Loss<'a>>,
     /// Which region each home is in.
@@ -99,6 +100,7 @@ impl<'a> Told<'a> {
                     told.read(op, wish(op), Shown::Point { key, value, version: op.version })
                 }
                 ("get", Some(_)) => told.refused(op),
+                ("changes-refused", _) if ok => feed::fed(op).map(|fed| told.expired.push((op, places(fed)))),
                 ("follow" | "held", _) if ok => {
                     let hits = hits_of(op).into_iter().map(|hit| (hit.id, hit)).collect();
                     told.read(op, Some(Wish::Local), Shown::All(hits))
@@ -117,7 +119,8 @@ impl<'a> Told<'a> {
     /// The newest home that anything tells of.
     pub(super) fn newest(&self) -> u64 {
         let homes = self.homes.keys().copied();
-        homes.chain(self.reads.iter().map(|read| read.seen.generation)).max().unwrap_or_default()
+        let homes = homes.chain(self.reads.iter().map(|read| read.seen.generation));
+        homes.chain(self.acknowledged().map(|(_, place)| place.generation)).max().unwrap_or_default()
     }
 
     /// Acknowledged writes with their places.
@@ -147,8 +150,9 @@ impl<'a> Told<'a> {
 
     fn refused(&mut self, op: &'a Op) -> Option<()> {
         if op.error.as_deref().is_some_and(|why| why.starts_with("410")) {
-            let token = serde_json::from_value(op.input["token"].clone()).ok()?;
-            self.expired.push((op, token));
+            let Seen { generation, shards } = serde_json::from_value(op.input["token"].clone()).ok()?;
+            let place = |(shard, position)| Place { generation, shard, position };
+            self.expired.push((op, shards.into_iter().map(place).collect()));
         }
         Some(())
     }
@@ -188,6 +192,11 @@ impl<'a> Told<'a> {
             }
         }
     }
+}
+
+fn places(fed: BTreeMap<u64, Fed>) -> Vec<Place> {
+    let place = |(shard, Fed { generation, position })| Place { generation, shard, position };
+    fed.into_iter().map(place).collect()
 }
 
 fn seen(op: &Op) -> Option<Seen> {
