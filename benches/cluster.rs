@@ -2,6 +2,7 @@
 //! cost, what agreement costs a read.
 //!
 //! `cargo bench --bench cluster [-- failover freeze restart writes reads moves]`; all of them if none is named.
+//! `writes` gives each node its share of the cores (`ANNAL_THREADS`: so many threads that serve; 0: one a core).
 //! `ANNAL_TRIALS` (20) faults, `ANNAL_FREEZE_SECONDS` (20), `ANNAL_LOAD_SECONDS` (3) a turn, `ANNAL_TURNS` (5).
 //! `moves` wants `ANNAL_BENCH_DATA`, a folder with `vectors.f16.npy` and `queries.f32.npy`, and is left out without it.
 //! The load generator shares the cores with the nodes; the nodes' processor time is read from `/proc`.
@@ -171,10 +172,15 @@ fn restart() {
 /// Single-point upserts of `dim` numbers by 32 clients over kept connections.
 fn writes() {
     const CLIENTS: usize = 32;
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    // Their share of the cores.
+    let threads = scaled("ANNAL_THREADS", (cores / nodes_wanted()).max(1) as u64);
+    println!("threads of a node that serve: {threads}\n");
     println!("| dimensions | clients | writes/s | p50 ms | p99 ms | CPU-s per 1,000 writes, all nodes |");
     println!("|---|---|---|---|---|---|");
     for dim in [4, 128] {
-        let mut cluster = TestCluster::start(nodes_wanted(), Options::default());
+        let options = Options::default().with("ANNAL__NODE__THREADS", threads);
+        let mut cluster = TestCluster::start(nodes_wanted(), options);
         let body = json!({"vectors": {"size": dim, "distance": "Euclid"}, "shard_number": SHARDS,
             "replication_factor": cluster.len().min(3)});
         cluster.client(0).put("/collections/c", &body).ok();

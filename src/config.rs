@@ -54,6 +54,9 @@ pub struct Node {
     pub peer_advertise: Option<String>,
     /// Where clients dial it (`host:port`), if that is not where it listens.
     pub http_advertise: Option<String>,
+    /// Threads that serve clients and peers; 0 for one a core. Nodes that share a machine do well with their share of its
+    /// cores: threads without work wake each other.
+    pub threads: usize,
 }
 
 /// How a node finds its peers and lives with them.
@@ -165,6 +168,9 @@ pub struct Limits {
     pub requests_max: usize,
 }
 
+/// More threads than any machine has a use for.
+const THREADS_MAX: usize = 1_024;
+
 impl Default for Config {
     fn default() -> Self {
         Config {
@@ -194,6 +200,7 @@ impl Default for Node {
             zone: "default".to_owned(),
             peer_advertise: None,
             http_advertise: None,
+            threads: 0,
         }
     }
 }
@@ -322,6 +329,9 @@ impl Config {
                 return wrong(key, &format!("`{strange}` is not host:port"));
             }
         }
+        if self.node.threads > THREADS_MAX {
+            return wrong("node.threads", "at most 1024");
+        }
         let cluster = &self.cluster;
         if cluster.heartbeat_ms == 0 || cluster.election_ms_min < 3 * cluster.heartbeat_ms {
             return wrong("cluster.election_ms_min", "at least three heartbeats (cluster.heartbeat_ms)");
@@ -422,6 +432,7 @@ mod tests {
                 "search.recall_sample: between 0 (none) and 1",
             );
         }
+        refused("node:\n  threads: 5000\n", "node.threads");
         refused("http: 0.0.0.0:6333\n", "auth.api_key");
         refused("peer: 0.0.0.0:6335\n", "cluster.secret");
         refused("cluster:\n  secret: ''\n", "cluster.secret");

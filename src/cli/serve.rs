@@ -64,7 +64,11 @@ impl Serve {
             .init();
         let config = self.over(Config::read(self.config.as_deref())?);
         give_memory_back()?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        if config.node.threads > 0 {
+            runtime.worker_threads(config.node.threads);
+        }
+        let runtime = runtime.enable_all().build()?;
         runtime.block_on(async {
             // Listened for before the node opens: a signal during a long start is not lost.
             let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
