@@ -98,6 +98,7 @@ fn run(set: &Set) -> Result<(), BuildError> {
         compare(set, recall, &index, &same, &grown);
     }
     if let Some(folder) = std::env::var_os("ANNAL_BENCH_PLOTS") {
+        fs::create_dir_all(&folder).expect("a folder for the plots");
         let path = Path::new(&folder).join(format!("{}.svg", set.name));
         plot(&path, set, &index, &same, &grown).expect("room for the plot");
     }
