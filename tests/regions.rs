@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "regions/backlog.rs"]
+mod backlog;
 #[path = "process/connection.rs"]
 mod connection;
 #[path = "process/mod.rs"]

@@ -3,7 +3,7 @@
 
     pip install numpy                                # and for wordnet: onnxruntime tokenizers
     python3 benches/datasets/make.py glove   --out DIR
-    python3 benches/datasets/make.py fashion --out DIR
+    python3 benches/datasets/make.py fashion --out DIR      # fashion-mirrored: each image also mirrored, 120,000 rows
     python3 benches/datasets/make.py wordnet --out DIR
 
 Each set gets a folder of its own in DIR:
@@ -113,7 +113,7 @@ def glove(out, work):
     write(out, "glove50", words[base[long[base]]], words[queries[long[queries]]], cosine=True)
 
 
-def fashion(out, work):
+def fashion(out, work, mirrored=False):
     folder = from_debian(work, "dataset-fashion-mnist") / "usr/share/datasets/fashion-mnist"
 
     def images(name):
@@ -123,7 +123,15 @@ def fashion(out, work):
     labels = np.frombuffer(gzip.open(folder / "train-labels-idx1-ubyte.gz").read(), np.uint8, offset=8)
     base, queries = images("train-images-idx3-ubyte.gz"), images("t10k-images-idx3-ubyte.gz")[:QUERIES]
     payloads = [{"class": int(label)} for label in labels]
-    write(out, "fmnist784", base, queries, cosine=False, payloads=payloads)
+    if not mirrored:
+        return write(out, "fmnist784", base, queries, cosine=False, payloads=payloads)
+    mirror = base.reshape(-1, 28, 28)[:, :, ::-1].reshape(base.shape)
+    base, payloads = np.concatenate([base, mirror]), payloads + payloads
+    write(out, "fmnist784m", base, queries, cosine=False, payloads=payloads)
+
+
+def fashion_mirrored(out, work):
+    fashion(out, work, mirrored=True)
 
 
 def wordnet(out, work):
@@ -185,7 +193,7 @@ class MiniLm:
 
 
 def main():
-    sets = {"glove": glove, "fashion": fashion, "wordnet": wordnet}
+    sets = {"glove": glove, "fashion": fashion, "fashion-mirrored": fashion_mirrored, "wordnet": wordnet}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=sets)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="where the set's folder is made")

@@ -72,7 +72,7 @@ impl Consumer {
             }
             if quiet >= QUIET {
                 let node = session.node();
-                self.note(session, node, "changes-end", "feed-end");
+                self.note(session, node, if self.regions { "changes-end" } else { "feed-end" });
                 return;
             }
         }
@@ -104,7 +104,7 @@ impl Consumer {
             lines += 1;
             next.clone_into(&mut self.token);
             if std::mem::take(&mut self.fresh) {
-                self.note(session, node, "changes", "");
+                self.note(session, node, "changes");
             }
             if event["heartbeat"] != true {
                 events += 1;
@@ -118,23 +118,16 @@ impl Consumer {
     /// Its token is good no more: what it saw is lost, or the log reaches back to `oldest` only.
     fn begin_anew(&mut self, session: &mut Session, node: usize, oldest: Option<&str>) {
         if !self.fresh {
-            self.note(
-                session,
-                node,
-                if oldest.is_some() { "changes-too-old" } else { "changes-refused" },
-                "",
-            );
+            let f = if oldest.is_some() { "changes-too-old" } else { "changes-refused" };
+            self.note(session, node, f);
         }
         oldest.unwrap_or(BEGIN).clone_into(&mut self.token);
         self.fresh = true;
     }
 
     /// Records how far it has come.
-    fn note(&self, session: &mut Session, node: usize, of_regions: &str, of_one: &str) {
-        let (f, shown) = match self.regions {
-            true => (of_regions, json!({"fed": fed(&self.token)})),
-            false => (of_one, json!(self.token)),
-        };
+    fn note(&self, session: &mut Session, node: usize, f: &str) {
+        let shown = if self.regions { json!({"fed": fed(&self.token)}) } else { json!(self.token) };
         let asked = (f, None, Value::Null);
         session.operate(node, asked, Effect::Reads, |_| Ok(Reply::here()), |_| Ok((shown, None)));
     }
