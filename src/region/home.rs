@@ -12,6 +12,7 @@ use crate::{
     cluster::{ClusterError, Description, FollowError, HomeRecord, Part, Parts, RegionChange, ShardStream},
     model::{Body, Generation, Invalid, Position, Turn},
     net::ByteStream,
+    world,
 };
 use bytes::Bytes;
 use futures::{StreamExt, future::try_join_all, stream};
@@ -24,7 +25,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const ALIVE_EVERY: Duration = Duration::from_secs(1);
 /// Commands in one frame: at most so many, and about so many bytes.
 const COMMANDS_TOGETHER: usize = 1_024;
-const BYTES_TOGETHER: usize = 1 << 20;
+const BYTES_TOGETHER: usize = 256 << 10;
+/// Frames from this size on are packed aside.
+const PACKED_ASIDE_BYTES: usize = 32 << 10;
 
 impl Regions {
     /// Answers a question of another region.
@@ -175,33 +178,40 @@ fn frames(
             Ok(None) => return None,
             Ok(Some(chunk)) => chunk,
         };
-        let (mut out, mut bytes) = (Vec::new(), 0);
-        let (mut gathered, mut end) = (Vec::new(), false);
+        let (mut packed, mut gathered, mut bytes, mut end) = (Vec::new(), Vec::new(), 0, false);
         let mut first = next;
         for event in chunk {
-            let Ok(event) = event else {
-                end = true;
-                break;
-            };
             // A later home's: whoever follows asks it, or is told where it is.
-            let Some(command) = event.command.filter(|_| event.home <= generation) else {
+            let command = event.ok().filter(|event| event.home <= generation);
+            let Some((position, command)) = command.and_then(|event| Some((event.position, event.command?)))
+            else {
                 end = true;
                 break;
             };
             bytes += command.len();
             gathered.push(command);
-            next = event.position.next();
+            next = position.next();
             if bytes >= BYTES_TOGETHER {
-                let commands = std::mem::take(&mut gathered);
-                out.extend(Frame::Commands(first, commands).encode());
+                packed.push(pack(first, std::mem::take(&mut gathered), bytes).await);
                 (first, bytes) = (next, 0);
             }
         }
         if !gathered.is_empty() {
-            out.extend(Frame::Commands(first, gathered).encode());
+            packed.push(pack(first, gathered, bytes).await);
         }
-        Some((Ok(out.into()), (!end).then_some((together, next))))
+        let packed: io::Result<Vec<Bytes>> = packed.into_iter().collect();
+        let goes_on = packed.is_ok() && !end;
+        Some((packed.map(|frames| frames.concat().into()), goes_on.then_some((together, next))))
     })
+}
+
+/// Packs commands into a frame. Many of them take milliseconds, which give way to who is served meanwhile.
+async fn pack(first: Position, commands: Vec<Bytes>, bytes: usize) -> io::Result<Bytes> {
+    let frame = Frame::Commands(first, commands);
+    match bytes < PACKED_ASIDE_BYTES {
+        true => Ok(frame.encode()),
+        false => world::patiently(move || frame.encode()).await.map_err(io::Error::other),
+    }
 }
 
 /// Errors: `NotHome`.
