@@ -68,7 +68,7 @@ impl Cluster {
                 if closing.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })
         };
-        match world::blocking(scrub).await {
+        match world::patiently(scrub).await {
             // The node closes.
             Ok(Ok(None)) => {}
             Ok(Ok(Some((position, _)))) => {
