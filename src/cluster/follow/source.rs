@@ -197,3 +197,24 @@ impl Parts {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Generation, Home};
+
+    #[test]
+    fn what_was_seen_goes_on_unless_it_is_lost_or_not_heard_of() {
+        let homes = Homes(vec![Home { generation: Generation(2), first: Position(10) }]);
+        let goes_on = |position, home| {
+            let seen = Stand { position: Position(position), home: Generation(home) };
+            super::goes_on(&homes, Some(seen))
+        };
+        assert_eq!(super::goes_on(&homes, None), Ok(()));
+        assert_eq!(goes_on(9, 1), Ok(()), "the next home began behind it");
+        assert_eq!(goes_on(12, 2), Ok(()));
+        let seen = Stand { position: Position(10), home: Generation(1) };
+        assert_eq!(goes_on(10, 1), Err(Refusal::Lost { seen, later: Generation(2) }));
+        assert!(matches!(goes_on(3, 3), Err(Refusal::Away(why)) if why.contains("not heard of home 3")));
+    }
+}
