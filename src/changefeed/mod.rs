@@ -8,9 +8,9 @@
 //!
 //! Invariants: per shard, events come in the order of the log, without a gap and without a repetition; the token of
 //! an event goes on right behind it, also inside a command and while homes change; only what is committed and applied
-//! comes out. All of it
-//! moves only when the consumer asks: besides one command a shard nothing is kept for one that is slow.
-//! Not here: where a shard's commands are read (`cluster/follow`), HTTP, order across shards (there is none).
+//! comes out. All of it moves only when the consumer asks: besides one command a shard nothing is kept for one that is slow.
+//! Not here: where a shard's commands are read, and whether they go on from what a token has seen (`cluster/follow`); HTTP;
+//! order across shards (there is none).
 
 mod cursor;
 mod event;

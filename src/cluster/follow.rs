@@ -21,12 +21,12 @@ pub(super) use wire::FeedAsk;
 
 use super::{
     Cluster, ClusterError, NodeName, Result,
-    catalog::{CollectionRecord, HomeRecord, Phase, homes_of, newest},
+    catalog::{CollectionRecord, HomeRecord, Phase, newest},
     peers::PeerCalls,
     shards::LocalShard,
 };
 use crate::{
-    model::{CollectionId, Generation, Homes, Position, ReplicaId, ShardNumber},
+    model::{CollectionId, Generation, Position, ReplicaId, ShardNumber},
     shard::Change,
 };
 use bytes::Bytes;
@@ -64,11 +64,6 @@ impl Followed {
     /// The home that gives positions now.
     pub fn generation(&self) -> Generation {
         newest(&self.homes)
-    }
-
-    /// The homes of a shard after the first.
-    pub fn homes_of(&self, shard: ShardNumber) -> Homes {
-        homes_of(&self.homes, shard.0 as usize)
     }
 }
 

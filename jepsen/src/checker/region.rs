@@ -23,8 +23,8 @@
 //!
 //! Invariants, each a room: what is seen at a position is what the home's acknowledged writes come to there (`prefix`);
 //! positions agree with real time, declared ages and tokens (`order`); the change feed tells each change once, or refuses a
-//! token (`feed`); a loss names what was lost, and the file holds it (`loss`); a home that has heard of the next one acknowledges nothing (`homes`), and regions settle, and hold the same
-//! at the end (`homes`).
+//! token (`feed`); a loss names what was lost, and the file holds it (`loss`); a home that has heard of the next one
+//! acknowledges nothing (`homes`), and regions settle, and hold the same at the end (`homes`).
 //! Not here: how operations are read (`told`), which positions count in which home (`lineage`).
 
 mod feed;
