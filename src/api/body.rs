@@ -17,6 +17,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::cell::Cell;
 
 /// Bodies above this are parsed off the async threads, in bytes.
 const PARSED_ASIDE_BYTES: usize = 256 * 1024;
@@ -95,11 +96,23 @@ async fn collect(request: Request, BodyLimit(bytes_max): BodyLimit) -> Result<By
     }
 }
 
+thread_local! {
+    /// Whether this thread parses a text again, to name what is wrong with it.
+    static NAMES_ERRORS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether what is parsed now must go step by step, since one of them fails and is to be named.
+pub(super) fn names_errors() -> bool {
+    NAMES_ERRORS.get()
+}
+
 /// Parses JSON text; an error names the field's path.
 pub(super) fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T> {
     serde_json::from_slice(text).map_err(|untracked| {
         let deserializer = &mut serde_json::Deserializer::from_slice(text);
+        NAMES_ERRORS.set(true);
         let tracked = serde_path_to_error::deserialize::<_, T>(deserializer).err();
+        NAMES_ERRORS.set(false);
         let path =
             tracked.as_ref().map(|e| e.path().to_string()).filter(|path| !matches!(path.as_str(), "." | "?"));
         let why = tracked.map_or(untracked, serde_path_to_error::Error::into_inner);

@@ -20,7 +20,7 @@ use crate::{
 use axum::{
     RequestExt,
     body::Body,
-    extract::{MatchedPath, RawPathParams, Request, State},
+    extract::{MatchedPath, RawPathParams, Request},
     http::{
         HeaderMap, HeaderName, HeaderValue, Method, Uri,
         header::{ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING, UPGRADE, VIA},
@@ -32,7 +32,6 @@ use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout_at};
 
 /// Sends requests to other regions.
-#[derive(Clone)]
 pub(super) struct Forwarder {
     cluster: Cluster,
     http: Http,
@@ -56,45 +55,48 @@ const API_KEY: HeaderName = HeaderName::from_static("api-key");
 /// Names Annal among those that a request has passed.
 const PASSED: HeaderValue = HeaderValue::from_static("1.1 annal");
 
-pub(super) async fn forward(State(to): State<Forwarder>, mut request: Request, next: Next) -> Response {
-    let Ok(params) = request.extract_parts::<RawPathParams>().await else { return next.run(request).await };
-    let name = params.iter().find(|(key, _)| *key == "collection").map(|(_, name)| name);
-    let Some(mut elsewhere) = name.and_then(|name| to.cluster.elsewhere(name)) else {
-        return next.run(request).await;
-    };
-    let name = name.unwrap_or_default().to_owned();
-    let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned();
-    let wishes = request.extensions().get::<Wishes>().cloned();
-    let reads = only_reads(request.method(), Some(&path));
-    let weaker = wishes.as_ref().is_some_and(|wishes| !wishes.is_linearizable());
-    // Of the cluster here, whatever the collection is.
-    let local = path.contains("/shards/") || path.ends_with("/cluster");
-    if local || (reads && weaker) {
-        return next.run(request).await;
-    }
-    if path == "/collections/{collection}" && *request.method() == Method::DELETE {
-        let why = format!(
-            "{name} follows its home: it is dropped there, or DELETE /annal/v1/regions/follow drops the copy here"
-        );
-        return ApiError::new(Kind::Conflict, "collection", why).into_response();
-    }
-    let deadline = wishes.map_or_else(Instant::now, |wishes| wishes.deadline);
-    while elsewhere == Elsewhere::OnTheWay {
-        let news = to.cluster.news();
-        if timeout_at(deadline, news).await.is_err() {
-            let why = format!("the home of {name} is being handed over");
-            return ApiError::new(Kind::Unavailable, "", why).into_response();
-        }
-        match to.cluster.elsewhere(&name) {
-            None => return next.run(request).await,
-            Some(now) => elsewhere = now,
-        }
-    }
-    let Elsewhere::At(home) = elsewhere else { return next.run(request).await };
-    to.send(&home, request, reads, deadline).await.unwrap_or_else(|error| error.into_response())
-}
-
 impl Forwarder {
+    /// Answers here, or has the home answer.
+    pub(super) async fn forward(&self, mut request: Request, next: Next) -> Response {
+        let Ok(params) = request.extract_parts::<RawPathParams>().await else {
+            return next.run(request).await;
+        };
+        let name = params.iter().find(|(key, _)| *key == "collection").map(|(_, name)| name);
+        let Some(mut elsewhere) = name.and_then(|name| self.cluster.elsewhere(name)) else {
+            return next.run(request).await;
+        };
+        let name = name.unwrap_or_default().to_owned();
+        let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned();
+        let wishes = request.extensions().get::<Wishes>().cloned();
+        let reads = only_reads(request.method(), Some(&path));
+        let weaker = wishes.as_ref().is_some_and(|wishes| !wishes.is_linearizable());
+        // Of the cluster here, whatever the collection is.
+        let local = path.contains("/shards/") || path.ends_with("/cluster");
+        if local || (reads && weaker) {
+            return next.run(request).await;
+        }
+        if path == "/collections/{collection}" && *request.method() == Method::DELETE {
+            let why = format!(
+                "{name} follows its home: it is dropped there, or DELETE /annal/v1/regions/follow drops the copy here"
+            );
+            return ApiError::new(Kind::Conflict, "collection", why).into_response();
+        }
+        let deadline = wishes.map_or_else(Instant::now, |wishes| wishes.deadline);
+        while elsewhere == Elsewhere::OnTheWay {
+            let news = self.cluster.news();
+            if timeout_at(deadline, news).await.is_err() {
+                let why = format!("the home of {name} is being handed over");
+                return ApiError::new(Kind::Unavailable, "", why).into_response();
+            }
+            match self.cluster.elsewhere(&name) {
+                None => return next.run(request).await,
+                Some(now) => elsewhere = now,
+            }
+        }
+        let Elsewhere::At(home) = elsewhere else { return next.run(request).await };
+        self.send(&home, request, reads, deadline).await.unwrap_or_else(|error| error.into_response())
+    }
+
     async fn send(
         &self,
         home: &str,

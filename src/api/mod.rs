@@ -1,8 +1,8 @@
 //! The public HTTP door: Qdrant's REST (tier 1) and Annal's own routes.
 //!
 //! ```text
-//! request → compress → door (count, key, envelope) → catch panic ─┬─ probes, metrics, change feeds, what is not built (501)
-//!                                                                 └─ guard (load, wishes, deadline) → decompress → handler
+//! request → door (count, key, envelope) ─┬─ probes, metrics, change feeds, what is not built (501)
+//!                                         └─ guard (load, wishes, deadline, another region) → handler
 //! ```
 //!
 //! Invariants: JSON becomes model words here and nowhere else; a request is refused as a whole, naming the field
@@ -11,6 +11,7 @@
 
 mod auth;
 mod body;
+mod door;
 mod envelope;
 mod error;
 mod forward;
@@ -27,35 +28,21 @@ pub use auth::Keys;
 pub use metrics::exporter;
 pub use server::{Front, serve};
 
-use crate::{
-    cluster::Cluster,
-    model::{Effect, Kind},
-    region::Regions,
-};
+use crate::{cluster::Cluster, model::Kind, region::Regions};
 use axum::{
     Router,
-    extract::{FromRef, MatchedPath, Request, State},
-    http::{HeaderName, HeaderValue, Method, Uri},
-    middleware::{Next, from_fn_with_state},
-    response::{IntoResponse, Response},
+    extract::{FromRef, MatchedPath},
+    handler::Handler,
+    http::{Method, Uri},
+    middleware::from_fn_with_state,
 };
 use body::BodyLimit;
+use door::{Door, Guard};
 use error::ApiError;
 use forward::Forwarder;
 use metrics_exporter_prometheus::PrometheusHandle;
-use std::{any::Any, io, sync::Arc, time::Duration};
-use tokio::sync::Semaphore;
+use std::{io, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
-use tower::ServiceBuilder;
-use tower_http::{
-    catch_panic::CatchPanicLayer,
-    compression::{
-        CompressionLayer, CompressionLevel, Predicate,
-        predicate::{NotForContentType, SizeAbove},
-    },
-    decompression::RequestDecompressionLayer,
-};
-use tracing::Instrument;
 
 /// Limits and keys of the HTTP door.
 #[derive(Clone)]
@@ -132,10 +119,21 @@ fn router(
     leaving: CancellationToken,
 ) -> io::Result<Router> {
     let body_limit = BodyLimit(options.body_bytes_max);
-    let forwarder = Forwarder::new(cluster.clone(), options);
-    let built = built().route_layer(from_fn_with_state(forwarder, forward::forward));
+    let guard = Guard::new(Some(Forwarder::new(cluster.clone(), options)), options);
     let api = Api { cluster, regions, body_limit, exporter: exporter()?, leaving };
-    Ok(layered(built, open(), options).with_state(api))
+    Ok(layered((built(), guard), (open(), Door::new(options))).with_state(api))
+}
+
+/// Puts one layer around each route, and around what is none.
+fn layered<S: Clone + Send + Sync + 'static>(
+    (built, guard): (Router<S>, Guard),
+    (open, door): (Router<S>, Door),
+) -> Router<S> {
+    let guard = from_fn_with_state(Arc::new(guard), door::guard);
+    let door = from_fn_with_state(Arc::new(door), door::door);
+    let unknown = unknown.layer(door.clone());
+    let routes = built.layer(guard).merge(open.layer(door));
+    routes.fallback(unknown.clone()).method_not_allowed_fallback(unknown)
 }
 
 /// Routes that are turned away by load, read the wishes, and keep a deadline.
@@ -153,117 +151,7 @@ fn open() -> Router<Api> {
 /// The door of a node that has no cluster to ask yet.
 fn unready(why: &'static str) -> Router {
     let unready = async move || ApiError::new(Kind::Unavailable, "", why);
-    qdrant::vital_signs().fallback(unready).layer(from_fn_with_state(Arc::new(Keys::default()), door))
-}
-
-/// Puts the stack around the routes; `open` ones are neither turned away by load nor bound to a deadline.
-///
-/// Each of axum's layers clones and boxes all within it for every request, so what always goes together is one layer.
-fn layered<S: Clone + Send + Sync + 'static>(
-    built: Router<S>,
-    open: Router<S>,
-    options: &ApiOptions,
-) -> Router<S> {
-    let limits = Limits {
-        admission: Arc::new(Semaphore::new(options.in_flight_max)),
-        timeout_default: options.timeout_default,
-    };
-    let built = built.layer(
-        ServiceBuilder::new()
-            .layer(from_fn_with_state(limits, guard))
-            .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true)),
-    );
-    let compress = CompressionLayer::new().quality(CompressionLevel::Fastest);
-    built.merge(open).fallback(unknown).method_not_allowed_fallback(unknown).layer(
-        ServiceBuilder::new()
-            .layer(compress.compress_when(compressed()))
-            .layer(from_fn_with_state(Arc::new(options.keys.clone()), door))
-            .layer(CatchPanicLayer::custom(panicked)),
-    )
-}
-
-/// Answers below this are sent as they are: compressing them costs more than it saves.
-const COMPRESSED_BYTES_MIN: u64 = 8_192;
-
-/// What is compressed: what is large and has an end. A compressor would hold the lines of a feed back.
-fn compressed() -> impl Predicate {
-    SizeAbove::new(COMPRESSED_BYTES_MIN)
-        .and(NotForContentType::const_new("application/x-ndjson"))
-        .and(NotForContentType::SSE)
-}
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// Around every request: gives it an id and a span, lets in who may do what it asks, puts the answer into its envelope,
-/// and counts it. The span is for those who look closely: it would be a fiftieth of a small write.
-async fn door(State(keys): State<Arc<Keys>>, mut request: Request, next: Next) -> Response {
-    let _in_flight = metrics::InFlight::enter();
-    let started = std::time::Instant::now();
-    let id = request.headers().get(REQUEST_ID).cloned().unwrap_or_else(fresh_id);
-    let route = request.extensions().get::<MatchedPath>().map_or("(none)", MatchedPath::as_str).to_owned();
-    let method = request.method().clone();
-    let uri = request.uri().clone();
-    let span = tracing::debug_span!("http", ?id, %method, path = uri.path());
-    request.headers_mut().insert(REQUEST_ID, id.clone());
-    let mut response = match keys.check(&request) {
-        Ok(()) => next.run(request).instrument(span).await,
-        Err(error) => error.into_response(),
-    };
-    envelope::wrap(&mut response, started.elapsed());
-    metrics::answered(&route, &method, response.status().as_u16(), started.elapsed());
-    if let Some(error) = response.extensions().get::<ApiError>().filter(|e| e.status().as_u16() == 500) {
-        tracing::error!(?id, %method, path = uri.path(), %error, "request failed");
-    }
-    response.headers_mut().insert(REQUEST_ID, id);
-    response
-}
-
-fn fresh_id() -> HeaderValue {
-    let id = uuid::Uuid::new_v4().simple().to_string();
-    HeaderValue::try_from(id).expect("hexadecimal digits are visible ASCII")
-}
-
-/// How long after its deadline a request is cut off, if what it called did not give up by itself.
-const GRACE: Duration = Duration::from_secs(1);
-
-/// What a node spends on requests.
-#[derive(Clone)]
-struct Limits {
-    /// Requests in flight.
-    admission: Arc<Semaphore>,
-    /// Time for one that does not say.
-    timeout_default: Duration,
-}
-
-/// Takes a place among the requests in flight, or turns the request away at once; reads its wishes; and cuts it off
-/// after its deadline, which what it calls keeps by itself, knowing the effect.
-///
-/// Not tower's `LoadShed`: it asks for readiness, which tokio's cooperative budget may deny to a request that
-/// would find a place.
-async fn guard(State(limits): State<Limits>, mut request: Request, next: Next) -> Response {
-    let Ok(_place) = limits.admission.try_acquire() else {
-        return ApiError::new(Kind::Limited, "", "too many requests are in flight already").into_response();
-    };
-    let deadline = match wishes::read(&mut request, limits.timeout_default) {
-        Ok(deadline) => deadline,
-        Err(error) => return error.into_response(),
-    };
-    let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-    let effect = if auth::only_reads(request.method(), path) { Effect::None } else { Effect::Unknown };
-    match tokio::time::timeout_at(deadline + GRACE, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => {
-            let error = ApiError::new(Kind::Timeout, "", "the request did not finish in time");
-            ApiError { effect, ..error }.into_response()
-        }
-    }
-}
-
-fn panicked(panic: Box<dyn Any + Send>) -> Response {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-    let error = ApiError::new(Kind::Internal, "", format!("a bug: {text}"));
-    ApiError { effect: Effect::Unknown, ..error }.into_response()
+    qdrant::vital_signs().fallback(unready).layer(from_fn_with_state(Arc::new(Door::default()), door::door))
 }
 
 async fn unknown(method: Method, uri: Uri) -> ApiError {

@@ -3,10 +3,12 @@
 use super::{body::Json, envelope::Reply, error::Result, *};
 use axum::{
     body::{Body, to_bytes},
+    extract::Request,
     http::{
         StatusCode,
         header::{CONTENT_LENGTH, CONTENT_TYPE},
     },
+    response::Response,
     routing::{get, post},
 };
 use serde_json::{Value, json};
@@ -26,7 +28,8 @@ fn stack(options: &ApiOptions) -> Router {
         .route("/hang", get(hang).post(hang))
         .route("/panic", post(panic))
         .route("/lines", get(async || ([(CONTENT_TYPE, "application/x-ndjson")], "x".repeat(10_000))));
-    layered(built, refusing(&["GET PUT /later/{thing}"]), options)
+    let later = refusing(&["GET PUT /later/{thing}"]);
+    layered((built, Guard::new(None, options)), (later, Door::new(options)))
         .with_state(BodyLimit(options.body_bytes_max))
 }
 
@@ -208,5 +211,5 @@ async fn without_a_key_nothing_but_the_probes_is_open() {
 /// The route tables agree with each other: building the router panics if two routes are the same.
 #[test]
 fn every_route_stands_once() {
-    let _ = layered(built(), open(), &options());
+    let _ = layered((built(), Guard::new(None, &options())), (open(), Door::new(&options())));
 }

@@ -8,6 +8,7 @@ mod cluster;
 mod collections;
 mod filter;
 mod index;
+mod numbers;
 mod points;
 mod query;
 mod service;

@@ -4,9 +4,10 @@ use super::{
     Unbuilt,
     answer::Answer,
     filter::{FilterBody, filter_field},
+    numbers::list_or,
     points::{LIMIT_DEFAULT, LIMIT_MAX, WithPayload, WithVector, numbered, projection},
     refuse_unbuilt,
-    vector::{Example, OneVector},
+    vector::{Example, ExampleVisitor, OneVector, numbers},
     within,
 };
 use crate::{
@@ -22,10 +23,7 @@ use crate::{
 use axum::extract::State;
 use serde::{
     Deserialize, Deserializer,
-    de::{
-        Error, IntoDeserializer, MapAccess, SeqAccess, Visitor,
-        value::{MapAccessDeserializer, SeqAccessDeserializer},
-    },
+    de::{Error, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
 use std::fmt;
 
@@ -341,15 +339,15 @@ impl<'de> Deserialize<'de> for Query {
             }
 
             fn visit_u64<E: Error>(self, id: u64) -> std::result::Result<Query, E> {
-                Example::deserialize(id.into_deserializer()).map(Query::Example)
+                ExampleVisitor.visit_u64(id).map(Query::Example)
             }
 
             fn visit_str<E: Error>(self, id: &str) -> std::result::Result<Query, E> {
-                Example::deserialize(id.into_deserializer()).map(Query::Example)
+                ExampleVisitor.visit_str(id).map(Query::Example)
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> std::result::Result<Query, A::Error> {
-                Example::deserialize(SeqAccessDeserializer::new(list)).map(Query::Example)
+                ExampleVisitor.visit_seq(list).map(Query::Example)
             }
 
             fn visit_map<A: MapAccess<'de>>(self, object: A) -> std::result::Result<Query, A::Error> {
@@ -358,7 +356,7 @@ impl<'de> Deserialize<'de> for Query {
             }
         }
 
-        d.deserialize_any(QueryVisitor)
+        list_or(d, |values| Query::Example(Example::list(values)), QueryVisitor)
     }
 }
 
@@ -387,8 +385,7 @@ impl<'de> Deserialize<'de> for SearchVector {
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> std::result::Result<SearchVector, A::Error> {
-                let vector = OneVector::deserialize(SeqAccessDeserializer::new(list))?;
-                Ok(SearchVector { name: String::new(), vector })
+                numbers(list).map(SearchVector::unnamed)
             }
 
             fn visit_map<A: MapAccess<'de>>(self, object: A) -> std::result::Result<SearchVector, A::Error> {
@@ -397,7 +394,13 @@ impl<'de> Deserialize<'de> for SearchVector {
             }
         }
 
-        d.deserialize_any(SearchVisitor)
+        list_or(d, |values| SearchVector::unnamed(OneVector::Dense(values)), SearchVisitor)
+    }
+}
+
+impl SearchVector {
+    fn unnamed(vector: OneVector) -> Self {
+        SearchVector { name: String::new(), vector }
     }
 }
 

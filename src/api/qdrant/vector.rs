@@ -1,8 +1,10 @@
-//! Vectors as users write them, read number by number into `f32` without a detour over JSON values.
+//! Vectors as users write them, read into `f32` without a detour over JSON values: plain lists at once (`numbers`), all else
+//! number by number.
 //!
 //! Invariants: every number is finite as `f32`; a name stands once; lists of lists (multi-dense vectors) and
 //! objects to be embedded (documents, images) are told apart from vectors, and refused as not built.
 
+use super::numbers::list_or;
 use crate::{
     api::error::{ApiError, Result},
     model::{PointId, SparseVector, Vector, Vectors},
@@ -132,7 +134,7 @@ impl<'de> Deserialize<'de> for Float {
 }
 
 /// Reads a list of numbers; a list of lists is read to its end and told.
-fn numbers<'de, A: SeqAccess<'de>>(mut list: A) -> std::result::Result<OneVector, A::Error> {
+pub(super) fn numbers<'de, A: SeqAccess<'de>>(mut list: A) -> std::result::Result<OneVector, A::Error> {
     let mut values = Vec::new();
     match list.next_element()? {
         None => return Ok(OneVector::Dense(values)),
@@ -198,7 +200,7 @@ impl<'de> Deserialize<'de> for OneVector {
             }
         }
 
-        d.deserialize_any(OneVisitor)
+        list_or(d, OneVector::Dense, OneVisitor)
     }
 }
 
@@ -237,7 +239,7 @@ impl<'de> Deserialize<'de> for PointVectors {
             }
         }
 
-        d.deserialize_any(PointVisitor)
+        list_or(d, |values| PointVectors::Unnamed(OneVector::Dense(values)), PointVisitor)
     }
 }
 
@@ -272,36 +274,44 @@ impl<'de> Deserialize<'de> for BatchVectors {
     }
 }
 
+/// Reads what a query is near to.
+pub(super) struct ExampleVisitor;
+
+impl<'de> Visitor<'de> for ExampleVisitor {
+    type Value = Example;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a vector or a point id")
+    }
+
+    fn visit_u64<E: Error>(self, id: u64) -> std::result::Result<Example, E> {
+        Ok(Example::Id(PointId::Num(id)))
+    }
+
+    fn visit_str<E: Error>(self, id: &str) -> std::result::Result<Example, E> {
+        PointId::deserialize(serde::de::value::StrDeserializer::new(id)).map(Example::Id)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> std::result::Result<Example, A::Error> {
+        numbers(list).map(Example::Vector)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, object: A) -> std::result::Result<Example, A::Error> {
+        let object = VectorObject::deserialize(MapAccessDeserializer::new(object))?;
+        object.into_vector().map(Example::Vector)
+    }
+}
+
 impl<'de> Deserialize<'de> for Example {
     fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
-        struct ExampleVisitor;
+        list_or(d, Example::list, ExampleVisitor)
+    }
+}
 
-        impl<'de> Visitor<'de> for ExampleVisitor {
-            type Value = Example;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a vector or a point id")
-            }
-
-            fn visit_u64<E: Error>(self, id: u64) -> std::result::Result<Example, E> {
-                Ok(Example::Id(PointId::Num(id)))
-            }
-
-            fn visit_str<E: Error>(self, id: &str) -> std::result::Result<Example, E> {
-                PointId::deserialize(serde::de::value::StrDeserializer::new(id)).map(Example::Id)
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> std::result::Result<Example, A::Error> {
-                numbers(list).map(Example::Vector)
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, object: A) -> std::result::Result<Example, A::Error> {
-                let object = VectorObject::deserialize(MapAccessDeserializer::new(object))?;
-                object.into_vector().map(Example::Vector)
-            }
-        }
-
-        d.deserialize_any(ExampleVisitor)
+impl Example {
+    /// A vector of these numbers.
+    pub(super) fn list(values: Vec<f32>) -> Self {
+        Example::Vector(OneVector::Dense(values))
     }
 }
 

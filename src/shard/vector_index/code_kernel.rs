@@ -115,6 +115,9 @@ mod x86 {
     use crate::model::Distance;
     use std::arch::x86_64::*;
 
+    /// Bytes that AVX2 takes at a time.
+    const WIDE: usize = 32;
+
     pub(super) fn vnni(distance: Distance, half: bool) -> Scan {
         match (distance, half) {
             (Distance::Cosine | Distance::Dot, false) => dot_vnni::<false>,
@@ -151,6 +154,28 @@ mod x86 {
         stride
     }
 
+    /// The body of a variant: its keys from the sums of four rows at a time. No closures: they would not be compiled
+    /// for the features of the function they stand in.
+    macro_rules! run {
+        ($four:expr, $stride:expr, $query:ident, $codes:ident, $wanted:ident, $keys:ident, |$folded:ident| $key:expr) => {{
+            let stride = $stride;
+            for (four, keys) in $wanted.chunks(4).zip($keys.chunks_mut(4)) {
+                let last = four.len() - 1;
+                let rows = [
+                    row($codes, stride, four[0]),
+                    row($codes, stride, four[last.min(1)]),
+                    row($codes, stride, four[last.min(2)]),
+                    row($codes, stride, four[last]),
+                ];
+                let $folded = $four($query, rows);
+                let mut all = [0; 4];
+                // SAFETY: room for four numbers.
+                unsafe { _mm_storeu_si128(all.as_mut_ptr().cast(), $key) };
+                keys.copy_from_slice(&all[..four.len()]);
+            }
+        }};
+    }
+
     macro_rules! vnni {
         ($name:ident, |$sum:ident, $row:ident, $query:ident| $step:expr, |$base:ident, $folded:ident| $key:expr) => {
             fn $name<const HALF: bool>(
@@ -166,7 +191,7 @@ mod x86 {
                     $step
                 }
 
-                /// Sums of four rows at once. No closures: they would not be compiled for these features.
+                /// Sums of four rows at once.
                 #[inline]
                 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
                 fn four<const HALF: bool>(query: &[u8], rows: [&[u8]; 4]) -> __m128i {
@@ -228,24 +253,15 @@ mod x86 {
                     wanted: &[u32],
                     keys: &mut [u32],
                 ) {
-                    let stride = stride::<HALF>(query, wanted, keys);
-                    let (fours, rest) = wanted.as_chunks::<4>();
-                    let (key_fours, key_rest) = keys.as_chunks_mut::<4>();
-                    for ([a, b, c, d], keys) in fours.iter().zip(key_fours) {
-                        let rows = [
-                            row(codes, stride, *a),
-                            row(codes, stride, *b),
-                            row(codes, stride, *c),
-                            row(codes, stride, *d),
-                        ];
-                        let $folded = four::<HALF>(query, rows);
-                        // SAFETY: room for four numbers.
-                        unsafe { _mm_storeu_si128(keys.as_mut_ptr().cast(), $key) };
-                    }
-                    for (number, key) in rest.iter().zip(key_rest) {
-                        let $folded = four::<HALF>(query, [row(codes, stride, *number); 4]);
-                        *key = _mm_cvtsi128_si32($key) as u32;
-                    }
+                    run!(
+                        four::<HALF>,
+                        stride::<HALF>(query, wanted, keys),
+                        query,
+                        codes,
+                        wanted,
+                        keys,
+                        |$folded| $key
+                    )
                 }
                 // SAFETY: `best` hands this out only where the processor has these features.
                 unsafe { run::<HALF>(query, $base, codes, wanted, keys) }
@@ -275,7 +291,12 @@ mod x86 {
     );
 
     macro_rules! avx2 {
-        ($name:ident, $widen:ident, |$sum:ident, $row:ident, $query:ident| $step:expr, |$base:ident, $folded:ident| $key:expr) => {
+        (
+            $name:ident,
+            |$sum:ident, $row:ident, $query:ident| $step:expr,
+            |$sums:ident, $lower:ident, $upper:ident, $low:ident, $high:ident| $halves:expr,
+            |$base:ident, $folded:ident| $key:expr
+        ) => {
             fn $name<const HALF: bool>(
                 query: &[u8],
                 $base: u32,
@@ -285,37 +306,63 @@ mod x86 {
             ) {
                 #[inline]
                 #[target_feature(enable = "avx2")]
-                fn step($sum: __m256i, row: __m128i, query: &[u8; UNIT]) -> __m256i {
-                    // SAFETY: 16 bytes.
-                    let query = unsafe { _mm_loadu_si128(query.as_ptr().cast()) };
-                    let ($row, $query) = (_mm256_cvtepu8_epi16(row), $widen(query));
+                fn step($sum: __m256i, $row: __m256i, $query: __m256i) -> __m256i {
                     $step
+                }
+
+                /// The same for half-bytes, as they are, each in a byte.
+                #[inline]
+                #[target_feature(enable = "avx2")]
+                fn step_halves($sums: __m256i, rows: [__m256i; 2], queries: [__m256i; 2]) -> __m256i {
+                    let ([$lower, $upper], [$low, $high]) = (rows, queries);
+                    $halves
                 }
 
                 #[inline]
                 #[target_feature(enable = "avx2")]
-                fn sum<const HALF: bool>(query: &[u8], row: &[u8]) -> u32 {
-                    let mut sum = _mm256_setzero_si256();
-                    let (units, queries) = (row.as_chunks::<UNIT>().0, query.as_chunks::<UNIT>().0);
-                    const IN_BLOCK: usize = BLOCK / UNIT;
-                    for (at, row) in units.iter().enumerate() {
-                        // SAFETY: 16 bytes.
-                        let row = unsafe { _mm_loadu_si128(row.as_ptr().cast()) };
-                        if HALF {
-                            let from = at / IN_BLOCK * 2 * IN_BLOCK + at % IN_BLOCK;
-                            let half = _mm_set1_epi8(15);
-                            let lower = _mm_and_si128(row, half);
-                            let upper = _mm_andnot_si128(half, row);
-                            let lower = _mm_or_si128(lower, _mm_slli_epi16(lower, 4));
-                            let upper = _mm_or_si128(upper, _mm_srli_epi16(upper, 4));
-                            sum = step(step(sum, lower, &queries[from]), upper, &queries[from + IN_BLOCK]);
+                fn four<const HALF: bool>(query: &[u8], rows: [&[u8]; 4]) -> __m128i {
+                    let mut sums = [_mm256_setzero_si256(); 4];
+                    let mut at = 0;
+                    while at + WIDE <= rows[0].len() {
+                        let from = if HALF { at / BLOCK * BLOCK + at } else { at };
+                        // SAFETY: 32 bytes lie ahead of `at` in each row, as many of `from` in the query, and of a block more
+                        // where there are half-bytes.
+                        let low = unsafe { _mm256_loadu_si256(query.as_ptr().add(from).cast()) };
+                        let high = if HALF {
+                            // SAFETY: as above.
+                            unsafe { _mm256_loadu_si256(query.as_ptr().add(from + BLOCK).cast()) }
                         } else {
-                            sum = step(sum, row, &queries[at]);
+                            low
+                        };
+                        for (sum, row) in sums.iter_mut().zip(rows) {
+                            // SAFETY: as above.
+                            let row = unsafe { _mm256_loadu_si256(row.as_ptr().add(at).cast()) };
+                            *sum = if HALF {
+                                let half = _mm256_set1_epi8(15);
+                                let lower = _mm256_and_si256(row, half);
+                                let upper = _mm256_and_si256(_mm256_srli_epi16(row, 4), half);
+                                step_halves(*sum, [lower, upper], [low, high])
+                            } else {
+                                step(*sum, row, low)
+                            };
+                        }
+                        at += WIDE;
+                    }
+                    if !HALF && at < rows[0].len() {
+                        // SAFETY: 16 bytes lie ahead, of the query and of each row; what is not read is zero in both.
+                        let query = unsafe { _mm_loadu_si128(query.as_ptr().add(at).cast()) };
+                        let query = _mm256_zextsi128_si256(query);
+                        for (sum, row) in sums.iter_mut().zip(rows) {
+                            // SAFETY: as above.
+                            let row = unsafe { _mm_loadu_si128(row.as_ptr().add(at).cast()) };
+                            *sum = step(*sum, _mm256_zextsi128_si256(row), query);
                         }
                     }
-                    let half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-                    let pairs = _mm_hadd_epi32(half, half);
-                    _mm_cvtsi128_si32(_mm_hadd_epi32(pairs, pairs)) as u32
+                    let pairs = _mm256_hadd_epi32(
+                        _mm256_hadd_epi32(sums[0], sums[1]),
+                        _mm256_hadd_epi32(sums[2], sums[3]),
+                    );
+                    _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1))
                 }
 
                 #[target_feature(enable = "avx2")]
@@ -326,11 +373,15 @@ mod x86 {
                     wanted: &[u32],
                     keys: &mut [u32],
                 ) {
-                    let stride = stride::<HALF>(query, wanted, keys);
-                    for (number, key) in wanted.iter().zip(keys) {
-                        let $folded = sum::<HALF>(query, row(codes, stride, *number));
-                        *key = $key;
-                    }
+                    run!(
+                        four::<HALF>,
+                        stride::<HALF>(query, wanted, keys),
+                        query,
+                        codes,
+                        wanted,
+                        keys,
+                        |$folded| $key
+                    )
                 }
                 // SAFETY: `best` hands this out only where the processor has AVX2.
                 unsafe { run::<HALF>(query, $base, codes, wanted, keys) }
@@ -340,28 +391,47 @@ mod x86 {
 
     avx2!(
         dot_avx2,
-        _mm256_cvtepi8_epi16,
-        |sum, row, query| _mm256_add_epi32(sum, _mm256_madd_epi16(row, query)),
-        |base, folded| base.wrapping_sub(folded)
+        |sum, row, query| {
+            // A byte times a byte, twice, does not fit into 16 bits; half a byte does.
+            let half = _mm256_set1_epi8(15);
+            let lower = _mm256_maddubs_epi16(_mm256_and_si256(row, half), query);
+            let upper = _mm256_and_si256(_mm256_srli_epi16(row, 4), half);
+            let upper = _mm256_maddubs_epi16(upper, query);
+            let sum = _mm256_add_epi32(sum, _mm256_madd_epi16(lower, _mm256_set1_epi16(1)));
+            _mm256_add_epi32(sum, _mm256_madd_epi16(upper, _mm256_set1_epi16(16)))
+        },
+        |sum, lower, upper, low, high| {
+            let both = _mm256_add_epi16(_mm256_maddubs_epi16(lower, low), _mm256_maddubs_epi16(upper, high));
+            _mm256_add_epi32(sum, _mm256_madd_epi16(both, _mm256_set1_epi16(17)))
+        },
+        |base, folded| _mm_sub_epi32(_mm_set1_epi32(base as i32), folded)
     );
     avx2!(
         l2_avx2,
-        _mm256_cvtepu8_epi16,
         |sum, row, query| {
-            let apart = _mm256_sub_epi16(row, query);
-            _mm256_add_epi32(sum, _mm256_madd_epi16(apart, apart))
+            let apart = _mm256_sub_epi8(_mm256_max_epu8(row, query), _mm256_min_epu8(row, query));
+            let low = _mm256_unpacklo_epi8(apart, _mm256_setzero_si256());
+            let high = _mm256_unpackhi_epi8(apart, _mm256_setzero_si256());
+            let squares = _mm256_add_epi32(_mm256_madd_epi16(low, low), _mm256_madd_epi16(high, high));
+            _mm256_add_epi32(sum, squares)
         },
+        |sum, lower, upper, low, high| step(step(sum, byte_of_half(lower), low), byte_of_half(upper), high),
         |_base, folded| folded
     );
     avx2!(
         l1_avx2,
-        _mm256_cvtepu8_epi16,
-        |sum, row, query| {
-            let apart = _mm256_abs_epi16(_mm256_sub_epi16(row, query));
-            _mm256_add_epi32(sum, _mm256_madd_epi16(apart, _mm256_set1_epi16(1)))
-        },
+        // The sums of eight bytes stand in 64 bits each, the upper half zero.
+        |sum, row, query| _mm256_add_epi32(sum, _mm256_sad_epu8(row, query)),
+        |sum, lower, upper, low, high| step(step(sum, byte_of_half(lower), low), byte_of_half(upper), high),
         |_base, folded| folded
     );
+
+    /// Seventeen times each half-byte.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn byte_of_half(halves: __m256i) -> __m256i {
+        _mm256_or_si256(halves, _mm256_slli_epi16(halves, 4))
+    }
 }
 
 #[cfg(test)]
