@@ -3,7 +3,8 @@
 //! `ANNAL_BENCH_DATA=DIR[:DIR] cargo bench --bench server`: each folder holds one set (`common`); `tests/data/wordnet-2k` if
 //! none is named. The points go over HTTP into a node of its own, with a number from 0 to 999 each; when it is at rest,
 //! its closed loops and usearch's take turns, and medians are printed. Then half of what went is held, and then come
-//! searches that a share of the points may answer, in turns with those that all may.
+//! searches that a share of the points may answer, in turns with those that all may. `-- compare`, `-- held` or `-- filtered`
+//! runs one of the three.
 //! usearch is shown with our f32 kernel, the faster one, and with its own.
 
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, dead_code, unused_imports)]
@@ -60,14 +61,27 @@ fn run(set: &Set) {
     let server = Server { client: node.client(), node, set };
     server.load();
     server.rest();
+    let only = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
+    let wanted = |what: &str| only.as_ref().is_none_or(|only| only == what);
+    if wanted("compare") {
+        beside_usearch(&server);
+    }
+    if wanted("held") {
+        held(&server);
+    }
+    if wanted("filtered") {
+        filtered(&server);
+    }
+}
+
+fn beside_usearch(server: &Server<'_>) {
+    let set = server.set;
     let (metric, go) = (Metric::of(Distance::Cosine), AtomicBool::new(false));
     let ours = build::insert(metric, set.dim, &set.base, HnswParams::default(), &go).unwrap();
     let own = with_its_own_metric(&ours);
     for recall in RECALLS {
-        compare(&server, recall, &ours, &own);
+        compare(server, recall, &ours, &own);
     }
-    held(&server);
-    filtered(&server);
 }
 
 /// The same graph once more, compared by usearch's own kernel.

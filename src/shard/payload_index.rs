@@ -162,9 +162,7 @@ impl FieldIndex {
     /// Slots that have a value other than these entries.
     pub(super) fn other_than(&self, entries: &BTreeSet<Vec<u8>>) -> RoaringBitmap {
         let values = self.slots.range((Arc::<[u8]>::from([VALUE]), 0)..);
-        roaring::MultiOps::union(
-            values.filter(|((entry, _), _)| !entries.contains(&**entry)).map(|(_, s)| &**s),
-        )
+        united(values.filter(|((entry, _), _)| !entries.contains(&**entry)))
     }
 
     fn union(&self, (from, to): (Bound<Key>, Bound<Key>)) -> RoaringBitmap {
@@ -177,8 +175,38 @@ impl FieldIndex {
         if !one_key && ends(&from).zip(ends(&to)).is_some_and(|(from, to)| from >= to) {
             return RoaringBitmap::new();
         }
-        roaring::MultiOps::union(self.slots.range((from, to)).map(|(_, set)| &**set))
+        united(self.slots.range((from, to)))
     }
+}
+
+/// Slots in one chunk.
+const CHUNK: usize = 1 << 16;
+/// A set of more slots than these is one of bits, which come together word by word.
+const BITS_FROM: u64 = 4_096;
+
+/// The slots of all these entries. Hundreds of small sets are put together bit by bit: merged one after the other, each
+/// would cost as much as all before it.
+fn united<'a>(sets: impl Iterator<Item = (&'a Key, &'a Arc<RoaringBitmap>)>) -> RoaringBitmap {
+    let mut chunks: BTreeMap<u16, Vec<&RoaringBitmap>> = BTreeMap::new();
+    for ((_, chunk), set) in sets {
+        chunks.entry(*chunk).or_default().push(set);
+    }
+    let mut bits = vec![0u8; CHUNK / 8];
+    let mut all = RoaringBitmap::new();
+    for (chunk, sets) in chunks {
+        let (small, large): (Vec<_>, Vec<_>) = sets.into_iter().partition(|set| set.len() < BITS_FROM);
+        all |= roaring::MultiOps::union(large);
+        if small.iter().map(|set| set.len()).sum::<u64>() < BITS_FROM {
+            all |= roaring::MultiOps::union(small);
+            continue;
+        }
+        bits.fill(0);
+        for slot in small.into_iter().flatten() {
+            bits[slot as usize % CHUNK / 8] |= 1 << (slot % 8);
+        }
+        all |= RoaringBitmap::from_lsb0_bytes(u32::from(chunk) << 16, &bits);
+    }
+    all
 }
 
 /// The entries of the values at a path.
@@ -282,6 +310,20 @@ mod tests {
             }
             prop_assert!(float_key(a as f64) <= integer(a) && integer(a) < after(float_key(a as f64)));
         }
+    }
+
+    #[test]
+    fn many_sets_put_together_hold_what_each_of_them_holds() {
+        let key = |n: u32, chunk: u16| (Arc::<[u8]>::from(n.to_be_bytes()), chunk);
+        // In the first chunk many small sets and a large one, in the second few, in the last some that share slots.
+        let small = (0..300u32).map(|n| (key(n, 0), (0..40).map(|i| (n * 7 + i * 997) % 65_536).collect()));
+        let large = (key(300, 0), (0..30_000u32).map(|i| 2 * i).collect());
+        let few = (0..3).map(|n| (key(n, 1), [65_536 + n, 65_600].into_iter().collect()));
+        let shared = (0..300).map(|n| (key(n, 9), (0..20).map(|i| 9 * 65_536 + 100 * (n % 3) + i).collect()));
+        let sets = small.chain([large]).chain(few).chain(shared);
+        let sets: Vec<(Key, Arc<RoaringBitmap>)> = sets.map(|(key, set)| (key, Arc::new(set))).collect();
+        let right: BTreeSet<Slot> = sets.iter().flat_map(|(_, set)| set.iter()).collect();
+        assert!(united(sets.iter().map(|(key, set)| (key, set))).into_iter().eq(right));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::{
     },
 };
 use roaring::RoaringBitmap;
-use std::{collections::BTreeSet, ops::Bound};
+use std::{cell::LazyCell, collections::BTreeSet, ops::Bound, sync::Arc};
 
 /// What a filter is planned and checked against: one state of a shard.
 pub(super) struct Ground<'a> {
@@ -31,37 +31,82 @@ pub(super) struct Ground<'a> {
     pub(super) read: &'a dyn Fn(PointId) -> Result<Option<PointRecord>, MachineError>,
 }
 
-/// Bounds of the slots that pass.
+/// Bounds of the slots that pass. Where the indexes tell all, both are one set, and whatever is done to it is done once.
 #[derive(Clone, Debug)]
 pub(super) struct Bounds {
     /// Certainly pass.
-    pub(super) lower: RoaringBitmap,
+    pub(super) lower: Arc<RoaringBitmap>,
     /// May pass.
-    pub(super) upper: RoaringBitmap,
+    pub(super) upper: Arc<RoaringBitmap>,
 }
 
 impl Bounds {
     fn exact(slots: RoaringBitmap) -> Self {
+        Bounds::shared(Arc::new(slots))
+    }
+
+    fn shared(slots: Arc<RoaringBitmap>) -> Self {
         Bounds { lower: slots.clone(), upper: slots }
     }
+
+    fn is_exact(&self) -> bool {
+        Arc::ptr_eq(&self.lower, &self.upper)
+    }
+
+    /// Puts together what is below and what is above; `low` and `high` say with which of the other's sets.
+    fn combine(
+        self,
+        (low, high): (&RoaringBitmap, &RoaringBitmap),
+        with: fn(&mut RoaringBitmap, &RoaringBitmap),
+    ) -> Self {
+        let apply = |set: Arc<RoaringBitmap>, other: &RoaringBitmap| {
+            let mut set = Arc::unwrap_or_clone(set);
+            with(&mut set, other);
+            Arc::new(set)
+        };
+        if self.is_exact() && std::ptr::eq(low, high) {
+            let Bounds { lower, upper } = self;
+            drop(upper);
+            return Bounds::shared(apply(lower, low));
+        }
+        Bounds { lower: apply(self.lower, low), upper: apply(self.upper, high) }
+    }
+
+    fn and(self, other: &Bounds) -> Self {
+        self.combine((&other.lower, &other.upper), |set, other| *set &= other)
+    }
+
+    fn or(self, other: &Bounds) -> Self {
+        self.combine((&other.lower, &other.upper), |set, other| *set |= other)
+    }
+
+    fn without(self, other: &Bounds) -> Self {
+        self.combine((&other.upper, &other.lower), |set, other| *set -= other)
+    }
 }
+
+/// All live slots, put together when they are first asked for.
+type All<'a> = LazyCell<Arc<RoaringBitmap>, Box<dyn FnOnce() -> Arc<RoaringBitmap> + 'a>>;
 
 impl Ground<'_> {
     /// Plans a filter.
     pub(super) fn plan(&self, filter: &Filter) -> Result<Bounds, MachineError> {
-        self.filter(filter, &self.live.to_bitmap())
+        self.filter(filter, &LazyCell::new(Box::new(|| Arc::new(self.live.to_bitmap()))))
     }
 
     /// All slots whose points pass: those in doubt are looked at one by one.
-    pub(super) fn matching(&self, filter: &Filter) -> Result<RoaringBitmap, MachineError> {
-        let Bounds { mut lower, mut upper } = self.plan(filter)?;
-        upper -= &lower;
-        for slot in upper {
+    pub(super) fn matching(&self, filter: &Filter) -> Result<Arc<RoaringBitmap>, MachineError> {
+        let bounds = self.plan(filter)?;
+        if bounds.is_exact() {
+            return Ok(bounds.lower);
+        }
+        let mut passing = Arc::unwrap_or_clone(bounds.lower);
+        for slot in &*bounds.upper - &passing {
             if self.passes(filter, slot)? {
-                lower.insert(slot);
+                passing.insert(slot);
             }
         }
-        Ok(lower)
+        Ok(Arc::new(passing))
     }
 
     /// Whether one live slot's point passes, from its payload.
@@ -75,27 +120,23 @@ impl Ground<'_> {
         Ok(filter.matches(&subject))
     }
 
-    fn filter(&self, filter: &Filter, all: &RoaringBitmap) -> Result<Bounds, MachineError> {
-        let mut bounds = Bounds::exact(all.clone());
-        for condition in &filter.must {
-            let b = self.condition(condition, all)?;
-            bounds.lower &= b.lower;
-            bounds.upper &= b.upper;
-        }
+    fn filter(&self, filter: &Filter, all: &All<'_>) -> Result<Bounds, MachineError> {
+        let mut wanted =
+            filter.must.iter().map(|condition| self.condition(condition, all)).collect::<Vec<_>>();
         if !filter.should.is_empty() {
-            let b = self.at_least(1, &filter.should, all)?;
-            bounds.lower &= b.lower;
-            bounds.upper &= b.upper;
-        }
-        for condition in &filter.must_not {
-            let b = self.condition(condition, all)?;
-            bounds.lower -= b.upper;
-            bounds.upper -= b.lower;
+            wanted.push(self.at_least(1, &filter.should, all));
         }
         if let Some(min_should) = &filter.min_should {
-            let b = self.at_least(min_should.min_count, &min_should.conditions, all)?;
-            bounds.lower &= b.lower;
-            bounds.upper &= b.upper;
+            wanted.push(self.at_least(min_should.min_count, &min_should.conditions, all));
+        }
+        let mut wanted = wanted.into_iter();
+        // What the indexes name is live, so that all live slots are needed only where nothing is wanted.
+        let mut bounds = wanted.next().unwrap_or_else(|| Ok(Bounds::shared(Arc::clone(all))))?;
+        for other in wanted {
+            bounds = bounds.and(&other?);
+        }
+        for condition in &filter.must_not {
+            bounds = bounds.without(&self.condition(condition, all)?);
         }
         Ok(bounds)
     }
@@ -105,27 +146,28 @@ impl Ground<'_> {
         &self,
         count: usize,
         conditions: &[Condition],
-        all: &RoaringBitmap,
+        all: &All<'_>,
     ) -> Result<Bounds, MachineError> {
         if count > conditions.len() {
             return Ok(Bounds::exact(RoaringBitmap::new()));
         }
-        // reached[k]: slots for which at least k of the conditions seen so far hold.
-        let mut reached = vec![Bounds::exact(RoaringBitmap::new()); count + 1];
-        reached[0] = Bounds::exact(all.clone());
-        for condition in conditions {
-            let b = self.condition(condition, all)?;
-            for k in (1..=count).rev() {
-                let (lower, upper) = (&reached[k - 1].lower & &b.lower, &reached[k - 1].upper & &b.upper);
-                reached[k].lower |= lower;
-                reached[k].upper |= upper;
-            }
+        if count == 0 {
+            return Ok(Bounds::shared(Arc::clone(all)));
         }
-        Ok(reached.swap_remove(count))
+        // reached[k]: slots for which more than k of the conditions seen so far hold.
+        let mut reached = vec![Bounds::exact(RoaringBitmap::new()); count];
+        for condition in conditions {
+            let holds = self.condition(condition, all)?;
+            for k in (1..count).rev() {
+                reached[k] = reached[k].clone().or(&reached[k - 1].clone().and(&holds));
+            }
+            reached[0] = reached[0].clone().or(&holds);
+        }
+        Ok(reached.swap_remove(count - 1))
     }
 
-    fn condition(&self, condition: &Condition, all: &RoaringBitmap) -> Result<Bounds, MachineError> {
-        let unknown = || Bounds { lower: RoaringBitmap::new(), upper: all.clone() };
+    fn condition(&self, condition: &Condition, all: &All<'_>) -> Result<Bounds, MachineError> {
+        let unknown = || Bounds { lower: Arc::default(), upper: Arc::clone(all) };
         Ok(match condition {
             Condition::Filter(filter) => self.filter(filter, all)?,
             Condition::HasId(ids) => {
@@ -136,7 +178,7 @@ impl Ground<'_> {
                 Bounds::exact(slots)
             }
             Condition::IsEmpty(path) => match self.fields.get(path) {
-                Some(field) => Bounds::exact(all - field.with(payload_index::PRESENT)),
+                Some(field) => Bounds::exact(&***all - field.with(payload_index::PRESENT)),
                 None => unknown(),
             },
             Condition::IsNull(path) => match self.fields.get(path) {
@@ -162,7 +204,10 @@ fn of_test(field: &FieldIndex, test: &FieldTest) -> Option<Bounds> {
         FieldTest::MatchExcept(values) => {
             let entries: Option<BTreeSet<_>> = values.iter().map(|value| entry(field.of, value)).collect();
             // Values of another type are not in the index, but are values.
-            Bounds { lower: field.other_than(&entries?), upper: field.with(payload_index::PRESENT) }
+            Bounds {
+                lower: Arc::new(field.other_than(&entries?)),
+                upper: Arc::new(field.with(payload_index::PRESENT)),
+            }
         }
         FieldTest::Text(text) if field.of == FieldType::Text => {
             let mut wanted = words(text).map(|word| field.with(&payload_index::keyword(&word)));

@@ -69,8 +69,9 @@ impl LiveSet {
         let mut all = RoaringBitmap::new();
         for (number, chunk) in self.chunks.iter().enumerate() {
             if let Some(words) = chunk {
-                let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-                all |= RoaringBitmap::from_lsb0_bytes((number * SLOTS_IN_CHUNK) as u32, &bytes);
+                let words = words.map(u64::to_le);
+                let bytes = bytemuck::cast_slice(&words);
+                all |= RoaringBitmap::from_lsb0_bytes((number * SLOTS_IN_CHUNK) as u32, bytes);
             }
         }
         all

@@ -4,7 +4,6 @@ use crate::{Region, SETTLE, create, point, process::Client, scaled, value_of, wa
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use std::{
-    fs,
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -38,23 +37,25 @@ fn told(times: &mut [Duration]) -> String {
     format!("p50 {:?}, p99 {:?} of {}", at(50), at(99), times.len())
 }
 
-/// Lowers the priority of all threads of a process.
-fn give_way(pid: u32) {
-    let threads =
-        fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|thread| thread.unwrap().file_name());
-    let renice = Command::new("renice").args(["-n", "19", "-p"]).args(threads).output().unwrap();
-    assert!(renice.status.success(), "{renice:?}");
+/// Gives all threads of a process one processor, if there are two or more: each region would have a machine of its own.
+fn alone_on(processor: u32, pid: u32) {
+    if thread::available_parallelism().is_ok_and(|processors| processors.get() > 1) {
+        let list = processor.to_string();
+        let pinned =
+            Command::new("taskset").args(["-a", "-p", "-c", &list, &pid.to_string()]).output().unwrap();
+        assert!(pinned.status.success(), "{pinned:?}");
+    }
 }
 
 /// `ANNAL_BACKLOG` points (2,000) of some 500 bytes wait; three times as many were there before, which a copy would carry.
-/// `ANNAL_LOAD_SECONDS` (2) tell what is usual. The region that follows gives way to the home: it would have a machine of
-/// its own.
+/// `ANNAL_LOAD_SECONDS` (2) tell what is usual. The home has a processor of its own, before as while the other catches up.
 #[test]
 fn a_backlog_is_caught_up_without_a_copy_while_the_home_serves() {
     let delay = Duration::from_millis(35);
     let kept = [("ANNAL__LOG__RETENTION_BYTES", "34359738368")];
     let (home, away) = (Region::start("home", delay, &kept), Region::start("away", delay, &kept));
-    give_way(away.node.pid());
+    alone_on(0, home.node.pid());
+    alone_on(1, away.node.pid());
     create(&home, "c", 2);
     away.follow("c", &home);
     let backlog = scaled("ANNAL_BACKLOG", 2_000);

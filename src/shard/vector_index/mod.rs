@@ -463,6 +463,12 @@ pub(super) enum IndexError {
 
 /// The rows of those slots that have one; both ascend.
 fn rows_of(rows: &[Row], slots: impl Iterator<Item = Slot>) -> Vec<u32> {
+    let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Vec::new() };
+    if (last.slot - first.slot) as usize == rows.len() - 1 {
+        // Each slot between them has a row.
+        let between = slots.filter(|slot| (first.slot..=last.slot).contains(slot));
+        return between.map(|slot| slot - first.slot).collect();
+    }
     let mut found = Vec::new();
     let mut from = 0;
     for slot in slots {
@@ -569,12 +575,13 @@ mod tests {
     #[test]
     fn rows_are_found_by_their_slots() {
         let row = |slot| Row { slot, version: Position(1) };
-        let rows: Vec<Row> = (0..1000).filter(|slot| slot % 7 > 1).map(row).collect();
-        for every in [1, 3, 50, 999] {
+        let some: Vec<Row> = (0..1000).filter(|slot| slot % 7 > 1).map(row).collect();
+        let all: Vec<Row> = (30..1000).map(row).collect();
+        for (rows, every) in [&some, &all].into_iter().flat_map(|rows| [1, 3, 50, 999].map(|n| (rows, n))) {
             let slots: Vec<Slot> = (0..1100).step_by(every).collect();
             let right: Vec<u32> =
-                (0..).zip(&rows).filter(|(_, row)| slots.contains(&row.slot)).map(|(row, _)| row).collect();
-            assert_eq!(rows_of(&rows, slots.into_iter()), right, "every {every}");
+                (0..).zip(rows).filter(|(_, row)| slots.contains(&row.slot)).map(|(row, _)| row).collect();
+            assert_eq!(rows_of(rows, slots.into_iter()), right, "every {every}");
         }
         assert!(rows_of(&[], [1, 2].into_iter()).is_empty());
     }
