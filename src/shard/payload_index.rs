@@ -48,7 +48,73 @@ pub(super) struct FieldIndex {
     /// How it is indexed.
     pub(super) of: FieldType,
     /// Slots by entry, in chunks of 65,536 slots, so that a change copies at most 8 KiB.
-    slots: imbl::OrdMap<Key, Arc<RoaringBitmap>>,
+    slots: imbl::OrdMap<Key, Slots>,
+}
+
+/// Slots of one chunk, never none.
+#[derive(Clone)]
+enum Slots {
+    /// At most [`FEW`]: where they lie in the chunk, ascending. Most entries of most fields have few; these are small, and
+    /// hundreds of them are quickly put together.
+    Few(Arc<[u16]>),
+    Many(Arc<RoaringBitmap>),
+}
+
+const FEW: usize = 512;
+/// Slots in a chunk.
+const CHUNK: usize = 1 << 16;
+/// From so many small sets' slots on, bits are cheaper than sorting.
+const BITS_FROM: usize = 4_096;
+
+impl Slots {
+    /// The same with one more.
+    fn with(self, slot: Slot) -> Slots {
+        match self {
+            Slots::Few(few) => match few.binary_search(&(slot as u16)) {
+                Ok(_) => Slots::Few(few),
+                Err(at) if few.len() < FEW => {
+                    let (before, behind) = few.split_at(at);
+                    Slots::Few([before, &[slot as u16], behind].concat().into())
+                }
+                Err(_) => {
+                    let base = slot & !(CHUNK as Slot - 1);
+                    let all = few.iter().map(|low| base | Slot::from(*low)).chain([slot]);
+                    Slots::Many(Arc::new(all.collect()))
+                }
+            },
+            Slots::Many(mut many) => {
+                Arc::make_mut(&mut many).insert(slot);
+                Slots::Many(many)
+            }
+        }
+    }
+
+    /// The same with one less; `None` if none is left.
+    fn without(self, slot: Slot) -> Option<Slots> {
+        match self {
+            Slots::Few(few) => {
+                let left: Arc<[u16]> = few.iter().copied().filter(|low| *low != slot as u16).collect();
+                (!left.is_empty()).then_some(Slots::Few(left))
+            }
+            Slots::Many(mut many) => {
+                Arc::make_mut(&mut many).remove(slot);
+                (!many.is_empty()).then_some(Slots::Many(many))
+            }
+        }
+    }
+
+    fn len(&self) -> u64 {
+        match self {
+            Slots::Few(few) => few.len() as u64,
+            Slots::Many(many) => many.len(),
+        }
+    }
+}
+
+impl Default for Slots {
+    fn default() -> Self {
+        Slots::Few(Arc::default())
+    }
 }
 
 impl FieldIndexes {
@@ -61,7 +127,7 @@ impl FieldIndexes {
         let mut indexes = FieldIndexes::default();
         for (path, of) in fields {
             let prefix = points::field_prefix(path);
-            let mut chunks: BTreeMap<Key, RoaringBitmap> = BTreeMap::new();
+            let mut chunks: BTreeMap<Key, Slots> = BTreeMap::new();
             for item in view.prefix(keyspace, &prefix) {
                 let (key, _) = item?;
                 let rest = &key[prefix.len()..];
@@ -69,9 +135,10 @@ impl FieldIndexes {
                     .split_last_chunk::<4>()
                     .ok_or_else(|| points::damaged("field entry", format!("{key:02x?}")))?;
                 let slot = Slot::from_be_bytes(*slot);
-                chunks.entry((entry.into(), chunk_of(slot))).or_default().insert(slot);
+                let of = chunks.entry((entry.into(), chunk_of(slot))).or_default();
+                *of = std::mem::take(of).with(slot);
             }
-            let slots = chunks.into_iter().map(|(key, set)| (key, Arc::new(set))).collect();
+            let slots = chunks.into_iter().collect();
             indexes.fields.insert(path.clone(), FieldIndex { of: *of, slots });
         }
         Ok(indexes)
@@ -110,7 +177,8 @@ impl FieldIndexes {
     pub(super) fn insert(&mut self, path: &FieldPath, entry: &[u8], slot: Slot) {
         if let Some(index) = self.fields.get_mut(path) {
             let key = (Arc::from(entry), chunk_of(slot));
-            Arc::make_mut(index.slots.entry(key).or_default()).insert(slot);
+            let of = index.slots.entry(key).or_default();
+            *of = std::mem::take(of).with(slot);
         }
     }
 
@@ -118,11 +186,10 @@ impl FieldIndexes {
     pub(super) fn remove(&mut self, path: &FieldPath, entry: &[u8], slot: Slot) {
         let Some(index) = self.fields.get_mut(path) else { return };
         let key = (Arc::from(entry), chunk_of(slot));
-        let Some(set) = index.slots.get_mut(&key) else { return };
-        let set = Arc::make_mut(set);
-        set.remove(slot);
-        if set.is_empty() {
-            index.slots.remove(&key);
+        let Some(of) = index.slots.get_mut(&key) else { return };
+        match std::mem::take(of).without(slot) {
+            Some(left) => *of = left,
+            None => _ = index.slots.remove(&key),
         }
     }
 }
@@ -179,32 +246,43 @@ impl FieldIndex {
     }
 }
 
-/// Slots in one chunk.
-const CHUNK: usize = 1 << 16;
-/// A set of more slots than these is one of bits, which come together word by word.
-const BITS_FROM: u64 = 4_096;
-
-/// The slots of all these entries. Hundreds of small sets are put together bit by bit: merged one after the other, each
-/// would cost as much as all before it.
-fn united<'a>(sets: impl Iterator<Item = (&'a Key, &'a Arc<RoaringBitmap>)>) -> RoaringBitmap {
-    let mut chunks: BTreeMap<u16, Vec<&RoaringBitmap>> = BTreeMap::new();
-    for ((_, chunk), set) in sets {
-        chunks.entry(*chunk).or_default().push(set);
+/// The slots of all these entries. Small sets are put together at once: merged one after the other, each would cost as much
+/// as all before it.
+fn united<'a>(sets: impl Iterator<Item = (&'a Key, &'a Slots)>) -> RoaringBitmap {
+    let (mut few, mut many, mut count) = (Vec::new(), Vec::new(), 0);
+    for ((_, chunk), slots) in sets {
+        match slots {
+            Slots::Few(lows) => {
+                count += lows.len();
+                few.push((*chunk, lows));
+            }
+            Slots::Many(set) => many.push(&**set),
+        }
     }
-    let mut bits = vec![0u8; CHUNK / 8];
-    let mut all = RoaringBitmap::new();
-    for (chunk, sets) in chunks {
-        let (small, large): (Vec<_>, Vec<_>) = sets.into_iter().partition(|set| set.len() < BITS_FROM);
-        all |= roaring::MultiOps::union(large);
-        if small.iter().map(|set| set.len()).sum::<u64>() < BITS_FROM {
-            all |= roaring::MultiOps::union(small);
-            continue;
+    let mut all = roaring::MultiOps::union(many);
+    if count < BITS_FROM {
+        let slots =
+            few.into_iter().flat_map(|(chunk, lows)| lows.iter().map(move |low| slot_of(chunk, *low)));
+        let mut slots: Vec<Slot> = slots.collect();
+        slots.sort_unstable();
+        slots.dedup();
+        all.extend(slots);
+        return all;
+    }
+    let mut chunks: Vec<Vec<u8>> = Vec::new();
+    for (chunk, lows) in few {
+        let chunk = usize::from(chunk);
+        if chunks.len() <= chunk {
+            chunks.resize(chunk + 1, Vec::new());
         }
-        bits.fill(0);
-        for slot in small.into_iter().flatten() {
-            bits[slot as usize % CHUNK / 8] |= 1 << (slot % 8);
+        let bits = &mut chunks[chunk];
+        bits.resize(CHUNK / 8, 0);
+        for low in &**lows {
+            bits[usize::from(low / 8)] |= 1 << (low % 8);
         }
-        all |= RoaringBitmap::from_lsb0_bytes(u32::from(chunk) << 16, &bits);
+    }
+    for (chunk, bits) in (0..).zip(chunks).filter(|(_, bits)| !bits.is_empty()) {
+        all |= RoaringBitmap::from_lsb0_bytes(slot_of(chunk, 0), &bits);
     }
     all
 }
@@ -293,6 +371,10 @@ fn chunk_of(slot: Slot) -> u16 {
     (slot >> 16) as u16
 }
 
+fn slot_of(chunk: u16, low: u16) -> Slot {
+    Slot::from(chunk) << 16 | Slot::from(low)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -315,15 +397,43 @@ mod tests {
     #[test]
     fn many_sets_put_together_hold_what_each_of_them_holds() {
         let key = |n: u32, chunk: u16| (Arc::<[u8]>::from(n.to_be_bytes()), chunk);
+        let put = |key: Key, slots: Vec<Slot>| (key, slots.into_iter().fold(Slots::default(), Slots::with));
         // In the first chunk many small sets and a large one, in the second few, in the last some that share slots.
-        let small = (0..300u32).map(|n| (key(n, 0), (0..40).map(|i| (n * 7 + i * 997) % 65_536).collect()));
-        let large = (key(300, 0), (0..30_000u32).map(|i| 2 * i).collect());
-        let few = (0..3).map(|n| (key(n, 1), [65_536 + n, 65_600].into_iter().collect()));
-        let shared = (0..300).map(|n| (key(n, 9), (0..20).map(|i| 9 * 65_536 + 100 * (n % 3) + i).collect()));
-        let sets = small.chain([large]).chain(few).chain(shared);
-        let sets: Vec<(Key, Arc<RoaringBitmap>)> = sets.map(|(key, set)| (key, Arc::new(set))).collect();
-        let right: BTreeSet<Slot> = sets.iter().flat_map(|(_, set)| set.iter()).collect();
-        assert!(united(sets.iter().map(|(key, set)| (key, set))).into_iter().eq(right));
+        let small = (0..300).map(|n| put(key(n, 0), (0..40).map(|i| (n * 7 + i * 997) % 65_536).collect()));
+        let large = put(key(300, 0), (0..30_000).map(|i| 2 * i).collect());
+        let few = (0..3).map(|n| put(key(n, 1), vec![65_536 + n, 65_600]));
+        let shared =
+            (0..300).map(|n| put(key(n, 9), (0..20).map(|i| 9 * 65_536 + 100 * (n % 3) + i).collect()));
+        for sets in [small.chain([large]).chain(shared).collect::<Vec<_>>(), few.collect()] {
+            let slots = sets.iter().flat_map(|((_, chunk), set)| match set {
+                Slots::Few(lows) => lows.iter().map(|low| slot_of(*chunk, *low)).collect::<Vec<_>>(),
+                Slots::Many(set) => set.iter().collect(),
+            });
+            let right: BTreeSet<Slot> = slots.collect();
+            assert!(united(sets.iter().map(|(key, set)| (key, set))).into_iter().eq(right));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn slots_are_a_set(
+            steps in prop::collection::vec((prop::bool::weighted(0.9), 0u32..1_500), 0..2_500)
+        ) {
+            let (mut slots, mut right) = (Slots::default(), BTreeSet::new());
+            for (add, slot) in steps {
+                let slot = 3 * CHUNK as Slot + slot;
+                if add {
+                    right.insert(slot);
+                    slots = slots.with(slot);
+                } else {
+                    right.remove(&slot);
+                    slots = slots.without(slot).unwrap_or_default();
+                }
+                prop_assert_eq!(slots.len(), right.len() as u64);
+            }
+            let key = (Arc::<[u8]>::from([1]), 3);
+            prop_assert!(united([(&key, &slots)].into_iter()).into_iter().eq(right));
+        }
     }
 
     #[test]
