@@ -336,6 +336,7 @@ impl Shard {
             slots: fold.slots,
             fields: fold.fields,
             vectors,
+            plans: Arc::default(),
         }));
         // After the view is there: the index thread looks at it, and then sleeps until it is told again.
         if worth_a_look {
@@ -649,7 +650,17 @@ fn load(
         of_store,
         options.seal_bytes,
     )?;
-    Ok(ReadView { state, schema: Arc::new(schema), keyspace, store: view, live, slots, fields, vectors })
+    Ok(ReadView {
+        state,
+        schema: Arc::new(schema),
+        keyspace,
+        store: view,
+        live,
+        slots,
+        fields,
+        vectors,
+        plans: Arc::default(),
+    })
 }
 
 fn load_schema(view: &View, keyspace: &Keyspace, state: &StateRecord) -> Result<Schema, MachineError> {

@@ -20,7 +20,12 @@ use crate::{
     },
 };
 use roaring::RoaringBitmap;
-use std::{cell::LazyCell, collections::BTreeSet, ops::Bound, sync::Arc};
+use std::{
+    cell::LazyCell,
+    collections::BTreeSet,
+    ops::Bound,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 /// What a filter is planned and checked against: one state of a shard.
 pub(super) struct Ground<'a> {
@@ -87,6 +92,37 @@ impl Bounds {
 
 /// All live slots, put together when they are first asked for.
 type All<'a> = LazyCell<Arc<RoaringBitmap>, Box<dyn FnOnce() -> Arc<RoaringBitmap> + 'a>>;
+
+/// Filters that are remembered in one state of a shard.
+const PLANS_MAX: usize = 8;
+
+/// What was planned in one state of a shard, the filter that was asked last first: most filters are asked again and again.
+#[derive(Default)]
+pub(super) struct Plans(Mutex<Vec<(Filter, Bounds)>>);
+
+impl Plans {
+    /// The bounds of a filter: remembered, or planned now.
+    pub(super) fn of(
+        &self,
+        filter: &Filter,
+        plan: impl FnOnce() -> Result<Bounds, MachineError>,
+    ) -> Result<Bounds, MachineError> {
+        let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let again = |plans: &mut Vec<(Filter, Bounds)>| {
+            let at = plans.iter().position(|(of, _)| of == filter)?;
+            plans[..=at].rotate_right(1);
+            Some(plans[0].1.clone())
+        };
+        if let Some(bounds) = again(&mut known()) {
+            return Ok(bounds);
+        }
+        let bounds = plan()?;
+        let mut plans = known();
+        plans.truncate(PLANS_MAX - 1);
+        plans.insert(0, (filter.clone(), bounds.clone()));
+        Ok(bounds)
+    }
+}
 
 impl Ground<'_> {
     /// Plans a filter.
@@ -262,5 +298,31 @@ fn entry(of: FieldType, value: &Scalar) -> Option<Vec<u8>> {
         (FieldType::Integer | FieldType::Float, Scalar::Integer(i)) => Some(payload_index::integer(*i)),
         (FieldType::Bool, Scalar::Bool(b)) => Some(payload_index::boolean(*b)),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_filters_asked_last_are_planned_once() {
+        let plans = Plans::default();
+        let filter =
+            |id: u64| Filter { must: vec![Condition::HasId([PointId::Num(id)].into())], ..Filter::default() };
+        let mut planned = Vec::new();
+        let mut ask = |id: u64| {
+            let plan = || {
+                planned.push(id);
+                Ok(Bounds::exact([id as Slot].into_iter().collect()))
+            };
+            let bounds = plans.of(&filter(id), plan).unwrap();
+            assert!(bounds.lower.iter().eq([id as Slot]));
+        };
+        let most = PLANS_MAX as u64;
+        // The first is asked once more, so that it is the second that is forgotten for the last.
+        (0..most).chain([0, most, 0, most, 1]).for_each(&mut ask);
+        assert!(planned.into_iter().eq((0..=most).chain([1])));
     }
 }

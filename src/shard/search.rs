@@ -11,7 +11,7 @@
 
 use super::{
     payload_index::FieldIndexes,
-    plan::Ground,
+    plan::{Ground, Plans},
     points::{self, PointRecord, StateRecord, decode},
     slots::{LiveSet, SlotTable},
     vector_index::{Found, VectorIndexes, Wanted},
@@ -40,6 +40,7 @@ pub struct ReadView {
     pub(super) slots: SlotTable,
     pub(super) fields: FieldIndexes,
     pub(super) vectors: VectorIndexes,
+    pub(super) plans: Arc<Plans>,
 }
 
 /// Points in doubt that are all looked at before a search, rather than after it.
@@ -77,6 +78,7 @@ impl ReadView {
             slots: self.slots.clone(),
             fields: self.fields.clone(),
             vectors,
+            plans: self.plans.clone(),
         }
     }
 
@@ -152,7 +154,7 @@ impl ReadView {
         };
         let read = |id| self.record(id);
         let ground = self.ground(&read);
-        let bounds = ground.plan(filter)?;
+        let bounds = self.plans.of(filter, || ground.plan(filter))?;
         let passes = |slot| -> Result<bool, MachineError> {
             Ok(bounds.lower.contains(slot) || bounds.upper.contains(slot) && ground.passes(filter, slot)?)
         };
@@ -244,7 +246,7 @@ impl ReadView {
             Some(filter) => {
                 let read = |id| self.record(id);
                 let ground = self.ground(&read);
-                let bounds = ground.plan(filter)?;
+                let bounds = self.plans.of(filter, || ground.plan(filter))?;
                 let (lower, upper) = (bounds.lower.len(), bounds.upper.len());
                 let filtered = told.insert(FilterExplanation {
                     estimated_min: lower,
