@@ -2,7 +2,7 @@
 //!
 //! Invariants: inside the index smaller is always nearer; every variant equals the scalar one within rounding
 //! (property-tested). The variant is chosen once a metric is made, not once a call.
-//! Deliberately absent: quantised codes (the search-engine work adds them).
+//! Deliberately absent: codes (`code_kernel`).
 
 use crate::model::Distance;
 
