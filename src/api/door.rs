@@ -9,14 +9,7 @@
 //! Invariants: a panic is an answer; what is turned away has had no effect.
 //! Not here: who may do what (`auth`), what another region answers (`forward`).
 
-use super::{
-    ApiOptions, Keys,
-    auth::{self},
-    envelope,
-    error::ApiError,
-    forward::Forwarder,
-    metrics, wishes,
-};
+use super::{ApiOptions, Keys, auth, envelope, error::ApiError, forward::Forwarder, metrics, wishes};
 use crate::model::{Effect, Kind};
 use axum::{
     body::Body,
