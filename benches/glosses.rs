@@ -53,9 +53,7 @@ fn neighbors_file(data: &Path) -> PathBuf {
 
 /// CPU seconds a process has used.
 fn cpu_seconds(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+    process::processor_time(pid).as_secs_f64()
 }
 
 fn rss_bytes(pid: u32) -> u64 {

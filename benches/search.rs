@@ -6,7 +6,7 @@
 //! For each recall, the least `ef` of each that reaches it; then turns, one after the other; medians. Annal walks
 //! the graph that usearch built, and one that it grew itself. Then searches that a share of the rows may answer, and
 //! the scan of a delta.
-//! usearch compares by our f32 kernel, which is faster than what it is compiled with here; its own is shown too.
+//! usearch compares by our f32 kernel, which is no slower than what it is compiled with here; its own is shown too.
 //! With `ANNAL_BENCH_PLOTS=DIR` each set's recall against queries a second is also drawn, as `DIR/NAME.svg`.
 
 #![allow(missing_docs, unreachable_pub, dead_code, unused_imports)]

@@ -5,9 +5,9 @@
 //! its closed loops and usearch's take turns, and medians are printed. Then half of what went is held, and then come
 //! searches that a share of the points may answer, in turns with those that all may. `-- compare`, `-- held` or `-- filtered`
 //! runs one of the three.
-//! usearch is shown with our f32 kernel, the faster one, and with its own.
+//! usearch is shown with our f32 kernel, and with its own in a copy that was read back from bytes.
 
-#![allow(clippy::unwrap_used, missing_docs, unreachable_pub, dead_code, unused_imports)]
+#![allow(missing_docs, unreachable_pub, dead_code, unused_imports)]
 
 use annal::{
     durable,
@@ -21,9 +21,11 @@ use process::{Client, Node};
 use serde_json::{Value, json};
 use std::{
     collections::HashSet,
-    fs,
     path::Path,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -56,7 +58,7 @@ fn main() {
 fn run(set: &Set) {
     let rows = set.base.len() / set.dim;
     println!("{}: {rows} vectors of {} dimensions, {} queries", set.name, set.dim, set.truth.len());
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("room for the node");
     let node = Node::ready(folder.path());
     let server = Server { client: node.client(), node, set };
     server.load();
@@ -77,7 +79,8 @@ fn run(set: &Set) {
 fn beside_usearch(server: &Server<'_>) {
     let set = server.set;
     let (metric, go) = (Metric::of(Distance::Cosine), AtomicBool::new(false));
-    let ours = build::insert(metric, set.dim, &set.base, HnswParams::default(), &go).unwrap();
+    let ours = build::insert(metric, set.dim, &set.base, HnswParams::default(), &go)
+        .expect("usearch takes these vectors");
     let own = with_its_own_metric(&ours);
     for recall in RECALLS {
         compare(server, recall, &ours, &own);
@@ -87,9 +90,9 @@ fn beside_usearch(server: &Server<'_>) {
 /// The same graph once more, compared by usearch's own kernel.
 fn with_its_own_metric(index: &Index) -> Index {
     let mut bytes = vec![0; index.serialized_length()];
-    index.save_to_buffer(&mut bytes).unwrap();
-    let own = Index::new(&IndexOptions::default()).unwrap();
-    own.load_from_buffer(&bytes).unwrap();
+    index.save_to_buffer(&mut bytes).expect("as long as it said");
+    let own = Index::new(&IndexOptions::default()).expect("its own options");
+    own.load_from_buffer(&bytes).expect("written just now");
     usearch_with_its_own_metric(own)
 }
 
@@ -233,36 +236,32 @@ struct Load {
 
 impl Server<'_> {
     fn load(&self) {
-        let client = self.node.client();
-        client
-            .put("/collections/set", &json!({"vectors": {"size": self.set.dim, "distance": "Cosine"}}))
-            .ok();
+        let schema = json!({"vectors": {"size": self.set.dim, "distance": "Cosine"}});
+        self.client.put("/collections/set", &schema).ok();
         let index = json!({"field_name": "n", "field_schema": "integer"});
-        client.put("/collections/set/index?wait=true", &index).ok();
+        self.client.put("/collections/set/index?wait=true", &index).ok();
         let (began, cpu) = (Instant::now(), self.cpu());
-        let batches: Vec<&[f32]> = self.set.base.chunks(BATCH * self.set.dim).collect();
-        let next = AtomicUsize::new(0);
+        let batches = Mutex::new(self.set.base.chunks(BATCH * self.set.dim).zip((0..).step_by(BATCH)));
+        let next = || batches.lock().expect("nobody panics who holds it").next();
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     let client = self.node.client();
-                    while let Some((at, batch)) = {
-                        let at = next.fetch_add(1, Ordering::Relaxed);
-                        batches.get(at).map(|batch| (at, batch))
-                    } {
-                        let points = batch.chunks_exact(self.set.dim).enumerate().map(|(i, vector)| {
-                            let id = (at * BATCH + i) as u32;
-                            // Fibonacci hashing: which points are allowed has nothing to do with where they lie.
-                            let n = (u64::from(id.wrapping_mul(2_654_435_769).reverse_bits()) * 1_000) >> 32;
-                            json!({"id": id, "vector": vector, "payload": {"n": n}})
-                        });
+                    while let Some((batch, first)) = next() {
+                        let points =
+                            batch.chunks_exact(self.set.dim).zip(first..).map(|(vector, id): (_, u32)| {
+                                // Fibonacci hashing: which points are allowed has nothing to do with where they lie.
+                                let n =
+                                    (u64::from(id.wrapping_mul(2_654_435_769).reverse_bits()) * 1_000) >> 32;
+                                json!({"id": id, "vector": vector, "payload": {"n": n}})
+                            });
                         let body = json!({"points": points.collect::<Vec<_>>()});
                         client.put("/collections/set/points?wait=true", &body).ok();
                     }
                 });
             }
         });
-        while client.get("/collections/set").ok()["status"] != "green" {
+        while self.client.get("/collections/set").ok()["status"] != "green" {
             thread::sleep(Duration::from_millis(200));
         }
         println!(
@@ -286,9 +285,7 @@ impl Server<'_> {
 
     /// CPU seconds the server has used.
     fn cpu(&self) -> f64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.node.pid())).unwrap();
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-        (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+        self.node.cpu().as_secs_f64()
     }
 
     /// The least `ef` that reaches a recall.
@@ -305,9 +302,9 @@ impl Server<'_> {
         let points = answer.ok();
         points["points"]
             .as_array()
-            .unwrap()
+            .expect("a list of points")
             .iter()
-            .map(|point| point["id"].as_u64().unwrap() as u32)
+            .map(|point| point["id"].as_u64().expect("an id of ours") as u32)
             .collect()
     }
 
@@ -338,7 +335,7 @@ impl Server<'_> {
                     })
                 })
                 .collect();
-            clients.into_iter().map(|client| client.join().unwrap()).collect()
+            clients.into_iter().map(|client| client.join().expect("a client that was answered")).collect()
         });
         let mut took: Vec<f64> = took.into_iter().flatten().collect();
         Load {

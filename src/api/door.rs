@@ -15,7 +15,7 @@ use axum::{
     body::Body,
     extract::{MatchedPath, Request, State},
     http::{
-        HeaderMap, HeaderName, HeaderValue,
+        HeaderName, HeaderValue,
         header::{ACCEPT_ENCODING, CONTENT_ENCODING},
     },
     middleware::Next,
@@ -85,7 +85,7 @@ impl Door {
         let route = route.as_ref().map_or("(none)", MatchedPath::as_str);
         let method = request.method().clone();
         let uri = request.uri().clone();
-        let accepted = request.headers().get(ACCEPT_ENCODING).cloned();
+        let accepted: Vec<HeaderValue> = request.headers().get_all(ACCEPT_ENCODING).iter().cloned().collect();
         let span = tracing::debug_span!("http", ?id, %method, path = uri.path());
         request.headers_mut().insert(REQUEST_ID, id.clone());
         let mut response = match self.keys.check(&request) {
@@ -101,11 +101,9 @@ impl Door {
             tracing::error!(?id, %method, path = uri.path(), %error, "request failed");
         }
         response.headers_mut().insert(REQUEST_ID, id);
-        match accepted {
-            Some(accepted) if worth_compressing().should_compress(&response) => {
-                compressed(accepted, response).await
-            }
-            _ => response,
+        match !accepted.is_empty() && worth_compressing().should_compress(&response) {
+            true => compressed(accepted, response).await,
+            false => response,
         }
     }
 }
@@ -186,9 +184,11 @@ fn worth_compressing() -> impl Predicate {
 }
 
 /// The answer in an encoding that its client accepts, if there is one.
-async fn compressed(accepted: HeaderValue, response: Response) -> Response {
+async fn compressed(accepted: Vec<HeaderValue>, response: Response) -> Response {
     let mut request = Request::default();
-    *request.headers_mut() = HeaderMap::from_iter([(ACCEPT_ENCODING, accepted)]);
+    for encodings in accepted {
+        request.headers_mut().append(ACCEPT_ENCODING, encodings);
+    }
     let mut response = Some(response);
     let answer = service_fn(|_: Request| ready(Ok::<_, Infallible>(response.take().unwrap_or_default())));
     let layer = CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(worth_compressing());

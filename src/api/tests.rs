@@ -167,6 +167,9 @@ async fn large_answers_are_compressed_for_who_asks() {
         let (response, _) = send(&stack, request, body.to_owned()).await;
         assert_eq!(response.headers().get("content-encoding").map(|e| e.to_str().unwrap()), encoding);
     }
+    let twice = post_to("/echo").header("accept-encoding", "br").header("accept-encoding", "gzip");
+    let (response, _) = send(&stack, twice, long.clone()).await;
+    assert_eq!(response.headers()["content-encoding"], "gzip", "said in two lines");
 }
 
 #[tokio::test]

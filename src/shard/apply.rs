@@ -11,7 +11,7 @@ use super::{
     dedup::{Clients, Fresh},
     effects::{self, Effect},
     payload_index::FieldIndexes,
-    plan::Ground,
+    plan::{Ground, Plans},
     points::{self, CountingRecord, PointRecord, SlotRecord, StateRecord, Sums},
     points::{Slot, damaged, decode},
     search::{ReadView, parse},
@@ -478,6 +478,7 @@ impl<'a> Fold<'a> {
             fields: &self.fields,
             live: &self.live,
             slots: &self.slots,
+            plans: &Plans::default(),
             read: &read,
         };
         Ok(ground.matching(filter)?.iter().filter_map(|slot| self.slots.id(slot)).collect())

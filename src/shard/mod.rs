@@ -12,6 +12,7 @@
 mod apply;
 mod dedup;
 mod effects;
+mod entry_slots;
 mod indexer;
 mod payload_index;
 mod plan;

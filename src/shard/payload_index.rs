@@ -11,9 +11,13 @@
 //! | `02` value | slots with that value; a number as ordered f64, then the i64 if it is one; a text as its words |
 //!
 //! Invariants: entries name live slots only; a slot's entries are those of its current payload.
-//! Not here: conditions over them (`plan`).
+//! Not here: conditions over them (`plan`), how an entry keeps its slots (`entry_slots`).
 
-use super::{points, points::Slot};
+use super::{
+    entry_slots::{Slots, chunk_of, united},
+    points,
+    points::Slot,
+};
 use crate::{
     machine::MachineError,
     model::{FieldPath, FieldType, Payload, datetime::parse_micros, filter},
@@ -51,72 +55,6 @@ pub(super) struct FieldIndex {
     slots: imbl::OrdMap<Key, Slots>,
 }
 
-/// Slots of one chunk, never none.
-#[derive(Clone)]
-enum Slots {
-    /// At most [`FEW`]: where they lie in the chunk, ascending. Most entries of most fields have few; these are small, and
-    /// hundreds of them are quickly put together.
-    Few(Arc<[u16]>),
-    Many(Arc<RoaringBitmap>),
-}
-
-const FEW: usize = 512;
-/// Slots in a chunk.
-const CHUNK: usize = 1 << 16;
-/// From so many small sets' slots on, bits are cheaper than sorting.
-const BITS_FROM: usize = 4_096;
-
-impl Slots {
-    /// The same with one more.
-    fn with(self, slot: Slot) -> Slots {
-        match self {
-            Slots::Few(few) => match few.binary_search(&(slot as u16)) {
-                Ok(_) => Slots::Few(few),
-                Err(at) if few.len() < FEW => {
-                    let (before, behind) = few.split_at(at);
-                    Slots::Few([before, &[slot as u16], behind].concat().into())
-                }
-                Err(_) => {
-                    let base = slot & !(CHUNK as Slot - 1);
-                    let all = few.iter().map(|low| base | Slot::from(*low)).chain([slot]);
-                    Slots::Many(Arc::new(all.collect()))
-                }
-            },
-            Slots::Many(mut many) => {
-                Arc::make_mut(&mut many).insert(slot);
-                Slots::Many(many)
-            }
-        }
-    }
-
-    /// The same with one less; `None` if none is left.
-    fn without(self, slot: Slot) -> Option<Slots> {
-        match self {
-            Slots::Few(few) => {
-                let left: Arc<[u16]> = few.iter().copied().filter(|low| *low != slot as u16).collect();
-                (!left.is_empty()).then_some(Slots::Few(left))
-            }
-            Slots::Many(mut many) => {
-                Arc::make_mut(&mut many).remove(slot);
-                (!many.is_empty()).then_some(Slots::Many(many))
-            }
-        }
-    }
-
-    fn len(&self) -> u64 {
-        match self {
-            Slots::Few(few) => few.len() as u64,
-            Slots::Many(many) => many.len(),
-        }
-    }
-}
-
-impl Default for Slots {
-    fn default() -> Self {
-        Slots::Few(Arc::default())
-    }
-}
-
 impl FieldIndexes {
     /// Reads the entries of `fields` from the store.
     pub(super) fn load(
@@ -127,7 +65,7 @@ impl FieldIndexes {
         let mut indexes = FieldIndexes::default();
         for (path, of) in fields {
             let prefix = points::field_prefix(path);
-            let mut chunks: BTreeMap<Key, Slots> = BTreeMap::new();
+            let mut chunks: BTreeMap<Key, Vec<Slot>> = BTreeMap::new();
             for item in view.prefix(keyspace, &prefix) {
                 let (key, _) = item?;
                 let rest = &key[prefix.len()..];
@@ -135,10 +73,9 @@ impl FieldIndexes {
                     .split_last_chunk::<4>()
                     .ok_or_else(|| points::damaged("field entry", format!("{key:02x?}")))?;
                 let slot = Slot::from_be_bytes(*slot);
-                let of = chunks.entry((entry.into(), chunk_of(slot))).or_default();
-                *of = std::mem::take(of).with(slot);
+                chunks.entry((entry.into(), chunk_of(slot))).or_default().push(slot);
             }
-            let slots = chunks.into_iter().collect();
+            let slots = chunks.into_iter().map(|(key, slots)| (key, Slots::ascending(&slots))).collect();
             indexes.fields.insert(path.clone(), FieldIndex { of: *of, slots });
         }
         Ok(indexes)
@@ -229,7 +166,11 @@ impl FieldIndex {
     /// Slots that have a value other than these entries.
     pub(super) fn other_than(&self, entries: &BTreeSet<Vec<u8>>) -> RoaringBitmap {
         let values = self.slots.range((Arc::<[u8]>::from([VALUE]), 0)..);
-        united(values.filter(|((entry, _), _)| !entries.contains(&**entry)))
+        united(
+            values
+                .filter(|((entry, _), _)| !entries.contains(&**entry))
+                .map(|((_, chunk), slots)| (*chunk, slots)),
+        )
     }
 
     fn union(&self, (from, to): (Bound<Key>, Bound<Key>)) -> RoaringBitmap {
@@ -242,49 +183,8 @@ impl FieldIndex {
         if !one_key && ends(&from).zip(ends(&to)).is_some_and(|(from, to)| from >= to) {
             return RoaringBitmap::new();
         }
-        united(self.slots.range((from, to)))
+        united(self.slots.range((from, to)).map(|((_, chunk), slots)| (*chunk, slots)))
     }
-}
-
-/// The slots of all these entries. Small sets are put together at once: merged one after the other, each would cost as much
-/// as all before it.
-fn united<'a>(sets: impl Iterator<Item = (&'a Key, &'a Slots)>) -> RoaringBitmap {
-    let (mut few, mut many, mut count) = (Vec::new(), Vec::new(), 0);
-    for ((_, chunk), slots) in sets {
-        match slots {
-            Slots::Few(lows) => {
-                count += lows.len();
-                few.push((*chunk, lows));
-            }
-            Slots::Many(set) => many.push(&**set),
-        }
-    }
-    let mut all = roaring::MultiOps::union(many);
-    if count < BITS_FROM {
-        let slots =
-            few.into_iter().flat_map(|(chunk, lows)| lows.iter().map(move |low| slot_of(chunk, *low)));
-        let mut slots: Vec<Slot> = slots.collect();
-        slots.sort_unstable();
-        slots.dedup();
-        all.extend(slots);
-        return all;
-    }
-    let mut chunks: Vec<Vec<u8>> = Vec::new();
-    for (chunk, lows) in few {
-        let chunk = usize::from(chunk);
-        if chunks.len() <= chunk {
-            chunks.resize(chunk + 1, Vec::new());
-        }
-        let bits = &mut chunks[chunk];
-        bits.resize(CHUNK / 8, 0);
-        for low in &**lows {
-            bits[usize::from(low / 8)] |= 1 << (low % 8);
-        }
-    }
-    for (chunk, bits) in (0..).zip(chunks).filter(|(_, bits)| !bits.is_empty()) {
-        all |= RoaringBitmap::from_lsb0_bytes(slot_of(chunk, 0), &bits);
-    }
-    all
 }
 
 /// The entries of the values at a path.
@@ -367,14 +267,6 @@ fn ordered_i64(value: i64) -> [u8; 8] {
     (value as u64 ^ 1 << 63).to_be_bytes()
 }
 
-fn chunk_of(slot: Slot) -> u16 {
-    (slot >> 16) as u16
-}
-
-fn slot_of(chunk: u16, low: u16) -> Slot {
-    Slot::from(chunk) << 16 | Slot::from(low)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -391,48 +283,6 @@ mod tests {
                 prop_assert_eq!(float_key(x).cmp(&float_key(y)), order);
             }
             prop_assert!(float_key(a as f64) <= integer(a) && integer(a) < after(float_key(a as f64)));
-        }
-    }
-
-    #[test]
-    fn many_sets_put_together_hold_what_each_of_them_holds() {
-        let key = |n: u32, chunk: u16| (Arc::<[u8]>::from(n.to_be_bytes()), chunk);
-        let put = |key: Key, slots: Vec<Slot>| (key, slots.into_iter().fold(Slots::default(), Slots::with));
-        // In the first chunk many small sets and a large one, in the second few, in the last some that share slots.
-        let small = (0..300).map(|n| put(key(n, 0), (0..40).map(|i| (n * 7 + i * 997) % 65_536).collect()));
-        let large = put(key(300, 0), (0..30_000).map(|i| 2 * i).collect());
-        let few = (0..3).map(|n| put(key(n, 1), vec![65_536 + n, 65_600]));
-        let shared =
-            (0..300).map(|n| put(key(n, 9), (0..20).map(|i| 9 * 65_536 + 100 * (n % 3) + i).collect()));
-        for sets in [small.chain([large]).chain(shared).collect::<Vec<_>>(), few.collect()] {
-            let slots = sets.iter().flat_map(|((_, chunk), set)| match set {
-                Slots::Few(lows) => lows.iter().map(|low| slot_of(*chunk, *low)).collect::<Vec<_>>(),
-                Slots::Many(set) => set.iter().collect(),
-            });
-            let right: BTreeSet<Slot> = slots.collect();
-            assert!(united(sets.iter().map(|(key, set)| (key, set))).into_iter().eq(right));
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn slots_are_a_set(
-            steps in prop::collection::vec((prop::bool::weighted(0.9), 0u32..1_500), 0..2_500)
-        ) {
-            let (mut slots, mut right) = (Slots::default(), BTreeSet::new());
-            for (add, slot) in steps {
-                let slot = 3 * CHUNK as Slot + slot;
-                if add {
-                    right.insert(slot);
-                    slots = slots.with(slot);
-                } else {
-                    right.remove(&slot);
-                    slots = slots.without(slot).unwrap_or_default();
-                }
-                prop_assert_eq!(slots.len(), right.len() as u64);
-            }
-            let key = (Arc::<[u8]>::from([1]), 3);
-            prop_assert!(united([(&key, &slots)].into_iter()).into_iter().eq(right));
         }
     }
 

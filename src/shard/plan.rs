@@ -33,6 +33,7 @@ pub(super) struct Ground<'a> {
     pub(super) fields: &'a FieldIndexes,
     pub(super) live: &'a LiveSet,
     pub(super) slots: &'a SlotTable,
+    pub(super) plans: &'a Plans,
     pub(super) read: &'a dyn Fn(PointId) -> Result<Option<PointRecord>, MachineError>,
 }
 
@@ -102,7 +103,7 @@ pub(super) struct Plans(Mutex<Vec<(Filter, Bounds)>>);
 
 impl Plans {
     /// The bounds of a filter: remembered, or planned now.
-    pub(super) fn of(
+    fn of(
         &self,
         filter: &Filter,
         plan: impl FnOnce() -> Result<Bounds, MachineError>,
@@ -125,9 +126,10 @@ impl Plans {
 }
 
 impl Ground<'_> {
-    /// Plans a filter.
+    /// Plans a filter, if it is not known yet.
     pub(super) fn plan(&self, filter: &Filter) -> Result<Bounds, MachineError> {
-        self.filter(filter, &LazyCell::new(Box::new(|| Arc::new(self.live.to_bitmap()))))
+        self.plans
+            .of(filter, || self.filter(filter, &LazyCell::new(Box::new(|| Arc::new(self.live.to_bitmap())))))
     }
 
     /// All slots whose points pass: those in doubt are looked at one by one.

@@ -154,7 +154,7 @@ impl ReadView {
         };
         let read = |id| self.record(id);
         let ground = self.ground(&read);
-        let bounds = self.plans.of(filter, || ground.plan(filter))?;
+        let bounds = ground.plan(filter)?;
         let passes = |slot| -> Result<bool, MachineError> {
             Ok(bounds.lower.contains(slot) || bounds.upper.contains(slot) && ground.passes(filter, slot)?)
         };
@@ -246,7 +246,7 @@ impl ReadView {
             Some(filter) => {
                 let read = |id| self.record(id);
                 let ground = self.ground(&read);
-                let bounds = self.plans.of(filter, || ground.plan(filter))?;
+                let bounds = ground.plan(filter)?;
                 let (lower, upper) = (bounds.lower.len(), bounds.upper.len());
                 let filtered = told.insert(FilterExplanation {
                     estimated_min: lower,
@@ -255,7 +255,7 @@ impl ReadView {
                 });
                 let doubt = upper - lower;
                 if doubt <= DOUBT_MAX {
-                    let passing = if doubt == 0 { bounds.lower } else { ground.matching(filter)? };
+                    let passing = ground.matching(filter)?;
                     filtered.payloads_read = doubt;
                     filtered.actual = Some(passing.len());
                     wanted.allowed = Some(&passing);
@@ -337,7 +337,14 @@ impl ReadView {
         &'a self,
         read: &'a dyn Fn(PointId) -> Result<Option<PointRecord>, MachineError>,
     ) -> Ground<'a> {
-        Ground { schema: &self.schema, fields: &self.fields, live: &self.live, slots: &self.slots, read }
+        Ground {
+            schema: &self.schema,
+            fields: &self.fields,
+            live: &self.live,
+            slots: &self.slots,
+            plans: &self.plans,
+            read,
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 
 #![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
-use crate::process::{Answer, Client};
+use crate::process::{Answer, Client, processor_time};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
@@ -430,12 +430,9 @@ impl TestCluster {
         panic!("replicas of {collection} are not {replicas} equal ones: {} {}", last.status, last.text);
     }
 
-    /// Processor time of a node so far: its own and the kernel's for it.
+    /// Processor time of a node so far.
     pub fn cpu(&self, i: usize) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid(i))).unwrap();
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-        let ticks = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-        Duration::from_millis(ticks * 10)
+        processor_time(self.pid(i))
     }
 
     /// Runs the `annal` command against a node.

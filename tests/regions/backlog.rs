@@ -2,10 +2,13 @@
 
 use crate::{Region, SETTLE, create, point, process::Client, scaled, value_of, wait_equal, write};
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use rustix::{
+    process::Pid,
+    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
+};
 use serde_json::{Value, json};
 use std::{
-    process::Command,
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -37,13 +40,23 @@ fn told(times: &mut [Duration]) -> String {
     format!("p50 {:?}, p99 {:?} of {}", at(50), at(99), times.len())
 }
 
-/// Gives all threads of a process one processor, if there are two or more: each region would have a machine of its own.
-fn alone_on(processor: u32, pid: u32) {
-    if thread::available_parallelism().is_ok_and(|processors| processors.get() > 1) {
-        let list = processor.to_string();
-        let pinned =
-            Command::new("taskset").args(["-a", "-p", "-c", &list, &pid.to_string()]).output().unwrap();
-        assert!(pinned.status.success(), "{pinned:?}");
+/// Gives each process a processor of its own, if there are enough: each region would have a machine.
+fn apart(pids: [u32; 2]) {
+    let all = sched_getaffinity(None).expect("this thread's processors");
+    let allowed: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|processor| all.is_set(*processor)).collect();
+    if allowed.len() < pids.len() {
+        return;
+    }
+    for (pid, processor) in pids.into_iter().zip(allowed) {
+        let mut own = CpuSet::new();
+        own.set(processor);
+        for thread in fs::read_dir(format!("/proc/{pid}/task")).expect("the process is there") {
+            let name = thread.expect("a thread").file_name();
+            let id =
+                name.to_str().and_then(|id| id.parse().ok()).and_then(Pid::from_raw).expect("a thread's id");
+            // One that has ended meanwhile needs none.
+            _ = sched_setaffinity(Some(id), &own);
+        }
     }
 }
 
@@ -54,8 +67,7 @@ fn a_backlog_is_caught_up_without_a_copy_while_the_home_serves() {
     let delay = Duration::from_millis(35);
     let kept = [("ANNAL__LOG__RETENTION_BYTES", "34359738368")];
     let (home, away) = (Region::start("home", delay, &kept), Region::start("away", delay, &kept));
-    alone_on(0, home.node.pid());
-    alone_on(1, away.node.pid());
+    apart([&home, &away].map(|region| region.node.pid()));
     create(&home, "c", 2);
     away.follow("c", &home);
     let backlog = scaled("ANNAL_BACKLOG", 2_000);

@@ -1,6 +1,6 @@
 //! Lists of numbers, read from their text at once.
 //!
-//! serde_json hands over number by number, at 60 ns each; a list of 384 is read here in a fifth of that, after serde_json
+//! serde_json hands over number by number, at 60 ns each; a list of 384 is read here in a third of that, after serde_json
 //! has found its end (`docs/BENCHMARKS.md`). What is no plain list of numbers that fit is left to the visitors, who name
 //! what is wrong.
 //!

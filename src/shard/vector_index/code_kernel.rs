@@ -154,24 +154,24 @@ mod x86 {
         stride
     }
 
-    /// The body of a variant: its keys from the sums of four rows at a time. No closures: they would not be compiled
-    /// for the features of the function they stand in.
+    /// The body of a variant: its keys from the sums of four rows at a time, as the `four` where it stands gives them. No
+    /// closures: they would not be compiled for the features of the function they stand in.
     macro_rules! run {
-        ($four:expr, $stride:expr, $query:ident, $codes:ident, $wanted:ident, $keys:ident, |$folded:ident| $key:expr) => {{
-            let stride = $stride;
-            for (four, keys) in $wanted.chunks(4).zip($keys.chunks_mut(4)) {
-                let last = four.len() - 1;
+        ($query:ident, $codes:ident, $wanted:ident, $keys:ident, |$folded:ident| $key:expr) => {{
+            let stride = stride::<HALF>($query, $wanted, $keys);
+            for (batch, keys) in $wanted.chunks(4).zip($keys.chunks_mut(4)) {
+                let last = batch.len() - 1;
                 let rows = [
-                    row($codes, stride, four[0]),
-                    row($codes, stride, four[last.min(1)]),
-                    row($codes, stride, four[last.min(2)]),
-                    row($codes, stride, four[last]),
+                    row($codes, stride, batch[0]),
+                    row($codes, stride, batch[last.min(1)]),
+                    row($codes, stride, batch[last.min(2)]),
+                    row($codes, stride, batch[last]),
                 ];
-                let $folded = $four($query, rows);
+                let $folded = four::<HALF>($query, rows);
                 let mut all = [0; 4];
                 // SAFETY: room for four numbers.
                 unsafe { _mm_storeu_si128(all.as_mut_ptr().cast(), $key) };
-                keys.copy_from_slice(&all[..four.len()]);
+                keys.copy_from_slice(&all[..batch.len()]);
             }
         }};
     }
@@ -253,15 +253,7 @@ mod x86 {
                     wanted: &[u32],
                     keys: &mut [u32],
                 ) {
-                    run!(
-                        four::<HALF>,
-                        stride::<HALF>(query, wanted, keys),
-                        query,
-                        codes,
-                        wanted,
-                        keys,
-                        |$folded| $key
-                    )
+                    run!(query, codes, wanted, keys, |$folded| $key)
                 }
                 // SAFETY: `best` hands this out only where the processor has these features.
                 unsafe { run::<HALF>(query, $base, codes, wanted, keys) }
@@ -373,15 +365,7 @@ mod x86 {
                     wanted: &[u32],
                     keys: &mut [u32],
                 ) {
-                    run!(
-                        four::<HALF>,
-                        stride::<HALF>(query, wanted, keys),
-                        query,
-                        codes,
-                        wanted,
-                        keys,
-                        |$folded| $key
-                    )
+                    run!(query, codes, wanted, keys, |$folded| $key)
                 }
                 // SAFETY: `best` hands this out only where the processor has AVX2.
                 unsafe { run::<HALF>(query, $base, codes, wanted, keys) }
