@@ -41,7 +41,7 @@ where
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self> {
-        parse_aside(arrived(request, BodyLimit::from_ref(state)).await?).await.map(Json)
+        parsed(request, state, parse).await.map(Json)
     }
 }
 
@@ -58,8 +58,20 @@ where
         if bytes.is_empty() {
             return Ok(JsonIfAny(T::default()));
         }
-        parse_aside(bytes).await.map(JsonIfAny)
+        parse_aside(bytes, parse).await.map(JsonIfAny)
     }
+}
+
+/// The body of a request as `parse` reads it.
+pub(super) async fn parsed<S, T: Send + 'static>(
+    request: Request,
+    state: &S,
+    parse: fn(&[u8]) -> Result<T>,
+) -> Result<T>
+where
+    BodyLimit: FromRef<S>,
+{
+    parse_aside(arrived(request, BodyLimit::from_ref(state)).await?, parse).await
 }
 
 /// The whole body, within the request's deadline.
@@ -70,7 +82,7 @@ async fn arrived(mut request: Request, limit: BodyLimit) -> Result<Bytes> {
         .map_err(|_| ApiError::new(Kind::Timeout, "body", "did not arrive in time"))?
 }
 
-async fn parse_aside<T: DeserializeOwned + Send + 'static>(bytes: Bytes) -> Result<T> {
+async fn parse_aside<T: Send + 'static>(bytes: Bytes, parse: fn(&[u8]) -> Result<T>) -> Result<T> {
     if bytes.len() <= PARSED_ASIDE_BYTES {
         return parse(&bytes);
     }

@@ -1,7 +1,7 @@
 //! Which slots are live, and whose they are: the check every candidate of an index must pass, in memory.
 //!
 //! Both tables are persistent structures: a `ReadView` keeps its version for the price of a pointer, and the
-//! writer copies only what it touches (8 KiB for each 65,536 slots a batch touches, some tree nodes).
+//! writer copies only what it touches (8 KiB for each 65,536 slots a batch touches, 2 KiB for each 64, some tree nodes).
 //!
 //! Invariants: a slot is live in a view iff its incarnation is the current one of a live point at the view's
 //! position; a slot number is given out once, so it names one id and one set of vectors for ever.
@@ -86,7 +86,19 @@ fn place(slot: Slot) -> (usize, usize, u64) {
 /// Whose slot each live one is, the position that gave it, and the one that last wrote its point.
 #[derive(Clone, Default)]
 pub(super) struct SlotTable {
-    entries: imbl::OrdMap<Slot, Entry>,
+    /// By the number of a group of [`GROUP`] slots; none is empty.
+    groups: imbl::OrdMap<u32, Arc<Group>>,
+}
+
+/// Slots that lie together: a search asks for a few, and every step down a tree is a wait for memory.
+const GROUP: u32 = 64;
+
+#[derive(Clone, Default)]
+struct Group {
+    /// Which of them are live.
+    live: u64,
+    /// One for each of those, ascending.
+    entries: Vec<Entry>,
 }
 
 /// A point id and two positions in 32 bytes.
@@ -108,31 +120,64 @@ impl SlotTable {
             PointId::Num(n) => (0, n, 0),
             PointId::Uuid(u) => ((u >> 64) as u64, u as u64, UUID),
         };
-        self.entries.insert(slot, Entry { high, low, born: born.0 | kind, version: version.0 });
+        let entry = Entry { high, low, born: born.0 | kind, version: version.0 };
+        let group = Arc::make_mut(self.groups.entry(slot / GROUP).or_default());
+        let (bit, at) = group.place(slot);
+        match group.live & bit == 0 {
+            true => group.entries.insert(at, entry),
+            false => group.entries[at] = entry,
+        }
+        group.live |= bit;
     }
 
     pub(super) fn remove(&mut self, slot: Slot) {
-        self.entries.remove(&slot);
+        let Some(group) = self.groups.get_mut(&(slot / GROUP)) else { return };
+        let group = Arc::make_mut(group);
+        let (bit, at) = group.place(slot);
+        if group.live & bit != 0 {
+            group.live &= !bit;
+            group.entries.remove(at);
+        }
+        if group.live == 0 {
+            self.groups.remove(&(slot / GROUP));
+        }
     }
 
     /// The point whose live slot this is.
     pub(super) fn id(&self, slot: Slot) -> Option<PointId> {
-        self.entries.get(&slot).map(Entry::id)
+        self.entry(slot).map(Entry::id)
     }
 
     /// The position that gave a live slot.
     pub(super) fn born(&self, slot: Slot) -> Option<Position> {
-        self.entries.get(&slot).map(|e| Position(e.born & !UUID))
+        self.entry(slot).map(|e| Position(e.born & !UUID))
     }
 
     /// The point whose live slot this is, and the position that last wrote it.
     pub(super) fn point(&self, slot: Slot) -> Option<(PointId, Position)> {
-        self.entries.get(&slot).map(|e| (e.id(), Position(e.version)))
+        self.entry(slot).map(|e| (e.id(), Position(e.version)))
     }
 
     /// Live slots, ascending.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Slot, PointId)> + '_ {
-        self.entries.iter().map(|(slot, entry)| (*slot, entry.id()))
+        self.groups.iter().flat_map(|(number, group)| {
+            let slots = (0..GROUP).filter(|slot| group.live >> slot & 1 == 1);
+            slots.map(move |slot| number * GROUP + slot).zip(group.entries.iter().map(Entry::id))
+        })
+    }
+
+    fn entry(&self, slot: Slot) -> Option<&Entry> {
+        let group = self.groups.get(&(slot / GROUP))?;
+        let (bit, at) = group.place(slot);
+        if group.live & bit == 0 { None } else { group.entries.get(at) }
+    }
+}
+
+impl Group {
+    /// The bit of a slot, and the place of its entry.
+    fn place(&self, slot: Slot) -> (u64, usize) {
+        let bit = 1 << (slot % GROUP);
+        (bit, (self.live & (bit - 1)).count_ones() as usize)
     }
 }
 
@@ -150,7 +195,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use proptest::prelude::*;
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     proptest! {
         #[test]
@@ -165,6 +210,30 @@ mod tests {
                 prop_assert!(live.to_bitmap().iter().eq(truth.iter().copied()));
                 prop_assert_eq!(live.count(), truth.len() as u64);
                 prop_assert_eq!(live.contains(slot), truth.contains(&slot));
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_slot_table_is_a_map_and_old_versions_stand_still(
+            steps in prop::collection::vec((any::<bool>(), prop_oneof![0u32..140, u32::MAX - 70..=u32::MAX], any::<u8>()), 0..80)
+        ) {
+            let (mut table, mut truth) = (SlotTable::default(), BTreeMap::new());
+            for (add, slot, n) in steps {
+                let (before, truth_before) = (table.clone(), truth.clone());
+                let (id, position) = (PointId::Num(n.into()), Position(n.into()));
+                if add {
+                    table.insert(slot, id, position, position);
+                    truth.insert(slot, id);
+                } else {
+                    table.remove(slot);
+                    truth.remove(&slot);
+                }
+                prop_assert!(before.iter().eq(truth_before.into_iter()));
+                prop_assert!(table.iter().eq(truth.clone().into_iter()));
+                prop_assert_eq!(table.id(slot), truth.get(&slot).copied());
+                prop_assert!(table.groups.values().all(|group| !group.entries.is_empty()));
             }
         }
     }

@@ -4,7 +4,7 @@ use super::{
     Unbuilt,
     answer::Answer,
     filter::{FilterBody, filter_field},
-    numbers::list_or,
+    numbers::{lifted, list_or},
     points::{LIMIT_DEFAULT, LIMIT_MAX, WithPayload, WithVector, numbered, projection},
     refuse_unbuilt,
     vector::{Example, ExampleVisitor, OneVector, numbers},
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     api::{
-        body::{At, Json},
+        body::{self, At, BodyLimit, Json},
         envelope::Reply,
         error::{ApiError, Result},
         wishes::Wishes,
@@ -20,10 +20,10 @@ use crate::{
     cluster::Cluster,
     model::{ScoredPoint, SearchParams, SearchRequest, Target, Vector},
 };
-use axum::extract::State;
+use axum::extract::{FromRef, FromRequest, Request, State};
 use serde::{
     Deserialize, Deserializer,
-    de::{Error, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
+    de::{DeserializeOwned, Error, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
 use std::fmt;
 
@@ -37,7 +37,7 @@ pub(super) async fn query(
     State(cluster): State<Cluster>,
     At(collection): At<String>,
     wishes: Wishes,
-    Json(body): Json<QueryBody>,
+    AroundList(body): AroundList<QueryBody>,
 ) -> Result<Reply> {
     let seen = cluster.search(&collection, body.into_model()?, &wishes.read()).await?;
     Ok(Reply::json(one(&seen.value, points)).seen(seen))
@@ -60,7 +60,7 @@ pub(super) async fn search(
     State(cluster): State<Cluster>,
     At(collection): At<String>,
     wishes: Wishes,
-    Json(body): Json<SearchBody>,
+    AroundList(body): AroundList<SearchBody>,
 ) -> Result<Reply> {
     let seen = cluster.search(&collection, body.into_model()?, &wishes.read()).await?;
     Ok(Reply::json(one(&seen.value, list)).seen(seen))
@@ -108,6 +108,42 @@ fn many(found: &[Vec<ScoredPoint>], write: WriteFound) -> Vec<u8> {
 
 // --- requests ---
 
+/// A JSON body of which one list of numbers is most.
+pub(super) trait ListBody: DeserializeOwned + Send + 'static {
+    /// The member that may be the list.
+    const LIST: &'static str;
+
+    /// Puts the list in its place.
+    fn put(&mut self, values: Vec<f32>);
+}
+
+/// A parsed JSON body, of which the list was read apart.
+pub(super) struct AroundList<T>(pub(super) T);
+
+impl<S, T> FromRequest<S> for AroundList<T>
+where
+    S: Send + Sync,
+    T: ListBody,
+    BodyLimit: FromRef<S>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self> {
+        body::parsed(request, state, parse_around).await.map(AroundList)
+    }
+}
+
+/// Parses a body; one without a plain list, or with an error to be named, as any other.
+fn parse_around<T: ListBody>(text: &[u8]) -> Result<T> {
+    if let Some((values, others)) = lifted(text, T::LIST)
+        && let Ok(mut body) = serde_json::from_slice::<T>(&others)
+    {
+        body.put(values);
+        return Ok(body);
+    }
+    body::parse(text)
+}
+
 /// Searches to be answered together.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -142,6 +178,14 @@ pub(super) struct QueryBody {
     prefetch: Unbuilt,
     lookup_from: Unbuilt,
     shard_key: Unbuilt,
+}
+
+impl ListBody for QueryBody {
+    const LIST: &'static str = "query";
+
+    fn put(&mut self, values: Vec<f32>) {
+        self.query = Some(Query::Example(Example::list(values)));
+    }
 }
 
 impl QueryBody {
@@ -182,6 +226,14 @@ pub(super) struct SearchBody {
     #[serde(alias = "with_vectors")]
     with_vector: Option<WithVector>,
     shard_key: Unbuilt,
+}
+
+impl ListBody for SearchBody {
+    const LIST: &'static str = "vector";
+
+    fn put(&mut self, values: Vec<f32>) {
+        self.vector = SearchVector::unnamed(OneVector::Dense(values));
+    }
 }
 
 impl SearchBody {
@@ -413,7 +465,7 @@ mod tests {
     };
 
     fn query(text: &str) -> Result<SearchRequest> {
-        parse::<QueryBody>(text.as_bytes())?.into_model()
+        parse_around::<QueryBody>(text.as_bytes())?.into_model()
     }
 
     #[test]
@@ -456,7 +508,7 @@ mod tests {
 
     #[test]
     fn the_older_words_ask_for_the_same() {
-        let search = |text: &str| parse::<SearchBody>(text.as_bytes())?.into_model();
+        let search = |text: &str| parse_around::<SearchBody>(text.as_bytes())?.into_model();
         let unnamed = search(r#"{"vector":[1],"limit":3,"with_vectors":true}"#).unwrap();
         assert_eq!(unnamed, query(r#"{"query":[1],"limit":3,"with_vector":true}"#).unwrap());
         let named = search(r#"{"vector":{"name":"v","vector":[1]},"limit":3}"#).unwrap();
