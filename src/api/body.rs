@@ -20,7 +20,7 @@ use serde_json::Value;
 use std::cell::Cell;
 
 /// Bodies above this are parsed off the async threads, in bytes.
-const PARSED_ASIDE_BYTES: usize = 256 * 1024;
+const PARSED_ASIDE_BYTES: usize = 64 * 1024;
 
 /// Largest body in bytes, decompressed.
 #[derive(Clone, Copy)]

@@ -274,36 +274,15 @@ mod tests {
 
         /// Cut off or changed anywhere, a list is read only where serde_json reads it.
         #[test]
-        fn what_is_read_is_json(at in 0usize..24, byte in prop_oneof![
-            Just(b'0'), Just(b'.'), Just(b'-'), Just(b'+'), Just(b'e'), Just(b','), Just(b' '), Just(b']'), Just(0x0c), any::<u8>()
-        ]) {
+        fn what_is_read_is_json(
+            at in 0usize..24,
+            byte in prop_oneof![prop::sample::select(&b"0.-+e, ]\x0c"[..]), any::<u8>()],
+        ) {
             let mut text = *b"[0.5,-1e+5, 12.25, 0,7 ]";
             text[at] = byte;
             if let Ok(text) = str::from_utf8(&text) {
                 let whole = read(text.as_bytes()).filter(|(_, rest)| rest.is_empty());
                 prop_assert_eq!(whole.is_some(), obvious(text).is_some(), "{}", text);
-            }
-        }
-
-        #[test]
-        fn a_list_that_is_lifted_is_the_one_that_serde_json_finds(
-            before in prop::sample::select(vec!["", r#""a":1,"#, r#" "s" : "]},\"query\":[9]", "#, r#""o":{"query":[7,{"x":"}"}]},"#, r#""query":null,"#, "7,"]),
-            list in prop::sample::select(vec!["[1,2.5]", "[]", " [ 0.25 ] ", "[null]", "[1,]", "[[1]]", "7", "[1 2]"]),
-            after in prop::sample::select(vec!["", r#","z":[1,2]"#, r#","query":[3]"#, ",", "}"]),
-        ) {
-            let text = format!("{{{before}\"query\":{list}{after}}}");
-            if let Some((values, others)) = lifted(text.as_bytes(), "query") {
-                let others: Result<serde_json::Value, _> = serde_json::from_slice(&others);
-                let whole: Result<serde_json::Value, _> = serde_json::from_str(&text);
-                prop_assert_eq!(others.is_ok(), whole.is_ok(), "{}", text);
-                if let (Ok(mut others), Ok(whole)) = (others, whole) && !text.contains("[3]") && !text.contains("null,") {
-                    others["query"] = values.into();
-                    let floats = |value: &serde_json::Value| value["query"].as_array().map(|l| l.iter().map(|n| n.as_f64()).collect::<Vec<_>>());
-                    prop_assert_eq!(floats(&others), floats(&whole), "{}", text);
-                    for key in ["a", "s", "o", "z"] {
-                        prop_assert_eq!(&others[key], &whole[key], "{}", text);
-                    }
-                }
             }
         }
     }

@@ -463,6 +463,7 @@ mod tests {
         api::{body::parse, error::tests::assert_refused},
         model::{PayloadSelector, PointId, VectorSelector},
     };
+    use proptest::prelude::*;
 
     fn query(text: &str) -> Result<SearchRequest> {
         parse_around::<QueryBody>(text.as_bytes())?.into_model()
@@ -504,6 +505,30 @@ mod tests {
         assert_eq!(full.filter.unwrap().must.len(), 1);
         assert_eq!(full.projection.payload, PayloadSelector::Include(vec!["a".into()]));
         assert_eq!(full.projection.vectors, VectorSelector::All);
+    }
+
+    proptest! {
+        #[test]
+        fn a_list_read_apart_changes_nothing(
+            before in prop::sample::select(vec![
+                "",
+                r#""limit":3,"#,
+                r#" "using" : "]},\"query\":[9]", "#,
+                r#" "using" : "]},{", "#,
+                r#""filter":{"must":[{"key":"query","match":{"value":"]"}}]},"#,
+                r#""query":null,"#,
+                r#""other":[1],"#,
+                "7,",
+            ]),
+            list in prop::sample::select(vec!["[1,2.5]", "[]", " [ 0.25 ] ", "[null]", "[1,]", "[[1]]", "7", "[1 2]"]),
+            after in prop::sample::select(vec!["", r#","limit":7"#, r#","query":[3]"#, ",", "}"]),
+        ) {
+            let text = format!("{{{before}\"query\":{list}{after}}}");
+            let told = |parsed: Result<QueryBody>| {
+                parsed.and_then(QueryBody::into_model).map_err(|e| (e.status(), e.to_string()))
+            };
+            prop_assert_eq!(told(parse_around(text.as_bytes())), told(parse(text.as_bytes())), "{}", text);
+        }
     }
 
     #[test]
