@@ -124,7 +124,11 @@ impl SlotTable {
         let group = Arc::make_mut(self.groups.entry(slot / GROUP).or_default());
         let (bit, at) = group.place(slot);
         match group.live & bit == 0 {
-            true => group.entries.insert(at, entry),
+            true => {
+                // Slots are given out in order: a group that gets one gets the others too.
+                group.entries.reserve_exact(GROUP as usize - group.entries.len());
+                group.entries.insert(at, entry);
+            }
             false => group.entries[at] = entry,
         }
         group.live |= bit;

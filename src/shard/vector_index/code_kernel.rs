@@ -171,6 +171,7 @@ mod x86 {
                 let mut all = [0; 4];
                 // SAFETY: room for four numbers.
                 unsafe { _mm_storeu_si128(all.as_mut_ptr().cast(), $key) };
+                // Four at once: a copy of a length that is not known is a call.
                 match keys.first_chunk_mut() {
                     Some(keys) => *keys = all,
                     None => keys.copy_from_slice(&all[..batch.len()]),
