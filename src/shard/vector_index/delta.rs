@@ -3,7 +3,7 @@
 //! A delta is a short list of immutable blocks. A row joins as a block of its own; two last blocks of like size
 //! become one, as in a binary counter, so n rows lie in about log2 n blocks (and full ones), each row has been
 //! copied about log2 n times, and every version ever published stays whole without a lock. A block that has grown
-//! large is coded, so that a scan reads a quarter or an eighth of it, and compares anew what that leaves in doubt.
+//! large is coded, so that a scan reads a quarter to a thirtieth of it, and compares anew what that leaves in doubt.
 //!
 //! Invariants: rows ascend by slot; graph ∪ delta covers every live vector at or below the view's position.
 //! Not here: filters (see `search`), persistence (the delta is rebuilt from the store).
@@ -12,6 +12,7 @@
 use super::{
     codes::{Coded, Grid},
     segment_search::Tally,
+    sketch::Sketch,
 };
 use crate::{model::Distance, shard::points::Slot};
 use roaring::RoaringBitmap;
@@ -19,8 +20,9 @@ use std::sync::Arc;
 
 /// Rows of a block that grows no more.
 const BLOCK_ROWS_MAX: usize = 8192;
-/// Rows from which a block is coded.
-const CODED_ROWS_MIN: usize = 1024;
+/// Rows from which a block is coded: a sketch looks at less of them than a grid to know whether it serves.
+const GRID_ROWS_MIN: usize = 1024;
+const SKETCH_ROWS_MIN: usize = 256;
 
 /// Vectors by slot, in the order they came; cheap to clone.
 #[derive(Clone, Default)]
@@ -33,12 +35,41 @@ struct Block {
     slots: Vec<Slot>,
     /// `[rows, dim]`.
     values: Vec<f32>,
-    coded: Option<(Grid, Vec<u8>)>,
+    coded: Option<Codes>,
+}
+
+/// What of a block is read instead of its vectors.
+enum Codes {
+    Grid(Grid, Vec<u8>),
+    Sketch(Sketch),
+}
+
+impl Codes {
+    /// Of `values [rows, dim]`; `None` if these are few, or codes would say too little about them.
+    fn of(distance: Distance, dim: usize, values: &[f32]) -> Option<Self> {
+        let vectors = values.chunks_exact(dim);
+        let rows = vectors.len();
+        let sketch = (rows >= SKETCH_ROWS_MIN).then(|| Sketch::of(distance, dim, vectors.clone())).flatten();
+        let grid = || {
+            let grid = (rows >= GRID_ROWS_MIN).then(|| Grid::of(dim, vectors.clone())).flatten()?;
+            let codes = grid.encode(vectors);
+            Some(Codes::Grid(grid, codes))
+        };
+        sketch.map(Codes::Sketch).or_else(grid)
+    }
+
+    /// Bits of a number, bytes of a row.
+    fn coding(&self) -> (u32, usize) {
+        match self {
+            Codes::Grid(grid, _) => (grid.bits(), grid.stride()),
+            Codes::Sketch(sketch) => (1, sketch.stride()),
+        }
+    }
 }
 
 impl Delta {
     /// Adds rows: `values [slots.len(), dim]`, slots ascending and above all before.
-    pub(super) fn append(&mut self, dim: usize, slots: Vec<Slot>, values: Vec<f32>) {
+    pub(super) fn append(&mut self, (distance, dim): (Distance, usize), slots: Vec<Slot>, values: Vec<f32>) {
         if slots.is_empty() {
             return;
         }
@@ -56,13 +87,7 @@ impl Delta {
             };
             self.blocks.pop();
         }
-        if last.slots.len() >= CODED_ROWS_MIN {
-            let vectors = last.values.chunks_exact(dim);
-            last.coded = Grid::of(dim, vectors.clone()).map(|grid| {
-                let codes = grid.encode(vectors);
-                (grid, codes)
-            });
-        }
+        last.coded = Codes::of(distance, dim, &last.values);
         self.blocks.push(Arc::new(last));
     }
 
@@ -71,10 +96,18 @@ impl Delta {
         self.rows
     }
 
-    /// Bits of a code, and bytes of a row of codes, where there are any.
+    /// Bits of a number, and bytes of a row of codes, where there are any.
     pub(super) fn coding(&self) -> Option<(u32, usize)> {
-        let coded = self.blocks.iter().find_map(|block| block.coded.as_ref());
-        coded.map(|(grid, _)| (grid.bits(), grid.stride()))
+        self.blocks.iter().find_map(|block| block.coded.as_ref()).map(Codes::coding)
+    }
+
+    /// Bytes that a scan reads, without what codes leave in doubt.
+    pub(super) fn scanned_bytes(&self) -> usize {
+        let of = |block: &Arc<Block>| match &block.coded {
+            Some(coded) => block.slots.len() * coded.coding().1,
+            None => size_of_val(&block.values[..]),
+        };
+        self.blocks.iter().map(of).sum()
     }
 
     /// Every row with its slot.
@@ -82,43 +115,63 @@ impl Delta {
         self.blocks.iter().flat_map(move |b| b.slots.iter().copied().zip(b.values.chunks_exact(dim)))
     }
 
-    /// The live rows among those allowed that may be among the nearest `count`, as their codes have it; `tally` grows by
-    /// what is looked at. Most are live: it is asked of those that are near.
-    pub(super) fn near(
+    /// Offers the live rows among those allowed that may be among the nearest `count`, as their codes have it; `tally`
+    /// grows by what is looked at. Most are live: it is asked of those that are near.
+    ///
+    /// `edge`: a distance that what is wanted does not exceed. An offer gives the next one.
+    pub(super) fn offer_near(
         &self,
-        distance: Distance,
-        query: &[f32],
+        (distance, query): (Distance, &[f32]),
         count: usize,
-        allowed: Option<&RoaringBitmap>,
-        live: impl Fn(Slot) -> bool,
+        (allowed, live): (Option<&RoaringBitmap>, impl Fn(Slot) -> bool),
         tally: &mut Tally,
-    ) -> impl Iterator<Item = (Slot, &[f32])> {
+        mut edge: f32,
+        mut offer: impl FnMut(Slot, &[f32]) -> f32,
+    ) {
         let count = count.min(self.rows);
-        self.blocks.iter().flat_map(move |block| {
-            let slot = |row: u32| block.slots[row as usize];
-            let (rows, live) = (0..block.slots.len() as u32, |row| live(slot(row)));
-            let passes = |allowed: &RoaringBitmap, row: &u32| allowed.contains(slot(*row));
-            let (rows, scored) = match &block.coded {
-                Some((grid, codes)) if let Some(query) = grid.query(distance, query) => {
+        for block in &self.blocks {
+            let slot = |row: usize| block.slots[row];
+            let passes = |row: usize| allowed.is_none_or(|allowed| allowed.contains(slot(row)));
+            let mut near = |row: usize| {
+                tally.vectors += 1;
+                offer(slot(row), &block.values[row * query.len()..][..query.len()])
+            };
+            match &block.coded {
+                Some(Codes::Grid(grid, codes)) if let Some(query) = grid.query(distance, query) => {
                     let coded = Coded { codes, query: &query };
-                    match allowed {
-                        Some(allowed) => {
-                            coded.shortlist(rows.filter(|row| passes(allowed, row)), live, count)
-                        }
+                    let rows = 0..block.slots.len() as u32;
+                    let (live, passes) = (|row| live(slot(row as usize)), |row: &u32| passes(*row as usize));
+                    let (rows, scored) = match allowed {
+                        Some(_) => coded.shortlist(rows.filter(passes), live, count),
                         None => coded.shortlist(rows, live, count),
+                    };
+                    for row in rows {
+                        edge = near(row as usize);
                     }
+                    tally.codes += scored;
+                }
+                Some(Codes::Sketch(sketch)) if let Some(query) = sketch.query(query) => {
+                    let mut left = sketch.left(&query, edge);
+                    left.retain(|(_, row)| passes(*row) && live(slot(*row)));
+                    if left.len() > count {
+                        // They draw the edge in for the others.
+                        left.select_nth_unstable_by(count, |a, b| a.0.total_cmp(&b.0));
+                    }
+                    for (floor, row) in left {
+                        let far = floor > edge;
+                        if !far {
+                            edge = near(row);
+                        }
+                    }
+                    tally.codes += block.slots.len() as u64;
                 }
                 _ => {
-                    let allowed = |row: &u32| allowed.is_none_or(|allowed| passes(allowed, row));
-                    (rows.filter(|row| allowed(row) && live(*row)).collect(), 0)
+                    for row in (0..block.slots.len()).filter(|row| passes(*row) && live(slot(*row))) {
+                        edge = near(row);
+                    }
                 }
-            };
-            tally.codes += scored;
-            tally.vectors += rows.len() as u64;
-            let dim = query.len();
-            rows.into_iter()
-                .map(move |row| (block.slots[row as usize], &block.values[row as usize * dim..][..dim]))
-        })
+            }
+        }
     }
 }
 
@@ -133,7 +186,7 @@ mod tests {
         let mut delta = Delta::default();
         let mut versions = Vec::new();
         for slot in 0..20_000u32 {
-            delta.append(2, vec![slot], vec![slot as f32, 1.0]);
+            delta.append((Distance::Euclid, 2), vec![slot], vec![slot as f32, 1.0]);
             if slot % 1997 == 0 {
                 versions.push((slot, delta.clone()));
             }
@@ -156,15 +209,18 @@ mod tests {
     fn the_scan_by_codes_leaves_out_no_row_that_is_near() {
         let mut rng = StdRng::seed_from_u64(9);
         for distance in [Distance::Cosine, Distance::Dot, Distance::Euclid, Distance::Manhattan] {
-            for dim in [20, 200] {
+            for dim in [20, 200, 300] {
                 const ROWS: u32 = 3000;
                 let mut delta = Delta::default();
+                let heaps: Vec<f32> = (0..100 * dim).map(|_| rng.random_range(-1.0..1.5)).collect();
+                let number = |rng: &mut StdRng, n: usize| heaps[n] + rng.random_range(-0.6..0.6);
                 for slot in 0..ROWS {
-                    let mut row: Vec<f32> = (0..dim).map(|_| rng.random_range(-1.0..1.5)).collect();
+                    let heap = slot as usize % 100 * dim;
+                    let mut row: Vec<f32> = (heap..heap + dim).map(|n| number(&mut rng, n)).collect();
                     if distance == Distance::Cosine {
                         crate::model::schema::normalise(&mut row);
                     }
-                    delta.append(dim, vec![slot], row);
+                    delta.append((distance, dim), vec![slot], row);
                 }
                 let coded = delta.blocks.iter().filter(|block| block.coded.is_some());
                 let plain = ROWS as usize - coded.map(|block| block.slots.len()).sum::<usize>();
@@ -173,7 +229,8 @@ mod tests {
                 let allowed: RoaringBitmap = (0..ROWS).filter(|slot| slot % 3 > 0).collect();
                 let (mut found, mut compared) = (0, 0);
                 for _ in 0..50 {
-                    let query: Vec<f32> = (0..dim).map(|_| rng.random_range(-1.0..1.5)).collect();
+                    let heap = rng.random_range(0..100) * dim;
+                    let query: Vec<f32> = (heap..heap + dim).map(|n| number(&mut rng, n)).collect();
                     let mut right: Vec<(f32, Slot)> = delta
                         .iter(dim)
                         .filter(|(slot, _)| slot % 3 > 0 && slot % 7 > 0)
@@ -181,10 +238,15 @@ mod tests {
                         .collect();
                     right.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
                     let mut tally = Tally::default();
-                    let near: Vec<Slot> = delta
-                        .near(distance, &query, 10, Some(&allowed), |slot| slot % 7 > 0, &mut tally)
-                        .map(|(slot, _)| slot)
-                        .collect();
+                    let (mut near, mut nearest) = (Vec::new(), Vec::new());
+                    let offer = |slot, row: &[f32]| {
+                        near.push(slot);
+                        nearest.push(metric.distance(&query, row));
+                        nearest.sort_unstable_by(f32::total_cmp);
+                        nearest.get(9).copied().unwrap_or(f32::INFINITY)
+                    };
+                    let which = (Some(&allowed), |slot| slot % 7 > 0);
+                    delta.offer_near((distance, &query), 10, which, &mut tally, f32::INFINITY, offer);
                     assert!(near.iter().all(|slot| slot % 3 > 0 && slot % 7 > 0), "only what is accepted");
                     found += right[..10].iter().filter(|(_, slot)| near.contains(slot)).count();
                     compared += near.len();

@@ -26,6 +26,7 @@ pub(super) mod manifest;
 mod resident;
 pub(super) mod segment;
 mod segment_search;
+mod sketch;
 mod walk_or_scan;
 
 use super::{
@@ -94,8 +95,8 @@ const GRAPH_ROWS_MIN: usize = 2048;
 /// Candidates of all walks of a search that is quick, and the numbers in them: 0.1 to 0.3 ms;
 const QUICK_CANDIDATES_MAX: usize = 256;
 const QUICK_WALKED_MAX: usize = 1 << 17;
-/// and numbers in rows that it scans: 0.1 ms.
-const QUICK_SCANNED_MAX: usize = 1 << 20;
+/// and bytes of rows that it scans: 0.2 ms.
+const QUICK_SCANNED_MAX: usize = 1 << 21;
 /// A part is joined to another that is at most so many times as large.
 const JOIN_SHARE: usize = 16;
 /// A segment is built anew once one in so many of its rows is dead.
@@ -145,7 +146,7 @@ impl VectorIndex {
     /// Adds rows: `values [slots.len(), dim]`, slots ascending and above all before. A delta that has grown to
     /// `seal_bytes`, or to rows that would take long to scan, is sealed.
     pub(super) fn append(&mut self, slots: Vec<Slot>, values: Vec<f32>, seal_bytes: usize) {
-        self.open.append(self.params.dim as usize, slots, values);
+        self.open.append((self.params.distance, self.params.dim as usize), slots, values);
         if self.bytes(self.open.rows()) >= seal_bytes || self.open.rows() >= DELTA_ROWS_MAX {
             self.sealed.push(Arc::new(mem::take(&mut self.open)));
         }
@@ -208,11 +209,10 @@ impl VectorIndex {
         let (dim, usual) = (self.params.dim as usize, self.params.hnsw.ef_construct as usize);
         let candidates = ef.unwrap_or(usual).max(count).saturating_mul(self.segments.len());
         let deltas = self.sealed.iter().map(|delta| &**delta).chain([&self.open]);
-        let fresh = deltas.map(Delta::rows).sum::<usize>();
         self.segments.iter().all(in_memory)
             && candidates <= QUICK_CANDIDATES_MAX
             && candidates * dim <= QUICK_WALKED_MAX
-            && fresh * dim <= QUICK_SCANNED_MAX
+            && deltas.map(Delta::scanned_bytes).sum::<usize>() <= QUICK_SCANNED_MAX
     }
 
     fn search_delta(&self, delta: &Delta, count: usize, nearest: &mut Nearest<'_>) -> PartSearch {
@@ -228,9 +228,11 @@ impl VectorIndex {
         }
         let (distance, tally) = (self.params.distance, &mut part.tally);
         let live = |slot| wanted.live.contains(slot);
-        for (slot, row) in delta.near(distance, wanted.query, count, wanted.allowed, live, tally) {
+        let (query, edge) = ((distance, wanted.query), nearest.edge());
+        delta.offer_near(query, count, (wanted.allowed, live), tally, edge, |slot, row| {
             nearest.offer(metric.distance(wanted.query, row), slot);
-        }
+            nearest.edge()
+        });
         part
     }
 
@@ -537,9 +539,18 @@ struct Nearest<'a> {
 }
 
 impl Nearest<'_> {
-    fn offer(&mut self, distance: f32, slot: Slot) {
+    /// A distance that what is wanted does not exceed.
+    fn edge(&self) -> f32 {
         let full = self.farthest_first.len() >= self.wanted.count;
-        if full && self.farthest_first.peek().is_none_or(|worst| distance > worst.distance) {
+        if full {
+            self.farthest_first.peek().map_or(f32::NEG_INFINITY, |worst| worst.distance)
+        } else {
+            f32::INFINITY
+        }
+    }
+
+    fn offer(&mut self, distance: f32, slot: Slot) {
+        if distance > self.edge() {
             return;
         }
         let Some((id, version)) = self.wanted.slots.point(slot) else { return };
@@ -547,7 +558,7 @@ impl Nearest<'_> {
             return;
         }
         self.farthest_first.push(Found { distance, id, version, slot });
-        if full {
+        if self.farthest_first.len() > self.wanted.count {
             self.farthest_first.pop();
         }
     }
