@@ -48,7 +48,7 @@ pub(super) fn best_sums() -> SumSigns {
 
 /// The variant every other one is tested against.
 fn sum_signs(tables: &[Table], signs: &[u8], sums: &mut [u16]) {
-    let of_rows = signs.chunks_exact(tables.len() * size_of::<Table>());
+    let of_rows = signs.chunks_exact(size_of_val(tables));
     for (signs, sums) in of_rows.zip(sums.as_chunks_mut::<TOGETHER>().0) {
         *sums = [0; TOGETHER];
         for (signs, table) in signs.as_chunks::<16>().0.iter().zip(tables) {

@@ -207,9 +207,8 @@ impl Sketch {
     /// How far up to 32 rows from `first` on are at the least.
     fn floors(&self, query: &SketchQuery, first: usize, floors: &mut [f32]) {
         let mut sums = [0; TOGETHER];
-        let groups = query.tables.len();
-        let signs =
-            &self.signs[first / TOGETHER * groups * size_of::<Table>()..][..groups * size_of::<Table>()];
+        let together = size_of_val(&query.tables[..]);
+        let signs = &self.signs[first / TOGETHER * together..][..together];
         (self.sum_signs)(&query.tables, signs, &mut sums);
         let rows = first..first + floors.len();
         let (bases, scales, spreads) =
