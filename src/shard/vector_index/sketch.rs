@@ -26,7 +26,8 @@ use crate::model::Distance;
 const DIM_MIN: usize = 256;
 /// By how many deviations a row must be too far before it is ruled out.
 const DEVIATIONS: f32 = 3.0;
-/// What a number of a query comes to at the most, and at the least at the most.
+/// The largest whole number that a query's numbers are rounded to. It falls with the dimensions; below the second, they
+/// would say too little.
 const QUERY_MAX: usize = 31;
 const QUERY_MAX_MIN: usize = 4;
 /// Rows that are looked for to see whether sketches serve, how many of their nearest each, and among how many.
