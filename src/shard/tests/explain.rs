@@ -90,3 +90,27 @@ fn a_search_says_how_each_part_was_searched() {
     assert!(told.rounds > 1 && told.cost.distances_f32 > 2000, "{told:?}");
     shard.close();
 }
+
+/// Real vectors that no graph holds: sketches rule out most, and hardly any of the nearest.
+#[test]
+fn a_delta_of_real_vectors_is_scanned_by_sketches() {
+    let data = wordnet();
+    let folder = tempfile::tempdir().unwrap();
+    let shard = open_wordnet(folder.path(), 1 << 30);
+    fill(&shard, &data, Distance::Cosine);
+    let view = shard.view();
+    let (mut found, mut compared) = (0, 0);
+    for query in &data.queries {
+        let (right, _) = explained(&view, query, None, SearchParams { exact: true, ef: None });
+        let (hits, told) = explained(&view, query, None, SearchParams::default());
+        let [delta] = &told.parts[..] else { panic!("only a delta: {told:?}") };
+        assert_eq!((delta.part, delta.plan), (PartKind::OpenDelta, SearchPlan::Scan));
+        assert_eq!((delta.rows, delta.code_bits), (2000, Some(1)));
+        found += right.iter().filter(|point| hits.contains(point)).count();
+        compared += delta.cost.distances_f32;
+    }
+    let queries = data.queries.len();
+    assert!(found * 1000 >= queries * 10 * 995, "{found} of {}", queries * 10);
+    assert!(compared < queries as u64 * 2000 / 4, "{compared} rows compared by their vectors");
+    shard.close();
+}

@@ -225,6 +225,8 @@ mod tests {
                 let coded = delta.blocks.iter().filter(|block| block.coded.is_some());
                 let plain = ROWS as usize - coded.map(|block| block.slots.len()).sum::<usize>();
                 assert!(plain < ROWS as usize / 2, "{plain} rows are not coded");
+                let bits = delta.coding().map(|(bits, _)| bits);
+                assert_eq!(bits == Some(1), dim == 300 && distance != Distance::Manhattan, "{bits:?}");
                 let metric = Metric::of(distance);
                 let allowed: RoaringBitmap = (0..ROWS).filter(|slot| slot % 3 > 0).collect();
                 let (mut found, mut compared) = (0, 0);

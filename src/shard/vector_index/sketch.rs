@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Invariants: sketches rule out and never answer; they are used only where they were seen to rule out most rows, and
-//! hardly one that is near ([`Sketch::of`]). Nothing is off where query and row point the same way: a row is never
-//! ruled out for a query that is the row itself.
+//! hardly one that is near ([`Sketch::of`]). Nothing is off where query and row point the same way, but for rounding: a
+//! row is not ruled out for a query that is the row itself, unless as many lie just as near.
 //! Deliberately absent: sums of absolute differences (Manhattan), which an inner product does not give; files.
 //! Source: RaBitQ (Gao and Long, 2024), without the rotation: where dimensions are not spread well enough, the measurement
 //! says so.
@@ -131,9 +131,11 @@ impl Sketch {
             // One more: the row itself.
             let edge = *distances.clone().select_nth_unstable_by(NEAREST, f32::total_cmp).1;
             let not_out = self.left(&sketched, edge).into_iter().map(|(_, row)| row);
-            let not_out = not_out.filter(|row| row.is_multiple_of(every)).map(|row| distances[row / every]);
-            let (right, wrong): (Vec<f32>, Vec<f32>) = not_out.partition(|distance| *distance <= edge);
-            (found, left, probes) = (found + right.len(), left + right.len() + wrong.len(), probes + 1);
+            for row in not_out.filter(|row| row.is_multiple_of(every)) {
+                left += 1;
+                found += usize::from(distances[row / every] <= edge);
+            }
+            probes += 1;
         }
         found as f64 >= FOUND_MIN * (probes * (NEAREST + 1)) as f64
             && left * LEFT_SHARE <= probes * sample.len()
@@ -163,13 +165,12 @@ impl Sketch {
         let (step, per_step) =
             if largest > 0.0 { (largest / most as f32, most as f32 / largest) } else { (0.0, 0.0) };
         let mut rounded_off = 0f32;
-        let mut whole = |apart: f32| {
+        let mut numbers = apart().map(|apart| {
             let whole = (apart * per_step + most as f32 + 0.5) as i32 - most;
             rounded_off += (apart - whole as f32 * step).powi(2);
             whole
-        };
-        let mut tables = vec![[4 * most as u8; 16]; groups];
-        let mut numbers = apart().map(&mut whole);
+        });
+        let mut tables = vec![[0; 16]; groups];
         for table in &mut tables {
             let four: [i32; 4] = std::array::from_fn(|_| numbers.next().unwrap_or(0));
             table[0] = (4 * most - four.iter().sum::<i32>()) as u8;
