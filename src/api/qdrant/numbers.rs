@@ -100,7 +100,10 @@ fn read(text: &[u8]) -> Option<(Vec<f32>, &[u8])> {
         return Some((values, behind));
     }
     loop {
-        let (value, behind) = number(rest)?;
+        let (value, behind) = match long_fraction(rest) {
+            Some(read) => read,
+            None => number(rest)?,
+        };
         values.push(value);
         rest = blanks(behind);
         match rest.split_first()? {
@@ -117,6 +120,30 @@ fn blanks(mut text: &[u8]) -> &[u8] {
         text = behind;
     }
     text
+}
+
+/// What most clients make of a number of a vector: below 1, with 16 to 19 digits behind the point. As [`number`] reads
+/// it, with hardly a branch that could be guessed wrong.
+#[inline]
+fn long_fraction(text: &[u8]) -> Option<(f32, &[u8])> {
+    /// `0.`, sixteen digits, up to three more and what ends them.
+    const LONGEST: usize = 2 + 3 * 8;
+    const TENS: [u64; 4] = [1, 10, 100, 1_000];
+    let negative = text.starts_with(b"-");
+    let unsigned = &text[usize::from(negative)..];
+    let (whole, digits) = unsigned.first_chunk::<LONGEST>()?.split_first_chunk::<2>()?;
+    let (eights, _) = digits.as_chunks::<8>();
+    let &[first, second, third] = eights else { return None };
+    let [(first, others), (second, more), (third, end)] = [first, second, third].map(eight_digits);
+    let count = end.trailing_zeros() as usize / 8;
+    if whole != b"0." || others | more != 0 || count > 3 || matches!(digits[16 + count], b'e' | b'E') {
+        return None;
+    }
+    // The digits that count, behind noughts.
+    let third = (third << (8 * (7 - count))) << 8;
+    let mantissa = (worth(first) * 100_000_000 + worth(second)) * TENS[count] + worth(third);
+    let size = rounded(mantissa, -(16 + count as i32))?;
+    Some((signed(size, negative), &unsigned[2 + 16 + count..]))
 }
 
 /// The number at the beginning of some text, and what follows it.
@@ -169,7 +196,13 @@ fn number(text: &[u8]) -> Option<(f32, &[u8])> {
             }
         }
     };
-    size.is_finite().then_some((if negative { -size } else { size }, rest))
+    size.is_finite().then_some((signed(size, negative), rest))
+}
+
+/// A size with its sign; without a branch, since half of all numbers are negative.
+#[inline]
+fn signed(size: f32, negative: bool) -> f32 {
+    f32::from_bits(size.to_bits() | u32::from(negative) << 31)
 }
 
 /// A whole number times a power of ten, rounded to an `f64`, and that to an `f32`; `None` if that takes more care.
@@ -177,12 +210,11 @@ fn number(text: &[u8]) -> Option<(f32, &[u8])> {
 fn rounded(mantissa: u64, exponent: i32) -> Option<f32> {
     let (size, power) = (mantissa as f64, POWERS.get(exponent.unsigned_abs() as usize)?);
     let near = if exponent < 0 { size / power } else { size * power };
-    if mantissa < EXACT_BELOW {
-        return Some(near as f32);
-    }
+    // Which side of 2^53 a number of 16 digits lies on cannot be guessed, so that both are computed.
     let moved = |bits: u64| f64::from_bits(bits) as f32;
-    let (below, above) = (moved(near.to_bits() - ROUNDED_TWICE), moved(near.to_bits() + ROUNDED_TWICE));
-    (below == above).then_some(above)
+    let below = moved(near.to_bits().wrapping_sub(ROUNDED_TWICE));
+    let above = moved(near.to_bits().wrapping_add(ROUNDED_TWICE));
+    (below == above || mantissa < EXACT_BELOW).then_some(near as f32)
 }
 
 /// Appends the digits at the beginning of some text to a number, wrapping; what follows them.
@@ -198,27 +230,33 @@ fn digits(mut number: u64, mut text: &[u8]) -> (u64, &[u8]) {
 /// As [`digits`], for digits of which there are many.
 #[inline]
 fn many_digits(mut number: u64, mut text: &[u8]) -> (u64, &[u8]) {
-    while let Some((eight, behind)) = text.split_first_chunk()
-        && let Some(value) = eight_digits(u64::from_le_bytes(*eight))
-    {
-        number = number.wrapping_mul(100_000_000).wrapping_add(value);
+    while let Some((eight, behind)) = text.split_first_chunk() {
+        let (eight, others) = eight_digits(*eight);
+        if others != 0 {
+            break;
+        }
+        number = number.wrapping_mul(100_000_000).wrapping_add(worth(eight));
         text = behind;
     }
     digits(number, text)
 }
 
-/// What eight digits are worth, the first of which is the lowest byte; `None` if one of them is none.
+/// What eight characters are worth as digits, the first in the lowest byte; and the highest bit of each that is none, the
+/// first of which is right.
 #[inline]
-fn eight_digits(text: u64) -> Option<u64> {
+fn eight_digits(text: [u8; 8]) -> (u64, u64) {
     const EACH: u64 = 0x0101_0101_0101_0101;
-    let digits = text ^ (b'0' as u64 * EACH);
-    // A byte above 9 has its highest bit, or gets it.
-    if (digits | digits.wrapping_add(0x76 * EACH)) & (0x80 * EACH) != 0 {
-        return None;
-    }
+    let digits = u64::from_le_bytes(text) ^ (b'0' as u64 * EACH);
+    // A byte above 9 has its highest bit, or gets it; what is carried out of it goes to those behind.
+    (digits, (digits | digits.wrapping_add(0x76 * EACH)) & (0x80 * EACH))
+}
+
+/// The number that eight digits make, the first of which is the lowest byte.
+#[inline]
+fn worth(digits: u64) -> u64 {
     let pairs = (digits * 10 + (digits >> 8)) & 0x00ff_00ff_00ff_00ff;
     let fours = (pairs * 100 + (pairs >> 16)) & 0x0000_ffff_0000_ffff;
-    Some((fours * 10_000 + (fours >> 32)) & 0xffff_ffff)
+    (fours * 10_000 + (fours >> 32)) & 0xffff_ffff
 }
 
 #[cfg(test)]
