@@ -5,6 +5,8 @@
 //! its closed loops and usearch's take turns, and medians are printed. Then half of what went is held, and then come
 //! searches that a share of the points may answer, in turns with those that all may. `-- compare`, `-- held` or `-- filtered`
 //! runs one of the three.
+//! The server has half of the processors and its load the other half, as if they were two machines: else each throws the
+//! other out of its processor and its caches, which usearch, that walks alone, is spared. With `-- shared` both have all.
 //! usearch is shown with our f32 kernel, and with its own in a copy that was read back from bytes.
 
 #![allow(missing_docs, unreachable_pub, dead_code, unused_imports)]
@@ -18,6 +20,7 @@ use common::{
     vector_index::{build, kernel::Metric},
 };
 use process::{Client, Node};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::{Value, json};
 use std::{
     collections::HashSet,
@@ -58,13 +61,15 @@ fn main() {
 fn run(set: &Set) {
     let rows = set.base.len() / set.dim;
     println!("{}: {rows} vectors of {} dimensions, {} queries", set.name, set.dim, set.truth.len());
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    let named = |what: &str| words.iter().any(|word| word == what);
+    let places = Places::of(named("shared"));
     let folder = tempfile::tempdir().expect("room for the node");
-    let node = Node::ready(folder.path());
-    let server = Server { client: node.client(), node, set };
+    let node = places.with(&places.server, || Node::ready(folder.path()));
+    let server = Server { client: node.client(), node, set, places };
     server.load();
     server.rest();
-    let only = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
-    let wanted = |what: &str| only.as_ref().is_none_or(|only| only == what);
+    let wanted = |what: &str| named(what) || !["compare", "held", "filtered"].into_iter().any(named);
     if wanted("compare") {
         beside_usearch(&server);
     }
@@ -217,10 +222,44 @@ fn body(query: &[f32], ef: Option<usize>, filter: Option<&Value>) -> String {
     body.to_string()
 }
 
+/// Where the server runs, and where its load.
+struct Places {
+    all: CpuSet,
+    server: CpuSet,
+    load: CpuSet,
+}
+
+impl Places {
+    /// Half of this thread's processors each, if there are two and they are not shared.
+    fn of(shared: bool) -> Self {
+        let all = sched_getaffinity(None).expect("this thread's processors");
+        if shared || all.count() < 2 {
+            println!("  server and load share {} processors", all.count());
+            return Places { server: all, load: all, all };
+        }
+        let (mut server, mut load) = (CpuSet::new(), CpuSet::new());
+        for (number, processor) in (0..CpuSet::MAX_CPU).filter(|at| all.is_set(*at)).enumerate() {
+            let half = if number % 2 == 0 { &mut server } else { &mut load };
+            half.set(processor);
+        }
+        println!("  the server has {} processors, its load {} others", server.count(), load.count());
+        Places { all, server, load }
+    }
+
+    /// Does something on some processors; what it starts stays there.
+    fn with<T>(&self, processors: &CpuSet, work: impl FnOnce() -> T) -> T {
+        sched_setaffinity(None, processors).expect("processors of this thread's");
+        let done = work();
+        sched_setaffinity(None, &self.all).expect("as before");
+        done
+    }
+}
+
 struct Server<'a> {
     node: Node,
     client: Client,
     set: &'a Set,
+    places: Places,
 }
 
 /// What a turn took.
@@ -246,6 +285,7 @@ impl Server<'_> {
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
+                    sched_setaffinity(None, &self.places.load).expect("processors of this process");
                     let client = self.node.client();
                     while let Some((batch, first)) = next() {
                         let points =
@@ -316,6 +356,7 @@ impl Server<'_> {
             let clients: Vec<_> = (0..clients)
                 .map(|_| {
                     scope.spawn(|| {
+                        sched_setaffinity(None, &self.places.load).expect("processors of this process");
                         let (client, mut took) = (self.node.client(), Vec::new());
                         loop {
                             let number = next.fetch_add(1, Ordering::Relaxed);
