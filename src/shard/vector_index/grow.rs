@@ -92,7 +92,8 @@ pub(crate) fn grow(
         if number.is_multiple_of(STOP_EVERY) && stop.load(Ordering::Relaxed) {
             return Err(BuildError::Stopped);
         }
-        link_anew(&mut built, row, params.ef_construct as usize / 2, &mut rows, (&mut found, &mut kept));
+        let candidates = (params.ef_construct as usize / 2).max(2 * m);
+        link_anew(&mut built, row, candidates, &mut rows, (&mut found, &mut kept));
     }
     built.entries = evenly(&linked);
     Ok(built)
@@ -158,7 +159,8 @@ fn link_back(
 }
 
 /// Links a row to the best of its neighbours and theirs, of which the nearest `candidates` are looked at: fewer than when
-/// it joined, since fewer links are followed sooner.
+/// it joined, since fewer links are followed sooner. A row that has equals, or is near some, keeps the links it has: they
+/// may be all that leads to one of those.
 fn link_anew(
     built: &mut Built,
     row: u32,
@@ -174,8 +176,8 @@ fn link_anew(
     around.retain(|other| *other != row);
     found.set(rows, row, &around);
     found.rest.truncate(candidates);
-    // Equals stay in their chain.
-    if found.rest.first().is_none_or(|(nearest_key, _)| *nearest_key == 0) {
+    let has_equals = found.rest.first().is_none_or(|(nearest_key, _)| *nearest_key == 0);
+    if has_equals || found.rest.windows(2).any(|two| two[0].0 == two[1].0) {
         return;
     }
     found.thin(rows, built.degree as usize);
@@ -343,6 +345,23 @@ mod tests {
         lists_are_sound(&built);
         assert!(built.unreachable().len() <= 10, "{} rows", built.unreachable().len());
         assert!(found(&built, Distance::Euclid, 3, &vectors, &mut rng) >= 480);
+    }
+
+    #[test]
+    fn heaps_of_equals_amid_other_rows_are_all_reached() {
+        const DIM: usize = 8;
+        const ROWS: usize = 8000;
+        let mut rng = StdRng::seed_from_u64(6);
+        let heaps: Vec<f32> = (0..40 * DIM).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let mut vectors = Vec::new();
+        for n in 0..ROWS {
+            let heap = &heaps[n % 40 * DIM..][..DIM];
+            let aside = if n / 40 % 4 == 0 { 0.2 } else { 0.0 };
+            vectors.extend(heap.iter().map(|x| x + aside * rng.random_range(-1.0..1.0f32)));
+        }
+        let built = grown(Distance::Euclid, DIM, &vectors, Vec::new());
+        lists_are_sound(&built);
+        assert!(built.unreachable().len() <= 10, "{} rows", built.unreachable().len());
     }
 
     #[test]
