@@ -177,7 +177,8 @@ fn link_anew(
     found.set(rows, row, &around);
     found.rest.truncate(candidates);
     let has_equals = found.rest.first().is_none_or(|(nearest_key, _)| *nearest_key == 0);
-    if has_equals || found.rest.windows(2).any(|two| two[0].0 == two[1].0) {
+    let equal = |two: &[(u32, u32)]| two[0].0 == two[1].0 && rows.code(two[0].1) == rows.code(two[1].1);
+    if has_equals || found.rest.windows(2).any(equal) {
         return;
     }
     found.thin(rows, built.degree as usize);
@@ -192,6 +193,7 @@ fn link_anew(
 /// Rows of codes, compared with each other.
 pub(crate) struct Rows<'a> {
     codes: &'a [u8],
+    stride: usize,
     query: CodedQuery,
 }
 
@@ -200,7 +202,11 @@ impl<'a> Rows<'a> {
     pub(crate) fn new(distance: Distance, grid: &Grid, codes: &'a [u8]) -> Self {
         // Vectors of one length are as far apart as their angle is wide.
         let distance = if distance == Distance::Cosine { Distance::Euclid } else { distance };
-        Rows { codes, query: CodedQuery::between_rows(grid, distance) }
+        Rows { codes, stride: grid.stride(), query: CodedQuery::between_rows(grid, distance) }
+    }
+
+    fn code(&self, row: u32) -> &[u8] {
+        &self.codes[row as usize * self.stride..][..self.stride]
     }
 
     /// Compares with this row.
