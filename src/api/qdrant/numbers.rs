@@ -309,18 +309,27 @@ mod tests {
             let end = if halfway { (f64::from(x) + f64::from(x.next_up())) / 2.0 } else { f64::from(x) };
             let near = f64::from_bits(end.to_bits().wrapping_add_signed(aside));
             prop_assume!(near.is_finite());
-            for text in [format!("[{near}]"), format!("[{near:e}]"), format!("[{near:.18}]")] {
-                prop_assert_eq!(bits(&text), obvious(&text), "{}", text);
+            // With room behind it, and without.
+            for room in ["", "                          "] {
+                for number in [format!("{near}"), format!("{near:e}"), format!("{near:.16}"), format!("{near:.18}"), format!("{near:.19}")] {
+                    let text = format!("[{number}{room}]");
+                    prop_assert_eq!(bits(&text), obvious(&text), "{}", text);
+                }
             }
         }
 
         /// With any byte changed, a list is read only where serde_json reads it.
         #[test]
         fn what_is_read_is_json(
-            at in 0usize..24,
+            text in prop::sample::select(&[
+                "[0.5,-1e+5, 12.25, 0,7 ]",
+                "[-0.12345678901234567,0.1234567890123456,  0.1234567890123456789, 12.5, 0.25]",
+            ][..]),
+            at in any::<prop::sample::Index>(),
             byte in prop_oneof![prop::sample::select(&b"0.-+e, ]\x0c"[..]), any::<u8>()],
         ) {
-            let mut text = *b"[0.5,-1e+5, 12.25, 0,7 ]";
+            let mut text = text.as_bytes().to_vec();
+            let at = at.index(text.len());
             text[at] = byte;
             if let Ok(text) = str::from_utf8(&text) {
                 let whole = read(text.as_bytes()).filter(|(_, rest)| rest.is_empty());

@@ -264,9 +264,15 @@ impl CodedQuery {
         CodedQuery { base: 0, stride: bytes.len(), bytes, scan, deviation: 0.0, grows: false }
     }
 
+    /// A row of `codes [rows, stride]`.
+    #[inline]
+    pub(crate) fn row<'a>(&self, codes: &'a [u8], row: u32) -> &'a [u8] {
+        &codes[row as usize * self.stride..][..self.stride]
+    }
+
     /// Takes a row of `codes [rows, stride]` for the query.
     pub(crate) fn set_row(&mut self, codes: &[u8], row: u32) {
-        let codes = &codes[row as usize * self.stride..][..self.stride];
+        let codes = self.row(codes, row);
         if self.bytes.len() == self.stride {
             return self.bytes.copy_from_slice(codes);
         }
@@ -346,7 +352,7 @@ impl Scorer for Coded<'_> {
 
     #[inline]
     fn prefetch(&self, row: u32) {
-        prefetch(&self.codes[row as usize * self.query.stride..][..self.query.stride]);
+        prefetch(self.query.row(self.codes, row));
     }
 }
 

@@ -61,6 +61,7 @@ pub(crate) fn grow(
         linked.push(row);
         waiting[row as usize] = false;
     }
+    let joined_from = linked.len();
     let mut scratch = Scratch::default();
     let mut entries_of = 0;
     for row in (0..count as u32).filter(|row| waiting[*row as usize]) {
@@ -88,12 +89,12 @@ pub(crate) fn grow(
             splice(&mut built, nearest, row);
         }
     }
-    for (number, row) in (0..count as u32).filter(|row| waiting[*row as usize]).enumerate() {
+    for (number, row) in linked[joined_from..].iter().enumerate() {
         if number.is_multiple_of(STOP_EVERY) && stop.load(Ordering::Relaxed) {
             return Err(BuildError::Stopped);
         }
         let candidates = (params.ef_construct as usize / 2).max(2 * m);
-        link_anew(&mut built, row, candidates, &mut rows, (&mut found, &mut kept));
+        link_anew(&mut built, *row, candidates, &mut rows, (&mut found, &mut kept));
     }
     built.entries = evenly(&linked);
     Ok(built)
@@ -177,7 +178,7 @@ fn link_anew(
     found.set(rows, row, &around);
     found.rest.truncate(candidates);
     let has_equals = found.rest.first().is_none_or(|(nearest_key, _)| *nearest_key == 0);
-    let equal = |two: &[(u32, u32)]| two[0].0 == two[1].0 && rows.code(two[0].1) == rows.code(two[1].1);
+    let equal = |two: &[(u32, u32)]| two[0].0 == two[1].0 && rows.are_equal(two[0].1, two[1].1);
     if has_equals || found.rest.windows(2).any(equal) {
         return;
     }
@@ -193,7 +194,6 @@ fn link_anew(
 /// Rows of codes, compared with each other.
 pub(crate) struct Rows<'a> {
     codes: &'a [u8],
-    stride: usize,
     query: CodedQuery,
 }
 
@@ -202,11 +202,11 @@ impl<'a> Rows<'a> {
     pub(crate) fn new(distance: Distance, grid: &Grid, codes: &'a [u8]) -> Self {
         // Vectors of one length are as far apart as their angle is wide.
         let distance = if distance == Distance::Cosine { Distance::Euclid } else { distance };
-        Rows { codes, stride: grid.stride(), query: CodedQuery::between_rows(grid, distance) }
+        Rows { codes, query: CodedQuery::between_rows(grid, distance) }
     }
 
-    fn code(&self, row: u32) -> &[u8] {
-        &self.codes[row as usize * self.stride..][..self.stride]
+    fn are_equal(&self, a: u32, b: u32) -> bool {
+        self.query.row(self.codes, a) == self.query.row(self.codes, b)
     }
 
     /// Compares with this row.
