@@ -163,7 +163,7 @@ impl<M: StateMachine> Replica<M> {
         self.inner.proposer.propose(command, deadline, wait).await
     }
 
-    /// The index a read that starts now must wait for to be linearizable, confirmed by a quorum. On any replica: one
+    /// The index a read here that starts now must wait for to be linearizable, confirmed by a quorum. On any replica: one
     /// that follows asks the leader, and when the leader changes meanwhile, the next one.
     ///
     /// Errors (no effect): `NotLeader` (no leader is known), `NoQuorum`, `Deadline`, `Stopped`.

@@ -6,7 +6,7 @@
 
 use super::{
     ReplicaError,
-    entry::{self, Mark, RaftLogId, RaftVote},
+    entry::{self, Mark, RaftLeaderId, RaftLogId, RaftVote},
 };
 use crate::model::Position;
 use annal_wal::{GroupLog, LogIndex};
@@ -88,6 +88,8 @@ pub(super) struct Progress {
     voted: Mutex<Option<RaftVote>>,
     /// Told to another replica to be committed; 0 is nothing.
     told: AtomicU64,
+    /// Told to a caller to be committed, perhaps before it is applied here; 0 is nothing.
+    acknowledged: AtomicU64,
     applied: watch::Sender<Applied>,
     durable: Mutex<Mark>,
     /// What Raft may purge: always a value `durable` once had.
@@ -119,6 +121,7 @@ impl Progress {
             committed: Mutex::new(committed.max(durable.index())),
             voted: Mutex::new(state.vote.map(entry::vote_from_log)),
             told: AtomicU64::new(0),
+            acknowledged: AtomicU64::new(0),
             applied: watch::Sender::new(Applied { id: durable.applied, position, stopped: None }),
             installed: Mutex::new(durable.index()),
             checkpointed: Mutex::new(durable.clone()),
@@ -144,6 +147,7 @@ impl Progress {
             committed: Mutex::default(),
             voted: Mutex::default(),
             told: AtomicU64::new(0),
+            acknowledged: AtomicU64::new(0),
             applied: watch::Sender::default(),
             installed: Mutex::default(),
             checkpointed: Mutex::default(),
@@ -243,6 +247,20 @@ impl Progress {
     /// Another replica is going to be told that entries up to `last` are committed, and may apply them before this one.
     pub(super) fn tells(&self, last: LogIndex) {
         self.told.fetch_max(last.0, Ordering::SeqCst);
+    }
+
+    /// A caller is going to be told that entries up to `last` are committed, perhaps before they are applied here.
+    pub(super) fn acknowledges(&self, last: LogIndex) {
+        self.acknowledged.fetch_max(last.0, Ordering::SeqCst);
+    }
+
+    /// What anyone can have seen by now, of what the leader at this replica commits and of all before: it is told, or
+    /// applied here. None if nothing of this leader's is applied: then it may not know what those before it told.
+    pub(super) fn seen(&self, leader: RaftLeaderId) -> Option<LogIndex> {
+        let told = self.told.load(Ordering::SeqCst).max(self.acknowledged.load(Ordering::SeqCst));
+        let applied = self.applied.borrow();
+        let own = applied.id.as_ref().filter(|id| *id.committed_leader_id() == leader)?;
+        Some(LogIndex(own.index().max(told)))
     }
 
     /// What is committed as far as anyone can have seen by now.

@@ -159,7 +159,7 @@ impl Proposer {
             items: limits.entry_commands,
             under_way: limits.entries_under_way,
         };
-        world::spawn(propose_all(raft, lease, Batches::of(waiting, entries)));
+        world::spawn(propose_all(raft, lease, progress.clone(), Batches::of(waiting, entries)));
         Proposer { log, limits, room: Arc::new(Semaphore::new(limits.queue_bytes)), queue, progress }
     }
 
@@ -205,7 +205,12 @@ impl Proposer {
 }
 
 /// Takes commands from the queue into entries, until nobody can add one.
-async fn propose_all(raft: Raft<Types, Applier>, lease: Duration, mut queue: Batches<Waiting>) {
+async fn propose_all(
+    raft: Raft<Types, Applier>,
+    lease: Duration,
+    progress: Arc<Progress>,
+    mut queue: Batches<Waiting>,
+) {
     loop {
         let next = tokio::select! {
             biased;
@@ -225,7 +230,7 @@ async fn propose_all(raft: Raft<Types, Applier>, lease: Duration, mut queue: Bat
             continue;
         }
         let commands = Commands::gather(taken.iter().map(|waiting| &waiting.command));
-        let waiters = Waiters::new(taken, slot);
+        let waiters = Waiters::new(taken, progress.clone(), slot);
         if raft.client_write_ff(commands, Some(waiters)).await.is_err() {
             // openraft has stopped and dropped the waiters, which tells their callers.
             return;
@@ -257,15 +262,16 @@ pub(crate) struct Waiters<T> {
 /// The callers of one entry, in the order of its commands; `None` once answered.
 struct Callers {
     each: Vec<Option<(Wait, Answer)>>,
+    progress: Arc<Progress>,
     _slot: Slot,
 }
 
 type Answer = oneshot::Sender<Result<Proposed, ReplicaError>>;
 
 impl Waiters<ClientWriteResult<Types>> {
-    fn new(taken: Vec<Waiting>, slot: Slot) -> Self {
+    fn new(taken: Vec<Waiting>, progress: Arc<Progress>, slot: Slot) -> Self {
         let each = taken.into_iter().map(|waiting| Some((waiting.wait, waiting.answer))).collect();
-        Waiters { callers: Callers { each, _slot: slot }, settle: Callers::settle }
+        Waiters { callers: Callers { each, progress, _slot: slot }, settle: Callers::settle }
     }
 }
 
@@ -274,6 +280,7 @@ impl Callers {
     fn committed(&mut self, index: LogIndex) {
         for caller in &mut self.each {
             if let Some((_, answer)) = caller.take_if(|(wait, _)| *wait == Wait::Committed) {
+                self.progress.acknowledges(index);
                 let _ = answer.send(Ok(Proposed::Committed(ReadIndex(index))));
             }
         }

@@ -38,7 +38,7 @@ use tokio::{
     time::{Instant, sleep, timeout, timeout_at},
 };
 
-/// What must be applied before a linearizable read may look: valid on every replica of the group.
+/// What must be applied before a linearizable read may look, at the replica that asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ReadIndex(pub LogIndex);
 
@@ -107,8 +107,8 @@ impl Reads {
     async fn wait(&self, here_only: bool, deadline: Instant) -> Result<ReadIndex, ReplicaError> {
         let progress = &self.standing.progress;
         progress.check_running()?;
-        if let Some(index) = self.standing.alone() {
-            return Ok(index);
+        if let Some(lead) = self.standing.alone() {
+            return Ok(if here_only { lead.index } else { self.standing.index_here(&lead) });
         }
         let (answer, answered) = oneshot::channel();
         let reader = Reader { answer, here_only, tried: false };

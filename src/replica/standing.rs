@@ -4,7 +4,8 @@
 //! long as it is `V` here, nobody has had this replica's help to lead later than `V`'s leader; the index of a
 //! [`Lead`] covers every command that was acknowledged, applied anywhere or told to anyone before it was made.
 //! Not here: asking the others (`reads`).
-//! Source: `docs/decisions/0009-a-followers-vote-confirms-its-leader.md`.
+//! Source: `docs/decisions/0009-a-followers-vote-confirms-its-leader.md`,
+//! `docs/decisions/0019-a-lone-replica-reads-what-it-has-applied.md`.
 
 use super::{
     Applier, ReadIndex,
@@ -77,12 +78,20 @@ impl Standing {
         leads.then_some(Lead { vote, index: ReadIndex(index), voters })
     }
 
-    /// The index to read at, if this replica leads and is a quorum by itself.
-    pub(super) fn alone(&self) -> Option<ReadIndex> {
+    /// What it knows as the leader, if it is a quorum by itself.
+    pub(super) fn alone(&self) -> Option<Lead> {
         // Of most groups this is all that is looked at.
         let several = self.raft.metrics().borrow_watched().membership_config.voter_ids().nth(1).is_some();
         let lead = if several { None } else { self.lead_now() }?;
-        lead.is_quorum(&[self.replica]).then_some(lead.index)
+        lead.is_quorum(&[self.replica]).then_some(lead)
+    }
+
+    /// The index to read at on this very replica, if it leads still.
+    ///
+    /// What is committed and nobody can have seen need not be waited for. That holds of this replica alone: another one
+    /// may be behind what was seen here while it was being applied.
+    pub(super) fn index_here(&self, lead: &Lead) -> ReadIndex {
+        self.progress.seen(lead.vote.leader_id).map_or(lead.index, ReadIndex)
     }
 
     /// The index to read at, if this replica leads by `vote`, of which `other` says that it is its own too, and the two

@@ -1,6 +1,10 @@
 //! Linearizable reads: what they see, and how they share rounds.
 
-use super::{group::Group, *};
+use super::{
+    super::message::{Answer, Request, Route},
+    group::Group,
+    *,
+};
 use futures::future::join_all;
 
 #[tokio::test]
@@ -58,6 +62,29 @@ async fn a_leader_that_is_a_quorum_by_itself_asks_nobody() {
     let before = replica.status().read_rounds;
     reads_its_own(&replica, 100).await;
     assert_eq!(replica.status().read_rounds, before);
+}
+
+/// Of an entry that is being applied, and that nobody was told of, a read of this replica need know nothing; one of another
+/// replica, which may be behind what is seen here meanwhile, waits for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_does_not_wait_for_what_nobody_was_told() {
+    let (_log, replica) = open(&memory(), Arc::default()).await;
+    put(&replica, command(1)).await;
+    let applied = ReadIndex(replica.status().ladder.applied.unwrap());
+    replica.machine().slow_ms.store(500, Ordering::Relaxed);
+    let (writer, next) = (replica.clone(), LogIndex(applied.0.0 + 1));
+    let writing = tokio::spawn(async move { writer.propose(command(2), soon(), Wait::Applied).await });
+    while replica.status().ladder.committed < Some(next) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(replica.read_index(soon()).await.unwrap(), applied);
+    let me = replica.inner.replica;
+    let ask = Request::ReadIndex { vote: None }.encode(Route { from: ReplicaId(99), to: me });
+    let answer = Answer::decode(replica.answer(ask).await.unwrap()).unwrap().1;
+    assert!(matches!(answer, Answer::ReadIndex(Ok(ReadIndex(index))) if index == next), "{answer:?}");
+    assert!(!writing.is_finished(), "this machine is too slow for the test");
+    writing.await.unwrap().unwrap();
+    assert_eq!(replica.read_index(soon()).await.unwrap(), ReadIndex(next));
 }
 
 /// Writes, and asks for an index that covers each write.
