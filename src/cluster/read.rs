@@ -291,7 +291,7 @@ pub(super) struct Reads {
     learning: Mutex<BTreeSet<ReplicaId>>,
 }
 
-/// What was committed when the leader was asked.
+/// What a read had to wait for when the leader was asked.
 #[derive(Clone, Copy)]
 struct Asked {
     at: Instant,

@@ -255,7 +255,8 @@ impl Progress {
     }
 
     /// What anyone can have seen by now, of what the leader at this replica commits and of all before: it is told, or
-    /// applied here. None if nothing of this leader's is applied: then it may not know what those before it told.
+    /// applied here. None if nothing of this leader's is applied: then it may not know what those before it told; a leader
+    /// that restarts comes by a new term, so that what this process has not counted is not its own.
     pub(super) fn seen(&self, leader: RaftLeaderId) -> Option<LogIndex> {
         let told = self.told.load(Ordering::SeqCst).max(self.acknowledged.load(Ordering::SeqCst));
         let applied = self.applied.borrow();

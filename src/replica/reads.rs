@@ -6,7 +6,7 @@
 //! has told its log.
 //!
 //! Invariants: a round confirms with a quorum that the leader still leads (never by the lease, which trusts clocks); a
-//! read takes part only in rounds that start after the read arrived, so it sees everything that was committed before
+//! read takes part only in rounds that start after the read arrived, so it sees everything that anyone was told before
 //! it; a round is let go when another leader is heard of, or when it takes too long, and its readers take part in the
 //! next one. A round starts while the last one is under way, so that nobody waits for two; more wait.
 //! Not here: the read itself, which waits for the index to be applied and then looks at the state machine.

@@ -122,8 +122,11 @@ impl Catalog {
             batch.put(&self.keyspace, [MARK, &applied.position.0.to_be_bytes()].concat(), bookmark);
         }
         batch.commit()?;
-        *self.applied() = applied;
+        // Whoever holds where it stands finds the state of it.
+        let mut standing = self.applied();
+        *standing = applied;
         self.state.send_replace(Arc::new(new));
+        drop(standing);
         Ok(())
     }
 }
@@ -215,7 +218,11 @@ impl StateMachine for Catalog {
     }
 
     fn write_snapshot(&self, out: &mut dyn io::Write) -> Result<(), MachineError> {
-        let body = to_json(&(self.applied().clone(), &*self.state()));
+        let (applied, state) = {
+            let standing = self.applied();
+            (standing.clone(), self.state())
+        };
+        let body = to_json(&(applied, &*state));
         let crc = crc32fast::hash(&body);
         out.write_all(&crc.to_le_bytes()).and_then(|()| out.write_all(&body)).map_err(snapshot_io)
     }
@@ -237,4 +244,36 @@ impl StateMachine for Catalog {
 
 fn snapshot_io(source: io::Error) -> MachineError {
     MachineError::Io { what: "catalog snapshot".to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::MemoryStore;
+
+    /// A replica that installs a snapshot passes over what lies at or below its bookmark: that must be in its state.
+    #[test]
+    fn a_snapshot_holds_what_its_bookmark_says() {
+        const CHANGES: u64 = 20_000;
+        let catalog = Catalog::open(Store::open_in_memory(&MemoryStore::default())).unwrap();
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| {
+                for n in 1..=CHANGES {
+                    let old = catalog.state();
+                    let mut new = CatalogState::clone(&old);
+                    new.aliases.insert("n".to_owned(), n.to_string());
+                    let applied = Applied { position: Position(n), bookmark: None };
+                    catalog.publish(&old, new, applied).unwrap();
+                }
+            });
+            while !writing.is_finished() {
+                let mut bytes = Vec::new();
+                catalog.write_snapshot(&mut bytes).unwrap();
+                let (applied, state): (Applied, CatalogState) = parse("snapshot", &bytes[4..]).unwrap();
+                let told = state.aliases.get("n").map_or(0, |n| n.parse().unwrap());
+                assert_eq!(applied.position, Position(told));
+            }
+        });
+        assert_eq!(catalog.position(), Position(CHANGES));
+    }
 }
