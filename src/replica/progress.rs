@@ -86,10 +86,8 @@ pub(super) struct Progress {
     committed: Mutex<Option<LogIndex>>,
     /// The vote as the log has been given it: before any other replica hears of it.
     voted: Mutex<Option<RaftVote>>,
-    /// Told to another replica to be committed; 0 is nothing.
+    /// Told to another replica, or to a caller, to be committed; 0 is nothing.
     told: AtomicU64,
-    /// Told to a caller to be committed, perhaps before it is applied here; 0 is nothing.
-    acknowledged: AtomicU64,
     applied: watch::Sender<Applied>,
     durable: Mutex<Mark>,
     /// What Raft may purge: always a value `durable` once had.
@@ -121,7 +119,6 @@ impl Progress {
             committed: Mutex::new(committed.max(durable.index())),
             voted: Mutex::new(state.vote.map(entry::vote_from_log)),
             told: AtomicU64::new(0),
-            acknowledged: AtomicU64::new(0),
             applied: watch::Sender::new(Applied { id: durable.applied, position, stopped: None }),
             installed: Mutex::new(durable.index()),
             checkpointed: Mutex::new(durable.clone()),
@@ -147,7 +144,6 @@ impl Progress {
             committed: Mutex::default(),
             voted: Mutex::default(),
             told: AtomicU64::new(0),
-            acknowledged: AtomicU64::new(0),
             applied: watch::Sender::default(),
             installed: Mutex::default(),
             checkpointed: Mutex::default(),
@@ -244,21 +240,17 @@ impl Progress {
         *lock(&self.voted)
     }
 
-    /// Another replica is going to be told that entries up to `last` are committed, and may apply them before this one.
+    /// Another replica is going to be told that entries up to `last` are committed, and may apply them before this one; or
+    /// a caller, who does not wait until they are applied.
     pub(super) fn tells(&self, last: LogIndex) {
         self.told.fetch_max(last.0, Ordering::SeqCst);
-    }
-
-    /// A caller is going to be told that entries up to `last` are committed, perhaps before they are applied here.
-    pub(super) fn acknowledges(&self, last: LogIndex) {
-        self.acknowledged.fetch_max(last.0, Ordering::SeqCst);
     }
 
     /// What anyone can have seen by now, of what the leader at this replica commits and of all before: it is told, or
     /// applied here. None if nothing of this leader's is applied: then it may not know what those before it told; a leader
     /// that restarts comes by a new term, so that what this process has not counted is not its own.
     pub(super) fn seen(&self, leader: RaftLeaderId) -> Option<LogIndex> {
-        let told = self.told.load(Ordering::SeqCst).max(self.acknowledged.load(Ordering::SeqCst));
+        let told = self.told.load(Ordering::SeqCst);
         let applied = self.applied.borrow();
         let own = applied.id.as_ref().filter(|id| *id.committed_leader_id() == leader)?;
         Some(LogIndex(own.index().max(told)))

@@ -280,7 +280,7 @@ impl Callers {
     fn committed(&mut self, index: LogIndex) {
         for caller in &mut self.each {
             if let Some((_, answer)) = caller.take_if(|(wait, _)| *wait == Wait::Committed) {
-                self.progress.acknowledges(index);
+                self.progress.tells(index);
                 let _ = answer.send(Ok(Proposed::Committed(ReadIndex(index))));
             }
         }

@@ -126,7 +126,6 @@ impl Catalog {
         let mut standing = self.applied();
         *standing = applied;
         self.state.send_replace(Arc::new(new));
-        drop(standing);
         Ok(())
     }
 }
@@ -255,7 +254,8 @@ mod tests {
     #[test]
     fn a_snapshot_holds_what_its_bookmark_says() {
         const CHANGES: u64 = 20_000;
-        let catalog = Catalog::open(Store::open_in_memory(&MemoryStore::default())).unwrap();
+        let catalog = Catalog::open(Store::open_in_memory(&MemoryStore::default()));
+        let catalog = catalog.expect("an empty store holds nothing damaged");
         std::thread::scope(|scope| {
             let writing = scope.spawn(|| {
                 for n in 1..=CHANGES {
@@ -263,14 +263,15 @@ mod tests {
                     let mut new = CatalogState::clone(&old);
                     new.aliases.insert("n".to_owned(), n.to_string());
                     let applied = Applied { position: Position(n), bookmark: None };
-                    catalog.publish(&old, new, applied).unwrap();
+                    catalog.publish(&old, new, applied).expect("memory does not fail");
                 }
             });
             while !writing.is_finished() {
                 let mut bytes = Vec::new();
-                catalog.write_snapshot(&mut bytes).unwrap();
-                let (applied, state): (Applied, CatalogState) = parse("snapshot", &bytes[4..]).unwrap();
-                let told = state.aliases.get("n").map_or(0, |n| n.parse().unwrap());
+                catalog.write_snapshot(&mut bytes).expect("memory does not fail");
+                let (applied, state): (Applied, CatalogState) =
+                    parse("snapshot", &bytes[4..]).expect("written just now");
+                let told = state.aliases.get("n").map_or(0, |n| n.parse().expect("a number was put there"));
                 assert_eq!(applied.position, Position(told));
             }
         });

@@ -76,6 +76,11 @@ mod tests {
         for allowed in [0, 1, 400, 4_000, 12_000] {
             assert!(plan(Some(allowed), None).is_none(), "{allowed}");
         }
+        // Where walking and scanning were measured to cost the same lies between: 8 % of 100,000 rows, 4 % of 400,000.
+        for (rows, walked, scanned) in [(100_000, 10_000, 7_000), (400_000, 20_000, 12_000)] {
+            let walks = |allowed| Walk::plan(HnswParams::default(), rows, Some(allowed), 11, None).is_some();
+            assert!(walks(walked) && !walks(scanned), "of {rows} rows");
+        }
         assert!(Walk::plan(HnswParams::default(), 4_000, None, 11, None).is_none(), "a small segment");
         assert!(Walk::plan(HnswParams::default(), 0, None, 11, None).is_none(), "an empty one");
     }
