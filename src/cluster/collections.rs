@@ -181,6 +181,8 @@ impl Cluster {
         match self.write(&collection, bodies, &options).await {
             // Told before.
             Ok(_) | Err(ClusterError::Gone(_)) => {}
+            // So somebody else told them.
+            Err(_) if !self.inner.catalog.state().dropping.contains_key(&number) => return Ok(()),
             Err(e) => return Err(e),
         }
         self.propose_catalog(CatalogCommand::Dropped { id: number }, deadline).await

@@ -426,6 +426,9 @@ impl Cluster {
                 let waits_here = under_way.iter().all(|replica| Some(*replica) == here);
                 let stuck = owed == 0 && !working && (waits_here || now - since >= SLOW_AFTER);
                 let hedge = || !working && !round.is_empty() && (stuck || reads.hedge());
+                if round.is_empty() && self.inner.router.is_gone(group) {
+                    return Err(ClusterError::Gone(wish.collection));
+                }
                 if owed == 0 && !hedge() {
                     next = now + HEDGE_AFTER;
                     continue;

@@ -7,6 +7,7 @@
 //! refused         -> certainly not taken: the next leader, at once or after a short wait
 //! lost            -> in doubt: the same command again, which the shard knows by its RequestId
 //! another leads   -> whatever is under way at the old one is given up: a frozen leader holds nobody
+//! the group is gone from the catalog -> nobody will ever take it: said at once
 //! ```
 //!
 //! Invariants: a command that may have been taken is proposed again only if that is harmless
@@ -113,7 +114,8 @@ impl Router {
 
     /// Gets a command into the log of a group. `here` gives the group's replica on this node, if it is open.
     ///
-    /// Errors: with effect none, only if no attempt can have been taken.
+    /// Errors: with effect none, only if no attempt can have been taken; `Missing` if the catalog has no such group
+    /// any more.
     pub(super) async fn propose<M: StateMachine>(
         &self,
         group: u32,
@@ -124,6 +126,9 @@ impl Router {
         let known = self.known(group);
         let mut tries = Tries::default();
         while Instant::now() < way.deadline {
+            if self.is_gone(group) {
+                return Err(tries.of_nobody(group));
+            }
             let here = here();
             let leadership = here.as_ref().map(|(_, replica)| {
                 let mut leadership = replica.leadership();
@@ -229,21 +234,22 @@ impl Router {
         let (why, remedy) = tokio::select! {
             biased;
             done = sent.answer() => return done,
-            next = self.another_leader(group, to, leadership) => {
-                ("another leader took over from the one that was asked", Remedy::Leader(Some(next)))
-            }
+            next = self.another_leader(group, to, leadership) => match next {
+                Some(_) => ("another leader took over from the one that was asked", Remedy::Leader(next)),
+                None => ("the group was given up", Remedy::Again),
+            },
             () = sleep_until(way.deadline) => ("the leader's answer", Remedy::Again),
         };
         Err(sent.give_up(why, remedy))
     }
 
-    /// Resolves when somebody else is heard to lead.
+    /// Resolves when somebody else is heard to lead; to none once nobody ever will.
     async fn another_leader(
         &self,
         group: u32,
         than: ReplicaId,
         leadership: Option<watch::Receiver<Leadership>>,
-    ) -> ReplicaId {
+    ) -> Option<ReplicaId> {
         let [alone, with_replica] = DOUBT_AFTER;
         let patience = if leadership.is_some() { with_replica } else { alone };
         let heard_here = async {
@@ -255,15 +261,23 @@ impl Router {
         let heard_elsewhere = async {
             sleep(patience).await;
             loop {
+                if self.is_gone(group) {
+                    return None;
+                }
                 // The one that is asked is among them, and so is one that slept through an election.
                 let said: Vec<_> = self.leaders(group).filter_map(ready).collect().await;
                 match said.into_iter().max() {
-                    Some((_, leader)) if leader != than => return leader,
+                    Some((_, leader)) if leader != than => return Some(leader),
                     _ => sleep(LOOK_WITHIN).await,
                 }
             }
         };
-        tokio::select! { leader = heard_here => leader, leader = heard_elsewhere => leader }
+        tokio::select! { leader = heard_here => Some(leader), leader = heard_elsewhere => leader }
+    }
+
+    /// Whether the catalog has a group no more. That of the catalog itself is always there, known or not.
+    pub(super) fn is_gone(&self, group: u32) -> bool {
+        group != 0 && self.calls.seats(group).is_empty()
     }
 
     fn known(&self, group: u32) -> Arc<Known> {
@@ -362,11 +376,7 @@ impl Tries {
         let Refusal { error, remedy } = refusal;
         self.doubt |= error.effect() == Effect::Unknown;
         if remedy == Remedy::Never || self.doubt && !way.safe_twice {
-            return Err(if self.doubt {
-                error.in_doubt("an earlier copy may have been taken")
-            } else {
-                error
-            });
+            return Err(self.doubted(error));
         }
         if let Remedy::Leader(next) = remedy {
             self.hint = next;
@@ -393,6 +403,19 @@ impl Tries {
             () = sleep_until(deadline.min(Instant::now() + wait)) => {}
             () = news => {}
         }
+    }
+
+    /// An error of no effect, and what the attempts before it may have done.
+    fn doubted(&self, error: ClusterError) -> ClusterError {
+        match self.doubt {
+            true => error.in_doubt("an earlier copy may have been taken"),
+            false => error,
+        }
+    }
+
+    /// There is nobody left to ask.
+    fn of_nobody(self, group: u32) -> ClusterError {
+        self.doubted(ClusterError::Missing(format!("group {group}, which the catalog has no more")))
     }
 
     fn give_up(self) -> ClusterError {

@@ -224,7 +224,11 @@ impl Cluster {
                     format!("{} bytes for shard {}, at most {COMMAND_BYTES_MAX}", bytes.len(), shard.number);
                 return Err(Invalid::new("request", why).into());
             }
-            let Carried { proposed, doubt } = self.inner.router.propose(group, here, bytes, way).await?;
+            let carried = self.inner.router.propose(group, here, bytes, way).await;
+            let Carried { proposed, doubt } = carried.map_err(|error| match error {
+                ClusterError::Missing(_) => ClusterError::Gone(record.id),
+                error => error,
+            })?;
             let Proposed::Applied(outcome) = proposed else { return Ok(None) };
             self.inner.router.hear(group, outcome.position);
             match accepted(outcome, command.collection) {

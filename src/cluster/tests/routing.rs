@@ -2,10 +2,10 @@
 
 use super::*;
 use crate::{
-    cluster::{ClusterError, PointSelector, Seen, Token},
+    cluster::{ClusterError, PointSelector, Seen, Token, catalog::CatalogCommand},
     model::{
-        Effect, Kind, PayloadSelector, Position, Projection, ScrollRequest, SearchParams, SearchRequest,
-        Target, VectorSelector,
+        Body, Effect, Kind, PayloadSelector, Position, Projection, ScrollRequest, SearchParams,
+        SearchRequest, ShardNumber, Target, VectorSelector,
     },
 };
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -223,6 +223,8 @@ async fn another_collection_of_the_name(nodes: &[Node]) {
                 at += 1;
                 match node.cluster.upsert("again", vec![point(at * 3 + i as u64, at)], &writing()).await {
                     Ok(_) => _ = writes[i].fetch_add(1, Ordering::Relaxed),
+                    // Whether the collection that was dropped took it first.
+                    Err(e) if e.effect() == Effect::Unknown => {}
                     Err(e) => assert!(matches!(e.kind(), Kind::NotFound | Kind::Unavailable), "{e:?}"),
                 }
                 match node.cluster.count("again", None, &reading()).await {
@@ -267,9 +269,7 @@ async fn made_and_dropped_at_once(nodes: &[Node]) {
     let makers = nodes.iter().map(|node| async {
         let mut made = 0;
         for _ in 0..10 {
-            // Shards of a collection that is gone by now may not answer at all.
-            let briefly = Instant::now() + Duration::from_secs(2);
-            match node.cluster.create_collection("brief", spec(2, 3), briefly).await {
+            match node.cluster.create_collection("brief", spec(2, 3), soon()).await {
                 Ok(_) => made += 1,
                 Err(e) if e.effect() == Effect::Unknown => {}
                 Err(e) => assert!(matches!(e.kind(), Kind::Conflict | Kind::Unavailable), "{e:?}"),
@@ -280,7 +280,7 @@ async fn made_and_dropped_at_once(nodes: &[Node]) {
     let stop = AtomicBool::new(false);
     let dropper = async {
         while !stop.load(Ordering::Relaxed) {
-            match nodes[1].cluster.delete_collection("brief", Instant::now() + Duration::from_secs(2)).await {
+            match nodes[1].cluster.delete_collection("brief", soon()).await {
                 Ok(_) => {}
                 Err(e) if e.effect() == Effect::Unknown => {}
                 Err(e) => assert!(matches!(e.kind(), Kind::Unavailable), "{e:?}"),
@@ -397,4 +397,45 @@ async fn a_drop_that_a_shard_has_not_heard_of_is_in_doubt() {
     holder.thaw(&cluster_id);
     let forgotten = || nodes.iter().all(|node| node.cluster.inner.catalog.state().dropping.is_empty());
     until("all know that it is dropped", forgotten).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_a_collection_that_is_dropped_is_told_so_at_once() {
+    let nodes = nodes(3).await;
+    create(&nodes, "c", spec(1, 1)).await.unwrap();
+    let (holder, others) = leader(&nodes, "c").await;
+    let writer = &others[0].cluster;
+    writer.upsert("c", vec![point(1, 1)], &writing()).await.unwrap();
+    let collection = writer.lookup("c", soon()).await.unwrap();
+    holder.freeze();
+    assert_eq!(writer.collections(&reading()).await.unwrap(), ["c"]);
+
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let (long, long_read) = (WriteOptions { deadline, ..writing() }, ReadOptions::linearizable(deadline));
+    let write = writer.upsert("c", vec![point(1, 2)], &long);
+    let read = writer.count("c", None, &long_read);
+    let dropped = async {
+        // Both have been sent, and are not answered.
+        sleep(Duration::from_millis(200)).await;
+        let id = collection.record.id;
+        writer.propose_catalog(CatalogCommand::Drop { name: "c".to_owned() }, soon()).await.unwrap();
+        writer.catch_up_with_catalog(soon()).await.unwrap();
+        let dropping =
+            writer.inner.catalog.state().dropping.iter().find(|(_, c)| c.id == id).map(|(n, _)| *n);
+        let told = CatalogCommand::Dropped { id: dropping.unwrap() };
+        others[1].cluster.propose_catalog(told, soon()).await.unwrap();
+    };
+    let (in_doubt, nothing, ()) = futures::future::join3(write, read, dropped).await;
+    assert_eq!(nothing.unwrap_err(), ClusterError::NoCollection("c".to_owned()));
+    let in_doubt = in_doubt.unwrap_err();
+    assert_eq!(in_doubt.effect(), Effect::Unknown, "{in_doubt}");
+    assert!(in_doubt.to_string().contains("no more"), "{in_doubt}");
+
+    // Who comes with what it knew before asks nobody.
+    let bodies = [(ShardNumber(0), Body::Delete(vec![PointId::Num(1)]))].into();
+    let late = writer.write(&collection, bodies, &long).await.unwrap_err();
+    assert_eq!(late, ClusterError::Gone(collection.record.id));
+    let late = writer.shard_stats(&collection, &long_read).await.unwrap_err();
+    assert_eq!(late, ClusterError::Gone(collection.record.id));
+    assert!(Instant::now() + Duration::from_secs(20) < deadline, "they waited for their deadline");
 }
