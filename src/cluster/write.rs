@@ -287,8 +287,11 @@ impl Cluster {
         self.catch_up_with_catalog(deadline).await?;
         let next = self.lookup(name, deadline).await?;
         match next.record.id == gone {
-            // A catalog that is current still has it: the shard is another one's, or ahead of its catalog.
-            true => Err(ClusterError::Unavailable(format!("collection {name} is being dropped"))),
+            // A catalog that is current still has it: the shard is another one's, or ahead of its catalog, or its copies
+            // are made anew elsewhere.
+            true => Err(ClusterError::Unavailable(format!(
+                "collection {name} is being dropped, or its copies are made anew"
+            ))),
             false => Ok(next),
         }
     }
