@@ -9,19 +9,11 @@
 set -euo pipefail
 base="$1" query="$2" rest="$3" rate="$4" ef="$5" distance="${6:-cosine}"
 rounds="${ROUNDS:-3}" clients="${CLIENTS:-4}" batch=50
-annal="${ANNAL:-target/release/annal}"
-url=http://127.0.0.1:16333
-work="$(mktemp -d -p "${TMPDIR:-/tmp}")"
-pid=""
-finish() {
-  if [ -n "$pid" ]; then kill "$pid" && wait "$pid" || true; fi
-  rm -rf "$work"
-}
-trap finish EXIT
+source "$(dirname "$0")/node.sh"
 
 # The first and the last points as files of their own: a point that equals one that is there is less work than a new one.
 python3 - "$base" "$work/first" "$work/last" "$rest" <<'PY'
-import ast, math, pathlib, struct, sys
+import ast, pathlib, struct, sys
 source, first, last, rest = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 data = pathlib.Path(source).read_bytes()
 if source.endswith(".fbin"):
@@ -46,16 +38,17 @@ search() {
 }
 
 for round in $(seq "$rounds"); do
-  "$annal" serve --data-dir "$work/data" --http 127.0.0.1:16333 --peer 127.0.0.1:16335 --grpc off --node n1 \
-    > "$work/log" 2>&1 &
-  pid=$!
-  until curl -sf "$url/readyz" > "$work/ready"; do sleep 0.1; done
+  serve
   "$annal" bench ingest --url "$url" --collection c --vectors "$first" --distance "$distance" --batch 200 --until-green > "$work/loaded"
   sleep 45 # Deltas at rest join the graph, and the store has been read through once.
   search > "$work/before"
   "$annal" bench mixed --url "$url" --collection c --queries "$query" --vectors "$last" --id-offset "$rest" --ef "$ef" \
     --clients "$clients" --batch "$batch" --write-rate $((rate / batch)) --seconds 20 --pid "$pid" --json > "$work/beside"
-  until is_green; do sleep 0.5; done
+  for _ in $(seq 240); do
+    if is_green; then break; fi
+    sleep 0.5
+  done
+  is_green
   sleep 10
   search > "$work/after"
   python3 - "$round" "$work/before" "$work/beside" "$work/after" <<'PY'
@@ -71,7 +64,6 @@ print(
     f" recall {beside['recall']:.4f}"
 )
 PY
-  kill "$pid" && wait "$pid" || true
-  pid=""
+  stop
   rm -rf "$work/data"
 done

@@ -8,36 +8,12 @@
 # bytes. `CODES_IN_MEMORY=true`: only links and vectors are read from the disk.
 set -euo pipefail
 base="$1" query="$2" truth="$3" distance="${4:-cosine}"
-annal="${ANNAL:-target/release/annal}"
-url=http://127.0.0.1:16333
-work="$(mktemp -d -p "${TMPDIR:-/tmp}")"
-group=""
-pid=""
-finish() {
-  if [ -n "$pid" ]; then kill "$pid" && wait "$pid" || true; fi
-  if [ -n "$group" ]; then rmdir "$group"; fi
-  rm -rf "$work"
-}
-trap finish EXIT
+source "$(dirname "$0")/node.sh"
 
 # Caches, a delta and segments of the log (which are read whole) of a size that fits; the same for both halves.
 export ANNAL__STORE__CACHE_BYTES=$((2 << 20)) ANNAL__STORE__MEMTABLE_BYTES=$((1 << 20)) ANNAL__LOG__MEMORY_BYTES=$((1 << 20))
 export ANNAL__INDEX__SEAL_BYTES=$((2 << 20)) ANNAL__SEARCH__RECALL_SAMPLE=0
 export ANNAL__LOG__SEGMENT_BYTES=$((4 << 20)) ANNAL__LIMITS__REQUEST_BYTES_MAX=$((2 << 20))
-
-serve() {
-  (
-    if [ -n "$group" ]; then echo "$BASHPID" > "$group/cgroup.procs"; fi
-    exec "$annal" serve --data-dir "$work/data" --http 127.0.0.1:16333 --peer 127.0.0.1:16335 --grpc off --node n1
-  ) > "$work/log" 2>&1 &
-  pid=$!
-  for _ in $(seq 600); do
-    if curl -sf "$url/readyz" > "$work/ready"; then return; fi
-    sleep 0.1
-  done
-  cat "$work/log" >&2
-  exit 1
-}
 
 serve
 read -r rows dim < <(python3 - "$base" <<'PY'
@@ -56,7 +32,7 @@ curl -sf -X PUT "$url/collections/c" -H 'content-type: application/json' -d \
 "$annal" bench ingest --url "$url" --collection c --vectors "$base" --distance "$distance" --batch 50 --clients 2 --until-green --pid "$pid"
 sleep 8 # At rest the last delta joins the graph.
 echo "at rest, without a limit: $(grep RssAnon "/proc/$pid/status" | tr -s '\t ' ' ')"
-kill "$pid" && wait "$pid" || true
+stop
 
 limit="${MEMORY:-$((rows * dim))}" # A quarter of four bytes a number.
 if [ -d /sys/fs/cgroup/memory ]; then

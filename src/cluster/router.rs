@@ -126,9 +126,6 @@ impl Router {
         let known = self.known(group);
         let mut tries = Tries::default();
         while Instant::now() < way.deadline {
-            if self.is_gone(group) {
-                return Err(tries.of_nobody(group));
-            }
             let here = here();
             let leadership = here.as_ref().map(|(_, replica)| {
                 let mut leadership = replica.leadership();
@@ -139,6 +136,9 @@ impl Router {
             let Some(leader) =
                 self.leader(group, &known, leadership.as_ref(), &mut tries, way.deadline).await
             else {
+                if self.is_gone(group) {
+                    return Err(tries.of_nobody(group));
+                }
                 tries.pause(leadership, way.deadline).await;
                 continue;
             };
