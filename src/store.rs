@@ -188,8 +188,7 @@ impl Store {
                 .open()
         };
         // On Linux threads inherit what the one that starts them has.
-        let opened = std::thread::scope(|scope| scope.spawn(open).join());
-        let database = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let database = world::apart(open).map_err(fjall::Error::Io)??;
         Ok(Store(Kind::Disk(database, options.memtable_bytes), Failure::default()))
     }
 

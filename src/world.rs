@@ -133,6 +133,33 @@ pub fn give_way(nice: i32) {
     let _ = nice;
 }
 
+/// Has this thread run only where no other thread of the machine wants to, for as long as it lives; elsewhere than on Linux,
+/// and where that is refused, it gives way as far as it can. What it locks meanwhile can stay locked for long.
+pub fn give_way_to_all() {
+    #[cfg(target_os = "linux")]
+    {
+        use thread_priority::{
+            NormalThreadSchedulePolicy::Idle, ThreadPriority::Min, ThreadSchedulePolicy::Normal,
+            set_thread_priority_and_policy, thread_native_id,
+        };
+        match set_thread_priority_and_policy(thread_native_id(), Min, Normal(Idle)) {
+            Ok(()) => return,
+            Err(error) => tracing::debug!(?error, "a thread is not of the idle class"),
+        }
+    }
+    give_way(19);
+}
+
+/// Runs work on a thread of its own and waits for it, so that what it changes of its thread ends with it.
+///
+/// Errors: there is no thread for it; it was not begun.
+pub fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("apart".to_owned()).spawn_scoped(scope, work)?;
+        Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}
+
 /// How much work that is done aside gives way.
 const ASIDE_NICE: i32 = 19;
 
@@ -311,6 +338,28 @@ mod tests {
         let (done, seen) = oneshot::channel();
         drop(patiently(move || done.send(1)));
         assert_eq!(seen.await, Ok(1));
+    }
+
+    #[test]
+    fn work_apart_may_give_way_to_all_and_leaves_the_thread_as_it_was() {
+        #[cfg(target_os = "linux")]
+        let told = || {
+            use thread_priority::{NormalThreadSchedulePolicy::Idle, ThreadSchedulePolicy::Normal};
+            thread_priority::thread_schedule_policy().unwrap() == Normal(Idle)
+                || rustix::process::nice(0).unwrap() == 19
+        };
+        #[cfg(not(target_os = "linux"))]
+        let told = || true;
+        let here = std::thread::current().id();
+        let (there, gave_way) = apart(|| {
+            give_way_to_all();
+            (std::thread::current().id(), told())
+        })
+        .unwrap();
+        assert!(gave_way && here != there);
+        assert!(cfg!(not(target_os = "linux")) || !told());
+        let panicked = std::panic::catch_unwind(|| apart(|| panic!("as a test wants")));
+        assert!(panicked.is_err());
     }
 
     #[test]

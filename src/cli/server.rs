@@ -94,7 +94,9 @@ pub(super) struct Client {
     api_key: Option<String>,
 }
 
-/// How long an answer may take.
+/// How long a connection, a request on its way, and an answer may take each.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(30);
+const SENT_WITHIN: Duration = Duration::from_secs(120);
 const ANSWER_WITHIN: Duration = Duration::from_secs(120);
 /// How long the head of an answer that has no end may take.
 const HEAD_WITHIN: Duration = Duration::from_secs(30);
@@ -110,7 +112,15 @@ impl Server {
 
 impl Client {
     pub(super) fn new(url: String, api_key: Option<String>) -> Self {
-        let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(ANSWER_WITHIN));
+        // Each step has a time, and not the whole: within one, ureq looks up the address of each request on a thread that it
+        // starts for that, which was a good part of what a bench took (`docs/BENCHMARKS.md`).
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(CONNECTED_WITHIN))
+            .timeout_send_request(Some(SENT_WITHIN))
+            .timeout_send_body(Some(SENT_WITHIN))
+            .timeout_recv_response(Some(ANSWER_WITHIN))
+            .timeout_recv_body(Some(ANSWER_WITHIN));
         Client { agent: config.build().into(), url, api_key }
     }
 
@@ -160,7 +170,7 @@ impl Client {
     /// An answer whose body has no end.
     pub(super) fn stream(&self, path: &str) -> Result<Response<Body>, ureq::Error> {
         let request = self.agent.configure_request(self.request("GET", path, "")?);
-        let request = request.timeout_global(None).timeout_recv_response(Some(HEAD_WITHIN)).build();
+        let request = request.timeout_recv_response(Some(HEAD_WITHIN)).timeout_recv_body(None).build();
         self.agent.run(request)
     }
 

@@ -50,8 +50,6 @@ const INCOMING: &str = "incoming";
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// How long nothing must be written before an open delta is thought of.
 const REST: Duration = Duration::from_secs(2);
-/// How much the thread that builds gives way: as far as it goes. Writers who wait for it leave it the time.
-const BUILD_NICE: i32 = 19;
 
 /// Whose turn it is to build; shared by all shards of a node, so that one graph is built at a time.
 #[derive(Clone, Debug, Default)]
@@ -197,8 +195,6 @@ impl Indexer {
     }
 
     fn run(&self, shard: &Weak<Shard>) {
-        // Searches and writes come first.
-        world::give_way(BUILD_NICE);
         // Where the shard stood at the last look, and where its open deltas were last thought of: once is enough.
         let (mut seen, mut thought_of) = (None, None);
         loop {
@@ -256,8 +252,7 @@ impl Indexer {
         let view = shard.view();
         for (name, index) in &view.vectors {
             let Some(old) = index.held_elsewhere() else { continue };
-            let segment =
-                old.segment.held(index.params.residence).map_err(|e| IndexError::Segment(e.into()))?;
+            let segment = at_leisure(|| Ok(old.segment.held(index.params.residence)?))?;
             let new = SealedSegment { file: old.file.clone(), segment };
             let merge = Merge { params: index.params, segments: vec![old.clone()], sealed: Vec::new() };
             shard.replace_parts(name, &merge, Some(Arc::new(new)));
@@ -270,11 +265,12 @@ impl Indexer {
         });
         let Some((name, merge)) = next else { return Ok(false) };
         let _turn = self.turn(&shard.options.build_turn)?;
-        fs::create_dir_all(&self.folder).map_err(|e| IndexError::Segment(e.into()))?;
-        let new = self.build(&view, &merge)?.map(Arc::new);
+        fs::create_dir_all(&self.folder)?;
+        let file = self.next_file();
+        let new = at_leisure(|| self.build(&view, &merge, file))?.map(Arc::new);
         let new = new.filter(|_| !mutant::is(Mutant::IndexDropOnSwap));
         shard.replace_parts(&name, &merge, new);
-        self.write_manifest(shard).map_err(|e| IndexError::Segment(e.into()))?;
+        self.write_manifest(shard)?;
         Ok(true)
     }
 
@@ -292,12 +288,16 @@ impl Indexer {
         }
     }
 
-    fn build(&self, view: &ReadView, merge: &Merge) -> Result<Option<SealedSegment>, IndexError> {
+    fn build(
+        &self,
+        view: &ReadView,
+        merge: &Merge,
+        file: String,
+    ) -> Result<Option<SealedSegment>, IndexError> {
         let gathered = merge.gather(&view.live, &view.slots);
         if gathered.rows.is_empty() {
             return Ok(None);
         }
-        let file = self.next_file();
         let segment = gathered.build(&merge.params, &self.folder.join(&file), &self.stop)?;
         tracing::info!(rows = segment.rows().len(), file, "graph built");
         Ok(Some(SealedSegment { file, segment }))
@@ -320,6 +320,16 @@ impl Indexer {
     fn failed(&self, source: io::Error) -> MachineError {
         MachineError::Io { what: self.folder.display().to_string(), source }
     }
+}
+
+/// Does work to which all searches and writes come first, on a thread that takes no lock: one that waits its turn for a
+/// processor would hold up who wants the lock.
+fn at_leisure<T: Send>(work: impl FnOnce() -> Result<T, IndexError> + Send) -> Result<T, IndexError> {
+    let work = || {
+        world::give_way_to_all();
+        work()
+    };
+    world::apart(work)?
 }
 
 /// Opens the index of every vector of a schema: whole files first, then the rows no file has, from the store.

@@ -463,6 +463,12 @@ pub(super) enum IndexError {
     Segment(#[from] segment::SegmentError),
 }
 
+impl From<std::io::Error> for IndexError {
+    fn from(error: std::io::Error) -> Self {
+        IndexError::Segment(error.into())
+    }
+}
+
 /// The rows of those slots that have one; both ascend.
 fn rows_of(rows: &[Row], slots: impl Iterator<Item = Slot>) -> Vec<u32> {
     let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Vec::new() };
