@@ -31,33 +31,81 @@ pub(super) const TOGETHER: usize = 32;
 /// What a query says of four dimensions: a number for each choice of their signs.
 pub(super) type Table = [u8; 16];
 
-/// The sums of what tables say, for rows of signs: `tables [groups]`, `signs [rows / 32, groups, 16]`, `sums [rows]`.
+/// What each of 32 rows has to do with how far it is from a query, beside its signs.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) struct Bounds {
+    /// What no query changes; NaN where there is no row.
+    pub(super) bases: [f32; TOGETHER],
+    /// What an inner product of signs comes to.
+    pub(super) scales: [f32; TOGETHER],
+    /// How far that is off, by the length of the query.
+    pub(super) spreads: [f32; TOGETHER],
+}
+
+/// What a query has to do with how far rows are, beside its tables.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) struct Asked {
+    /// What no row changes.
+    pub(super) base: f32,
+    /// What a sum of the tables counts, and what is added to it.
+    pub(super) unit: f32,
+    pub(super) shift: f32,
+    /// The length of the query from the centre, in deviations.
+    pub(super) reach: f32,
+}
+
+/// How far 32 rows are at the least, and which of them that leaves at a distance, a bit each: `tables [groups]`,
+/// `signs [groups, 16]`.
 ///
-/// A group is four dimensions; of each byte the lower half has the signs of one of the first 16 rows of 32, the upper
-/// those of one of the others. Groups are even in number, and no sum is above `u16::MAX`.
-pub(super) type SumSigns = fn(tables: &[Table], signs: &[u8], sums: &mut [u16]);
+/// ```text
+/// floor = base of the row + base of the query − scale · (unit · sum + shift) − spread · reach
+/// ```
+///
+/// The sum is of what the tables say of the row's signs. A group is four dimensions; of each byte the lower half has the
+/// signs of one of the first 16 rows, the upper those of one of the others. Groups are even in number, and no sum is
+/// above `u16::MAX`.
+pub(super) type Floors = fn(
+    tables: &[Table],
+    signs: &[u8],
+    bounds: &Bounds,
+    asked: &Asked,
+    distance: f32,
+    floors: &mut [f32; TOGETHER],
+) -> u32;
 
 /// The best variant on this processor.
-pub(super) fn best_sums() -> SumSigns {
+pub(super) fn best_floors() -> Floors {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") {
-        return x86::sum_signs;
+        return x86::floors;
     }
-    sum_signs
+    floors
 }
 
 /// The variant every other one is tested against.
-fn sum_signs(tables: &[Table], signs: &[u8], sums: &mut [u16]) {
-    let of_rows = signs.chunks_exact(size_of_val(tables));
-    for (signs, sums) in of_rows.zip(sums.as_chunks_mut::<TOGETHER>().0) {
-        *sums = [0; TOGETHER];
-        for (signs, table) in signs.as_chunks::<16>().0.iter().zip(tables) {
-            for (at, both) in signs.iter().enumerate() {
-                sums[at] += u16::from(table[usize::from(both & 15)]);
-                sums[16 + at] += u16::from(table[usize::from(both >> 4)]);
-            }
+fn floors(
+    tables: &[Table],
+    signs: &[u8],
+    bounds: &Bounds,
+    asked: &Asked,
+    distance: f32,
+    floors: &mut [f32; TOGETHER],
+) -> u32 {
+    let mut sums = [0u16; TOGETHER];
+    for (signs, table) in signs.as_chunks::<16>().0.iter().zip(tables) {
+        for (at, both) in signs.iter().enumerate() {
+            sums[at] += u16::from(table[usize::from(both & 15)]);
+            sums[16 + at] += u16::from(table[usize::from(both >> 4)]);
         }
     }
+    let mut left = 0;
+    for (at, floor) in floors.iter_mut().enumerate() {
+        let nearest = bounds.scales[at] * (asked.unit * f32::from(sums[at]) + asked.shift)
+            + bounds.spreads[at] * asked.reach;
+        *floor = bounds.bases[at] + asked.base - nearest;
+        left |= u32::from(*floor <= distance) << at;
+    }
+    left
 }
 
 /// The variant every other one is tested against.
@@ -73,7 +121,7 @@ fn scalar(query: &[u8], _: u32, codes: &[u8], wanted: &[u32], keys: &mut [u32]) 
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "vector instructions; rows are sliced before they are read")]
 mod x86 {
-    use super::{TOGETHER, Table, UNIT};
+    use super::{Asked, Bounds, TOGETHER, Table, UNIT};
     use std::arch::x86_64::*;
 
     const BLOCK: usize = 64;
@@ -95,8 +143,15 @@ mod x86 {
         assert!(query.len().is_multiple_of(UNIT), "rows of whole units");
     }
 
-    pub(super) fn sum_signs(tables: &[Table], signs: &[u8], sums: &mut [u16]) {
-        /// Numbers of 16 bits, of which the upper bytes were summed for themselves, as well as in the lower.
+    pub(super) fn floors(
+        tables: &[Table],
+        signs: &[u8],
+        bounds: &Bounds,
+        asked: &Asked,
+        distance: f32,
+        floors: &mut [f32; TOGETHER],
+    ) -> u32 {
+        /// Sums of 16 bits by rows, of which the upper bytes were summed for themselves, as well as in the lower.
         #[inline]
         #[target_feature(enable = "avx2")]
         fn fold(lower: __m256i, upper: __m256i) -> [__m128i; 2] {
@@ -106,39 +161,56 @@ mod x86 {
         }
 
         #[target_feature(enable = "avx2")]
-        fn run(tables: &[Table], signs: &[u8], sums: &mut [u16]) {
-            let (stride, half) = (size_of_val(tables), _mm256_set1_epi8(15));
-            for (number, sums) in sums.as_chunks_mut::<TOGETHER>().0.iter_mut().enumerate() {
-                let signs = &signs[number * stride..][..stride];
-                let mut of_rows = [_mm256_setzero_si256(); 4];
-                let mut at = 0;
-                while at < stride {
-                    // SAFETY: groups are even in number, so that 32 bytes lie ahead of `at` in both.
-                    let (both, tables) = unsafe {
-                        (
-                            _mm256_loadu_si256(signs.as_ptr().add(at).cast()),
-                            _mm256_loadu_si256(tables.as_ptr().cast::<u8>().add(at).cast()),
-                        )
-                    };
-                    let first = _mm256_shuffle_epi8(tables, _mm256_and_si256(both, half));
-                    let second =
-                        _mm256_shuffle_epi8(tables, _mm256_and_si256(_mm256_srli_epi16(both, 4), half));
-                    of_rows[0] = _mm256_add_epi16(of_rows[0], first);
-                    of_rows[1] = _mm256_add_epi16(of_rows[1], _mm256_srli_epi16(first, 8));
-                    of_rows[2] = _mm256_add_epi16(of_rows[2], second);
-                    of_rows[3] = _mm256_add_epi16(of_rows[3], _mm256_srli_epi16(second, 8));
-                    at += 32;
-                }
-                let folded = [fold(of_rows[0], of_rows[1]), fold(of_rows[2], of_rows[3])];
-                for (eight, sums) in folded.as_flattened().iter().zip(sums.as_chunks_mut::<8>().0) {
-                    // SAFETY: room for eight numbers.
-                    unsafe { _mm_storeu_si128(sums.as_mut_ptr().cast(), *eight) };
-                }
+        fn run(
+            tables: &[Table],
+            signs: &[u8],
+            bounds: &Bounds,
+            asked: &Asked,
+            distance: f32,
+            floors: &mut [f32; TOGETHER],
+        ) -> u32 {
+            let half = _mm256_set1_epi8(15);
+            let mut of_rows = [_mm256_setzero_si256(); 4];
+            let pairs = signs.as_chunks::<32>().0.iter().zip(tables.as_chunks::<2>().0);
+            for (signs, tables) in pairs {
+                // SAFETY: 32 bytes each.
+                let (both, tables) = unsafe {
+                    (_mm256_loadu_si256(signs.as_ptr().cast()), _mm256_loadu_si256(tables.as_ptr().cast()))
+                };
+                let first = _mm256_shuffle_epi8(tables, _mm256_and_si256(both, half));
+                let second = _mm256_shuffle_epi8(tables, _mm256_and_si256(_mm256_srli_epi16(both, 4), half));
+                of_rows[0] = _mm256_add_epi16(of_rows[0], first);
+                of_rows[1] = _mm256_add_epi16(of_rows[1], _mm256_srli_epi16(first, 8));
+                of_rows[2] = _mm256_add_epi16(of_rows[2], second);
+                of_rows[3] = _mm256_add_epi16(of_rows[3], _mm256_srli_epi16(second, 8));
             }
+            let sums = [fold(of_rows[0], of_rows[1]), fold(of_rows[2], of_rows[3])];
+            let all = _mm256_set1_ps;
+            let mut left = 0;
+            for (number, sums) in sums.as_flattened().iter().enumerate() {
+                let at = 8 * number;
+                let of = |numbers: &[f32; TOGETHER]| {
+                    let eight = &numbers[at..at + 8];
+                    // SAFETY: eight numbers.
+                    unsafe { _mm256_loadu_ps(eight.as_ptr()) }
+                };
+                let sums = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(*sums));
+                let product = _mm256_add_ps(_mm256_mul_ps(all(asked.unit), sums), all(asked.shift));
+                let nearest = _mm256_add_ps(
+                    _mm256_mul_ps(of(&bounds.scales), product),
+                    _mm256_mul_ps(of(&bounds.spreads), all(asked.reach)),
+                );
+                let eight = _mm256_sub_ps(_mm256_add_ps(of(&bounds.bases), all(asked.base)), nearest);
+                left |= _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LE_OQ>(eight, all(distance))) << at;
+                let floors = &mut floors[at..at + 8];
+                // SAFETY: room for eight numbers.
+                unsafe { _mm256_storeu_ps(floors.as_mut_ptr(), eight) };
+            }
+            left as u32
         }
-        assert!(tables.len().is_multiple_of(2), "groups in pairs");
-        // SAFETY: `best_sums` hands this out only where the processor has this feature.
-        unsafe { run(tables, signs, sums) }
+        assert!(tables.len().is_multiple_of(2) && signs.len() == size_of_val(tables), "groups in pairs");
+        // SAFETY: `best_floors` hands this out only where the processor has this feature.
+        unsafe { run(tables, signs, bounds, asked, distance, floors) }
     }
 
     pub(super) fn avx512(query: &[u8], _: u32, codes: &[u8], wanted: &[u32], keys: &mut [u32]) {
@@ -257,35 +329,55 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_variant_sums_what_the_tables_say(
+        fn every_variant_finds_the_floors_of_32_rows(
             pairs in 1usize..33,
             tables in proptest::collection::vec(any::<Table>(), 64),
-            signs in proptest::collection::vec(any::<u8>(), 3 * 64 * 16),
+            signs in proptest::collection::vec(any::<u8>(), 64 * 16),
+            numbers in proptest::collection::vec(-2f32..2.0, 3 * TOGETHER),
+            rows in 0..=TOGETHER,
+            (unit, shift, reach, base) in (0f32..0.1, -9f32..9.0, 0f32..2.0, -1f32..1.0),
+            distance in -9f32..9.0,
         ) {
             let tables = &tables[..2 * pairs];
-            let signs = &signs[..3 * 16 * tables.len()];
+            let signs = &signs[..16 * tables.len()];
+            let asked = Asked { base, unit, shift, reach };
+            let mut bounds = Bounds {
+                bases: std::array::from_fn(|row| numbers[row]),
+                scales: std::array::from_fn(|row| numbers[TOGETHER + row]),
+                spreads: std::array::from_fn(|row| numbers[2 * TOGETHER + row]),
+            };
+            bounds.bases[rows..].fill(f32::NAN);
             let sum = |row: usize| -> u16 {
                 let of = |group: usize| {
-                    let both = signs[(row / TOGETHER * tables.len() + group) * 16 + row % 16];
-                    tables[group][usize::from(both >> (row % TOGETHER / 16 * 4) & 15)]
+                    let both = signs[group * 16 + row % 16];
+                    tables[group][usize::from(both >> (row / 16 * 4) & 15)]
                 };
                 (0..tables.len()).map(|group| u16::from(of(group))).sum()
             };
-            let right: Vec<u16> = (0..3 * TOGETHER).map(sum).collect();
-            for variant in [sum_signs, best_sums()] {
-                let mut sums = vec![7; 3 * TOGETHER];
-                variant(tables, signs, &mut sums);
-                prop_assert_eq!(&sums, &right);
+            let floor = |row: usize| {
+                bounds.bases[row] + base
+                    - (bounds.scales[row] * (unit * f32::from(sum(row)) + shift) + bounds.spreads[row] * reach)
+            };
+            let right: Vec<f32> = (0..rows).map(floor).collect();
+            let left = right.iter().enumerate().filter(|(_, floor)| **floor <= distance);
+            let left = left.fold(0u32, |left, (row, _)| left | 1 << row);
+            for variant in [floors, best_floors()] {
+                let mut floors = [7.0; TOGETHER];
+                prop_assert_eq!(variant(tables, signs, &bounds, &asked, distance, &mut floors), left);
+                prop_assert_eq!(&floors[..rows], &right[..]);
+                prop_assert!(floors[rows..].iter().all(|floor| floor.is_nan()));
             }
         }
     }
 
     #[test]
     fn the_largest_sum_fits() {
-        for variant in [sum_signs, best_sums()] {
-            let mut sums = [0; TOGETHER];
-            variant(&[[255; 16]; 256], &[0x3f; 256 * 16], &mut sums);
-            assert_eq!(sums, [65_280; TOGETHER]);
+        let bounds = Bounds { bases: [0.0; TOGETHER], scales: [-1.0; TOGETHER], spreads: [0.0; TOGETHER] };
+        let asked = Asked { base: 0.0, unit: 1.0, shift: 0.0, reach: 0.0 };
+        for variant in [floors, best_floors()] {
+            let mut floors = [0.0; TOGETHER];
+            let left = variant(&[[255; 16]; 256], &[0x3f; 256 * 16], &bounds, &asked, 65_279.0, &mut floors);
+            assert_eq!((left, floors), (0, [65_280.0; TOGETHER]));
         }
     }
 

@@ -16,7 +16,7 @@
 //! says so.
 
 use super::{
-    bit_kernel::{self, SumSigns, TOGETHER, Table},
+    bit_kernel::{self, Asked, Bounds, Floors, TOGETHER, Table},
     codes::{Vectors, means},
     kernel::Metric,
 };
@@ -43,28 +43,25 @@ const LEFT_SHARE: usize = 3;
 pub(crate) struct Sketch {
     /// The mean, by dimension.
     centre: Vec<f32>,
-    /// `[rows / 32, groups, 16]`, as [`SumSigns`] wants them: on which side of the mean.
+    /// `[rows / 32, groups, 16]`, as [`Floors`] wants them: on which side of the mean.
     signs: Vec<u8>,
-    /// `[rows]` each: what of the distance no query changes, and what an inner product of signs comes to.
-    bases: Vec<f32>,
-    scales: Vec<f32>,
-    /// How far that is off, by the length of the query.
-    spreads: Vec<f32>,
+    /// `[rows / 32]`.
+    bounds: Vec<Bounds>,
+    rows: usize,
     distance: Distance,
-    sum_signs: SumSigns,
+    floors: Floors,
 }
 
 /// A query as sketches are compared with it.
 pub(crate) struct SketchQuery {
     tables: Vec<Table>,
-    /// What of the distance no row changes.
-    base: f32,
-    /// What a sum of the tables counts, and what is added: that no entry is negative, and what rounding leaves in doubt.
-    unit: f32,
-    shift: f32,
-    /// The length of the query from the centre, in deviations.
-    reach: f32,
+    /// What is added to a sum sees to it that no entry of a table is negative, and leaves in doubt what rounding does.
+    asked: Asked,
 }
+
+/// What there is where there are no rows.
+const NO_ROWS: Bounds =
+    Bounds { bases: [f32::NAN; TOGETHER], scales: [0.0; TOGETHER], spreads: [0.0; TOGETHER] };
 
 impl Sketch {
     /// Sketches of vectors of `dim` numbers; `None` if these would say too little.
@@ -74,28 +71,25 @@ impl Sketch {
         if dim < DIM_MIN || distance == Distance::Manhattan {
             return None;
         }
-        let rows = vectors.len();
+        let together = vectors.len().div_ceil(TOGETHER);
         let mut sketch = Sketch {
             centre: means(dim, vectors.clone()),
-            signs: vec![0; rows.div_ceil(TOGETHER) * groups(dim) * size_of::<Table>()],
-            bases: Vec::with_capacity(rows),
-            scales: Vec::with_capacity(rows),
-            spreads: Vec::with_capacity(rows),
+            signs: vec![0; together * groups(dim) * size_of::<Table>()],
+            bounds: vec![NO_ROWS; together],
+            rows: 0,
             distance,
-            sum_signs: bit_kernel::best_sums(),
+            floors: bit_kernel::best_floors(),
         };
-        for row in vectors.clone() {
-            sketch.push(row);
-        }
-        let numbers = [&sketch.bases, &sketch.scales, &sketch.spreads].into_iter().flatten();
-        (numbers.copied().all(f32::is_finite) && sketch.serves(vectors)).then_some(sketch)
+        let finite = vectors.clone().all(|row| sketch.push(row));
+        (finite && sketch.serves(vectors)).then_some(sketch)
     }
 
-    fn push(&mut self, row: &[f32]) {
+    /// Adds a row; `false` if its numbers are too large to say anything.
+    fn push(&mut self, row: &[f32]) -> bool {
         let (mut sum, mut squares, mut with_centre) = (0f32, 0f32, 0f32);
-        let (row_number, half) = (self.bases.len(), self.bases.len() % TOGETHER / 16 * 4);
+        let (block, number) = (self.rows / TOGETHER, self.rows % TOGETHER);
         let together = groups(row.len()) * size_of::<Table>();
-        let signs = &mut self.signs[row_number / TOGETHER * together..][..together];
+        let signs = &mut self.signs[block * together..][..together];
         for (group, (row, centre)) in row.chunks(4).zip(self.centre.chunks(4)).enumerate() {
             let mut bits = 0;
             for (at, (x, centre)) in row.iter().zip(centre).enumerate() {
@@ -105,15 +99,18 @@ impl Sketch {
                 squares += apart * apart;
                 with_centre += apart * centre;
             }
-            signs[group * size_of::<Table>() + row_number % 16] |= bits << half;
+            signs[group * size_of::<Table>() + number % 16] |= bits << (number / 16 * 4);
         }
         let euclid = self.distance == Distance::Euclid;
         let scale = if sum > 0.0 { squares / sum } else { 0.0 } * if euclid { 2.0 } else { 1.0 };
         // The square of the cosine between the row and its signs.
         let kept = if squares > 0.0 { sum / squares * (sum / row.len() as f32) } else { 1.0 };
-        self.bases.push(if euclid { squares } else { -with_centre });
-        self.scales.push(scale);
-        self.spreads.push(scale * (1.0 - kept).max(0.0).sqrt());
+        let base = if euclid { squares } else { -with_centre };
+        let spread = scale * (1.0 - kept).max(0.0).sqrt();
+        let bounds = &mut self.bounds[block];
+        (bounds.bases[number], bounds.scales[number], bounds.spreads[number]) = (base, scale, spread);
+        self.rows += 1;
+        [base, scale, spread].into_iter().all(f32::is_finite)
     }
 
     /// Whether few rows are left of those that are far, and nearly all that are near.
@@ -182,44 +179,29 @@ impl Sketch {
             }
         }
         let euclid = self.distance == Distance::Euclid;
-        let query = SketchQuery {
-            tables,
+        let asked = Asked {
             base: if euclid { squares } else { -product },
             unit: step,
             shift: DEVIATIONS * rounded_off.sqrt() - step * (4 * most * groups as i32) as f32,
             reach: DEVIATIONS * squares.sqrt(),
         };
-        [query.base, query.unit, query.shift, query.reach].iter().all(|x| x.is_finite()).then_some(query)
+        let finite = [asked.base, asked.unit, asked.shift, asked.reach].into_iter().all(f32::is_finite);
+        finite.then_some(SketchQuery { tables, asked })
     }
 
     /// The rows that are not ruled out at a distance, and how far each is at the least, as [`Metric::distance`] has it.
     pub(crate) fn left(&self, query: &SketchQuery, distance: f32) -> Vec<(f32, usize)> {
-        let mut left = Vec::new();
-        for first in (0..self.bases.len()).step_by(TOGETHER) {
-            let floors = &mut [0f32; TOGETHER][..TOGETHER.min(self.bases.len() - first)];
-            self.floors(query, first, floors);
-            // Mostly all are, which is found without a branch a row.
-            if floors.iter().filter(|floor| **floor > distance).count() < floors.len() {
-                left.extend(floors.iter().copied().zip(first..).filter(|(floor, _)| *floor <= distance));
+        let (mut left, mut floors) = (Vec::new(), [0.0; TOGETHER]);
+        let signs = self.signs.chunks_exact(size_of_val(&query.tables[..]));
+        for (first, (signs, bounds)) in (0..).step_by(TOGETHER).zip(signs.zip(&self.bounds)) {
+            let mut rows = (self.floors)(&query.tables, signs, bounds, &query.asked, distance, &mut floors);
+            while rows != 0 {
+                let at = rows.trailing_zeros() as usize;
+                left.push((floors[at], first + at));
+                rows &= rows - 1;
             }
         }
         left
-    }
-
-    /// How far up to 32 rows from `first` on are at the least.
-    fn floors(&self, query: &SketchQuery, first: usize, floors: &mut [f32]) {
-        let mut sums = [0; TOGETHER];
-        let together = size_of_val(&query.tables[..]);
-        let signs = &self.signs[first / TOGETHER * together..][..together];
-        (self.sum_signs)(&query.tables, signs, &mut sums);
-        let rows = first..first + floors.len();
-        let (bases, scales, spreads) =
-            (&self.bases[rows.clone()], &self.scales[rows.clone()], &self.spreads[rows]);
-        for (at, floor) in floors.iter_mut().enumerate() {
-            let nearest =
-                scales[at] * (query.unit * f32::from(sums[at]) + query.shift) + spreads[at] * query.reach;
-            *floor = bases[at] + query.base - nearest;
-        }
     }
 }
 
