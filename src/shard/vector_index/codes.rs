@@ -81,6 +81,15 @@ pub(crate) struct Coded<'a> {
 impl Grid {
     /// A grid for vectors of `dim` numbers; `None` if there are none, or codes would say too little about them.
     pub(crate) fn of<'a>(dim: usize, vectors: impl Vectors<'a>) -> Option<Self> {
+        Self::with(dim, vectors, dim >= HALF_DIM_MIN)
+    }
+
+    /// The same, with a byte a number.
+    pub(crate) fn of_bytes<'a>(dim: usize, vectors: impl Vectors<'a>) -> Option<Self> {
+        Self::with(dim, vectors, false)
+    }
+
+    fn with<'a>(dim: usize, vectors: impl Vectors<'a>, may_be_half: bool) -> Option<Self> {
         let rows = vectors.len();
         if rows == 0 {
             return None;
@@ -93,7 +102,7 @@ impl Grid {
             let step = if reach > 0.0 { reach / 127.5 } else { 1.0 };
             Grid { centre: centre.clone(), step, half }
         };
-        if dim >= HALF_DIM_MIN {
+        if may_be_half {
             let mut reaches: Vec<f32> = sample().flat_map(apart).collect();
             let hundredth = reaches.len() / 100;
             let reach = *reaches.select_nth_unstable_by(hundredth, |a, b| b.total_cmp(a)).1;
@@ -163,7 +172,8 @@ impl Grid {
         codes
     }
 
-    fn bytes(&self, row: &[f32], out: &mut [u8]) {
+    /// The bytes of a vector `[dim]`, where those are its codes.
+    pub(crate) fn bytes(&self, row: &[f32], out: &mut [u8]) {
         let per_step = 1.0 / self.step;
         for ((code, x), centre) in out.iter_mut().zip(row).zip(&self.centre) {
             *code = byte((x - centre) * per_step);
@@ -285,10 +295,31 @@ impl CodedQuery {
         }
     }
 
+    /// What rows of bytes are scored against: `[dim]`, then zeros.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// What is added to a key.
+    pub(crate) fn base(&self) -> u32 {
+        self.base
+    }
+
     /// By how much a key must exceed this one before it is surely the farther.
     pub(crate) fn doubt(&self, key: u32) -> u32 {
         let deviation = self.deviation * if self.grows { (key as f32).sqrt() } else { 1.0 };
         (DEVIATIONS * deviation) as u32
+    }
+
+    /// Drops of rows with their keys what is surely not among the nearest `count`; the edge behind which that is.
+    pub(crate) fn shorten<R: Ord>(&self, list: &mut Vec<(u32, R)>, count: usize, edge: u32) -> u32 {
+        if count == 0 || list.len() <= count {
+            return edge;
+        }
+        let (_, (key, _), _) = list.select_nth_unstable(count - 1);
+        let edge = key.saturating_add(self.doubt(*key));
+        list.retain(|(key, _)| *key <= edge);
+        edge
     }
 }
 
@@ -319,23 +350,12 @@ impl Coded<'_> {
             }
             let last = taken < AT_ONCE;
             if last || list.len() > 2 * count + AT_ONCE {
-                edge = self.shorten(&mut list, count, edge);
+                edge = self.query.shorten(&mut list, count, edge);
             }
             if last {
                 return (list.into_iter().map(|(_, row)| row).collect(), scored);
             }
         }
-    }
-
-    /// Drops what is surely not among the nearest `count`; the edge behind which that is.
-    fn shorten(&self, list: &mut Vec<(u32, u32)>, count: usize, edge: u32) -> u32 {
-        if count == 0 || list.len() <= count {
-            return edge;
-        }
-        let (_, (key, _), _) = list.select_nth_unstable(count - 1);
-        let edge = key.saturating_add(self.query.doubt(*key));
-        list.retain(|(key, _)| *key <= edge);
-        edge
     }
 }
 

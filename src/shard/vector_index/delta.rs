@@ -9,19 +9,15 @@
 //! Not here: filters (see `search`), persistence (the delta is rebuilt from the store).
 //! Source: FreshDiskANN (Singh et al., 2021), the in-memory temporary index; Bentley and Saxe (1980).
 
-use super::{
-    codes::{Coded, Grid},
-    segment_search::Tally,
-    sketch::Sketch,
-};
+use super::{packed::Packed, segment_search::Tally, sketch::Sketch};
 use crate::{model::Distance, shard::points::Slot};
 use roaring::RoaringBitmap;
 use std::sync::Arc;
 
 /// Rows of a block that grows no more.
 const BLOCK_ROWS_MAX: usize = 8192;
-/// Rows from which a block is coded: a sketch looks at less of them than a grid to know whether it serves.
-const GRID_ROWS_MIN: usize = 1024;
+/// Rows from which a block is coded: a sketch looks at less of them than bytes to know whether it serves.
+const PACKED_ROWS_MIN: usize = 1024;
 const SKETCH_ROWS_MIN: usize = 256;
 
 /// Vectors by slot, in the order they came; cheap to clone.
@@ -40,7 +36,7 @@ struct Block {
 
 /// What of a block is read instead of its vectors.
 enum Codes {
-    Grid(Grid, Vec<u8>),
+    Packed(Packed),
     Sketch(Sketch),
 }
 
@@ -50,18 +46,14 @@ impl Codes {
         let vectors = values.chunks_exact(dim);
         let rows = vectors.len();
         let sketch = (rows >= SKETCH_ROWS_MIN).then(|| Sketch::of(distance, dim, vectors.clone())).flatten();
-        let grid = || {
-            let grid = (rows >= GRID_ROWS_MIN).then(|| Grid::of(dim, vectors.clone())).flatten()?;
-            let codes = grid.encode(vectors);
-            Some(Codes::Grid(grid, codes))
-        };
-        sketch.map(Codes::Sketch).or_else(grid)
+        let packed = || (rows >= PACKED_ROWS_MIN).then(|| Packed::of(distance, dim, vectors)).flatten();
+        sketch.map(Codes::Sketch).or_else(|| packed().map(Codes::Packed))
     }
 
     /// Bits of a number, bytes of a row.
     fn coding(&self) -> (u32, usize) {
         match self {
-            Codes::Grid(grid, _) => (grid.bits(), grid.stride()),
+            Codes::Packed(packed) => (packed.bits(), packed.stride()),
             Codes::Sketch(sketch) => (1, sketch.stride()),
         }
     }
@@ -137,18 +129,12 @@ impl Delta {
                 offer(slot(row), &block.values[row * query.len()..][..query.len()])
             };
             match &block.coded {
-                Some(Codes::Grid(grid, codes)) if let Some(query) = grid.query(distance, query) => {
-                    let coded = Coded { codes, query: &query };
-                    let rows = 0..block.slots.len() as u32;
-                    let (live, passes) = (|row| live(slot(row as usize)), |row: &u32| passes(*row as usize));
-                    let (rows, scored) = match allowed {
-                        Some(_) => coded.shortlist(rows.filter(passes), live, count),
-                        None => coded.shortlist(rows, live, count),
-                    };
-                    for row in rows {
-                        edge = near(row as usize);
+                Some(Codes::Packed(packed)) if let Some(query) = packed.query(distance, query) => {
+                    let passes = |row| passes(row) && live(slot(row));
+                    for (_, row) in packed.shortlist(&query, passes, count) {
+                        edge = near(row);
                     }
-                    tally.codes += scored;
+                    tally.codes += block.slots.len() as u64;
                 }
                 Some(Codes::Sketch(sketch)) if let Some(query) = sketch.query(query) => {
                     let mut left = sketch.left(&query, edge);

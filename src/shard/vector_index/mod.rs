@@ -23,6 +23,8 @@ mod graph;
 mod grow;
 mod kernel;
 pub(super) mod manifest;
+mod packed;
+mod packed_kernel;
 mod resident;
 pub(super) mod segment;
 mod segment_search;
