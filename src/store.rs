@@ -188,7 +188,7 @@ impl Store {
                 .open()
         };
         // On Linux threads inherit what the one that starts them has.
-        let database = world::apart(open).map_err(fjall::Error::Io)??;
+        let database = world::apart(open, || {}).map_err(fjall::Error::Io)??;
         Ok(Store(Kind::Disk(database, options.memtable_bytes), Failure::default()))
     }
 

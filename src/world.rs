@@ -16,6 +16,7 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        mpsc,
     },
     task::{Context, Poll},
     time::{Duration, SystemTime},
@@ -150,13 +151,29 @@ pub fn give_way_to_all() {
     give_way(19);
 }
 
-/// Runs work on a thread of its own and waits for it, so that what it changes of its thread ends with it.
+/// How often who waits for work apart looks at something else.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Runs work on a thread of its own and waits for it, so that what it changes of its thread ends with it; `look` is called now
+/// and then meanwhile.
 ///
 /// Errors: there is no thread for it; it was not begun.
-pub fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+pub fn apart<T: Send>(work: impl FnOnce() -> T + Send, mut look: impl FnMut()) -> io::Result<T> {
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("apart".to_owned()).spawn_scoped(scope, work)?;
-        Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        let (done, result) = mpsc::channel();
+        let run = move || _ = done.send(work());
+        let thread = std::thread::Builder::new().name("apart".to_owned()).spawn_scoped(scope, run)?;
+        loop {
+            match result.recv_timeout(LOOK_EVERY) {
+                Ok(result) => return Ok(result),
+                Err(mpsc::RecvTimeoutError::Timeout) => look(),
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        match thread.join() {
+            Err(panic) => std::panic::resume_unwind(panic),
+            Ok(()) => Err(io::Error::other("work apart ended without a result")),
+        }
     })
 }
 
@@ -351,14 +368,16 @@ mod tests {
         #[cfg(not(target_os = "linux"))]
         let told = || true;
         let here = std::thread::current().id();
-        let (there, gave_way) = apart(|| {
+        let work = || {
             give_way_to_all();
+            std::thread::sleep(3 * LOOK_EVERY);
             (std::thread::current().id(), told())
-        })
-        .unwrap();
-        assert!(gave_way && here != there);
+        };
+        let mut looks = 0;
+        let (there, gave_way) = apart(work, || looks += 1).unwrap();
+        assert!(gave_way && here != there && looks > 0, "{looks} looks");
         assert!(cfg!(not(target_os = "linux")) || !told());
-        let panicked = std::panic::catch_unwind(|| apart(|| panic!("as a test wants")));
+        let panicked = std::panic::catch_unwind(|| apart(|| panic!("as a test wants"), || {}));
         assert!(panicked.is_err());
     }
 

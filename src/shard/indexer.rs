@@ -48,6 +48,8 @@ const INCOMING: &str = "incoming";
 
 /// How long a build that failed is let rest.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// How much what builds gives way once too much waits for it.
+const HURRY_NICE: i32 = 10;
 /// How long nothing must be written before an open delta is thought of.
 const REST: Duration = Duration::from_secs(2);
 
@@ -252,7 +254,7 @@ impl Indexer {
         let view = shard.view();
         for (name, index) in &view.vectors {
             let Some(old) = index.held_elsewhere() else { continue };
-            let segment = at_leisure(|| Ok(old.segment.held(index.params.residence)?))?;
+            let segment = self.apart(shard, |_| Ok(old.segment.held(index.params.residence)?))?;
             let new = SealedSegment { file: old.file.clone(), segment };
             let merge = Merge { params: index.params, segments: vec![old.clone()], sealed: Vec::new() };
             shard.replace_parts(name, &merge, Some(Arc::new(new)));
@@ -267,7 +269,7 @@ impl Indexer {
         let _turn = self.turn(&shard.options.build_turn)?;
         fs::create_dir_all(&self.folder)?;
         let file = self.next_file();
-        let new = at_leisure(|| self.build(&view, &merge, file))?.map(Arc::new);
+        let new = self.apart(shard, |stop| self.build(&view, &merge, &file, stop))?.map(Arc::new);
         let new = new.filter(|_| !mutant::is(Mutant::IndexDropOnSwap));
         shard.replace_parts(&name, &merge, new);
         self.write_manifest(shard)?;
@@ -288,19 +290,50 @@ impl Indexer {
         }
     }
 
+    /// Does work on a thread that takes no lock, since it may wait long for a processor: all searches and writes come first.
+    /// Once too much waits for graphs, work that was begun so is stopped, and begun anew on a thread that gives way less.
+    ///
+    /// Errors: those of the work, which is [`BuildError::Stopped`] when it is told to; there is no thread.
+    fn apart<T: Send>(
+        &self,
+        shard: &Shard,
+        work: impl Fn(&AtomicBool) -> Result<T, IndexError> + Sync,
+    ) -> Result<T, IndexError> {
+        loop {
+            let (hurries, stop) = (shard.builds_are_late(), AtomicBool::new(false));
+            let run = || {
+                if hurries {
+                    world::give_way(HURRY_NICE);
+                } else {
+                    world::give_way_to_all();
+                }
+                work(&stop)
+            };
+            let look = || {
+                let stops = self.stop.load(Ordering::Relaxed) || !hurries && shard.builds_are_late();
+                stop.store(stops, Ordering::Relaxed);
+            };
+            match world::apart(run, look)? {
+                Err(IndexError::Build(BuildError::Stopped)) if !self.stop.load(Ordering::Relaxed) => {}
+                done => return done,
+            }
+        }
+    }
+
     fn build(
         &self,
         view: &ReadView,
         merge: &Merge,
-        file: String,
+        file: &str,
+        stop: &AtomicBool,
     ) -> Result<Option<SealedSegment>, IndexError> {
         let gathered = merge.gather(&view.live, &view.slots);
         if gathered.rows.is_empty() {
             return Ok(None);
         }
-        let segment = gathered.build(&merge.params, &self.folder.join(&file), &self.stop)?;
+        let segment = gathered.build(&merge.params, &self.folder.join(file), stop)?;
         tracing::info!(rows = segment.rows().len(), file, "graph built");
-        Ok(Some(SealedSegment { file, segment }))
+        Ok(Some(SealedSegment { file: file.to_owned(), segment }))
     }
 
     /// Writes what the shard's view holds, and deletes the files it does not.
@@ -320,16 +353,6 @@ impl Indexer {
     fn failed(&self, source: io::Error) -> MachineError {
         MachineError::Io { what: self.folder.display().to_string(), source }
     }
-}
-
-/// Does work to which all searches and writes come first, on a thread that takes no lock: one that waits its turn for a
-/// processor would hold up who wants the lock.
-fn at_leisure<T: Send>(work: impl FnOnce() -> Result<T, IndexError> + Send) -> Result<T, IndexError> {
-    let work = || {
-        world::give_way_to_all();
-        work()
-    };
-    world::apart(work)?
 }
 
 /// Opens the index of every vector of a schema: whole files first, then the rows no file has, from the store.

@@ -62,6 +62,9 @@ use std::{
 };
 use vector_index::{Merge, SealedSegment, VectorIndex, VectorIndexes, manifest::Manifest};
 
+/// Sealed deltas of one vector from which graphs are late.
+const LATE_DELTAS: usize = 4;
+
 /// How a shard is kept.
 #[derive(Clone, Debug)]
 pub struct ShardOptions {
@@ -267,10 +270,21 @@ impl Shard {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Bytes of vectors that wait for a graph.
+    fn waiting_bytes(&self) -> usize {
+        self.view().vectors.values().map(VectorIndex::waiting_bytes).sum()
+    }
+
+    /// Whether so much waits for graphs that every search pays for it, or soon every write.
+    fn builds_are_late(&self) -> bool {
+        self.view().vectors.values().any(|index| index.sealed.len() >= LATE_DELTAS)
+            || self.waiting_bytes() > self.options.waiting_bytes
+    }
+
     /// The writer, once it may write: slowed, then stopped, while too many vectors wait for a graph.
     fn writer_in_turn(&self) -> Result<MutexGuard<'_, Writer>, MachineError> {
         let mut writer = self.writer();
-        let waiting = || self.view().vectors.values().map(VectorIndex::waiting_bytes).sum::<usize>();
+        let waiting = || self.waiting_bytes();
         if waiting() > self.options.waiting_bytes {
             let pause = Duration::from_millis(10);
             let wait =

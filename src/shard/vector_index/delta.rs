@@ -9,13 +9,19 @@
 //! Not here: filters (see `search`), persistence (the delta is rebuilt from the store).
 //! Source: FreshDiskANN (Singh et al., 2021), the in-memory temporary index; Bentley and Saxe (1980).
 
-use super::{packed::Packed, segment_search::Tally, sketch::Sketch};
+use super::{
+    packed::Packed,
+    segment_search::Tally,
+    sketch::{Centre, LastQuery, Sketch},
+};
 use crate::{model::Distance, shard::points::Slot};
 use roaring::RoaringBitmap;
 use std::sync::Arc;
 
-/// Rows of a block that grows no more.
+/// Rows and bytes of vectors of a block that grows no more: each asks for a shortlist of its own, and all that follows
+/// waits while one is made. Every block may grow large enough to be coded.
 const BLOCK_ROWS_MAX: usize = 8192;
+const BLOCK_BYTES_MAX: usize = 3 << 20;
 /// Rows from which a block is coded: a sketch looks at less of them than bytes to know whether it serves.
 const PACKED_ROWS_MIN: usize = 1024;
 const SKETCH_ROWS_MIN: usize = 256;
@@ -25,6 +31,8 @@ const SKETCH_ROWS_MIN: usize = 256;
 pub(in crate::shard) struct Delta {
     blocks: Vec<Arc<Block>>,
     rows: usize,
+    /// Of the last sketches, these or those of the delta before.
+    centre: Option<Arc<Centre>>,
 }
 
 struct Block {
@@ -42,10 +50,11 @@ enum Codes {
 
 impl Codes {
     /// Of `values [rows, dim]`; `None` if these are few, or codes would say too little about them.
-    fn of(distance: Distance, dim: usize, values: &[f32]) -> Option<Self> {
+    fn of((distance, dim): (Distance, usize), values: &[f32], centre: Option<&Arc<Centre>>) -> Option<Self> {
         let vectors = values.chunks_exact(dim);
         let rows = vectors.len();
-        let sketch = (rows >= SKETCH_ROWS_MIN).then(|| Sketch::of(distance, dim, vectors.clone())).flatten();
+        let sketch = || Sketch::of((distance, dim), vectors.clone(), centre);
+        let sketch = (rows >= SKETCH_ROWS_MIN).then(sketch).flatten();
         let packed = || (rows >= PACKED_ROWS_MIN).then(|| Packed::of(distance, dim, vectors)).flatten();
         sketch.map(Codes::Sketch).or_else(|| packed().map(Codes::Packed))
     }
@@ -60,16 +69,23 @@ impl Codes {
 }
 
 impl Delta {
+    /// Takes all rows; what joins from then on is kept as they were.
+    pub(super) fn take(&mut self) -> Delta {
+        let next = Delta { centre: self.centre.clone(), ..Delta::default() };
+        std::mem::replace(self, next)
+    }
+
     /// Adds rows: `values [slots.len(), dim]`, slots ascending and above all before.
     pub(super) fn append(&mut self, (distance, dim): (Distance, usize), slots: Vec<Slot>, values: Vec<f32>) {
         if slots.is_empty() {
             return;
         }
         self.rows += slots.len();
+        let rows_max = (BLOCK_BYTES_MAX / (dim * size_of::<f32>())).clamp(PACKED_ROWS_MIN, BLOCK_ROWS_MAX);
         let mut last = Block { slots, values, coded: None };
         while let Some(before) = self.blocks.last() {
             let rows = before.slots.len() + last.slots.len();
-            if before.slots.len() > 2 * last.slots.len() || rows > BLOCK_ROWS_MAX {
+            if before.slots.len() > 2 * last.slots.len() || rows > rows_max {
                 break;
             }
             last = Block {
@@ -79,7 +95,10 @@ impl Delta {
             };
             self.blocks.pop();
         }
-        last.coded = Codes::of(distance, dim, &last.values);
+        last.coded = Codes::of((distance, dim), &last.values, self.centre.as_ref());
+        if let Some(Codes::Sketch(sketch)) = &last.coded {
+            self.centre = Some(sketch.centre().clone());
+        }
         self.blocks.push(Arc::new(last));
     }
 
@@ -121,6 +140,7 @@ impl Delta {
         mut offer: impl FnMut(Slot, &[f32]) -> f32,
     ) {
         let count = count.min(self.rows);
+        let mut sketched = LastQuery::default();
         for block in &self.blocks {
             let slot = |row: usize| block.slots[row];
             let passes = |row: usize| allowed.is_none_or(|allowed| allowed.contains(slot(row)));
@@ -136,8 +156,8 @@ impl Delta {
                     }
                     tally.codes += block.slots.len() as u64;
                 }
-                Some(Codes::Sketch(sketch)) if let Some(query) = sketch.query(query) => {
-                    let mut left = sketch.left(&query, edge);
+                Some(Codes::Sketch(sketch)) if let Some(query) = sketched.of(sketch, query) => {
+                    let mut left = sketch.left(query, edge);
                     left.retain(|(_, row)| passes(*row) && live(slot(*row)));
                     if left.len() > count {
                         // They draw the edge in for the others.

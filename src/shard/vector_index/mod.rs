@@ -52,7 +52,6 @@ use std::{
     cell::RefCell,
     cmp::Ordering,
     collections::{BTreeMap, BinaryHeap},
-    mem,
     sync::Arc,
 };
 use walk_or_scan::Walk;
@@ -150,7 +149,7 @@ impl VectorIndex {
     pub(super) fn append(&mut self, slots: Vec<Slot>, values: Vec<f32>, seal_bytes: usize) {
         self.open.append((self.params.distance, self.params.dim as usize), slots, values);
         if self.bytes(self.open.rows()) >= seal_bytes || self.open.rows() >= DELTA_ROWS_MAX {
-            self.sealed.push(Arc::new(mem::take(&mut self.open)));
+            self.sealed.push(Arc::new(self.open.take()));
         }
     }
 
@@ -347,7 +346,7 @@ impl VectorIndex {
         let largest = self.segments.iter().map(|s| s.segment.rows().len()).max().unwrap_or_default();
         let worth_while = self.open.rows() >= GRAPH_ROWS_MIN && joins(self.open.rows(), largest);
         if worth_while {
-            self.sealed.push(Arc::new(mem::take(&mut self.open)));
+            self.sealed.push(Arc::new(self.open.take()));
         }
         worth_while
     }

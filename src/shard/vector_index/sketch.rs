@@ -1,6 +1,6 @@
 //! Rows as one bit a number, with how far from a query each may be at the least.
 //!
-//! A row is its difference from the mean of its block: the side of the mean on which each number lies, and two lengths.
+//! A row is its difference from a mean (of its block, or of one before): the side of the mean on which each number lies, and two lengths.
 //! From them the inner product with a query follows as an estimate whose deviation is known, so that most rows are
 //! seen to be too far by a few of their bytes, and only the others are compared.
 //!
@@ -21,6 +21,7 @@ use super::{
     kernel::Metric,
 };
 use crate::model::Distance;
+use std::sync::Arc;
 
 /// Dimensions from which a bit a number tells enough: the deviation falls with their root.
 const DIM_MIN: usize = 256;
@@ -39,10 +40,17 @@ const FOUND_MIN: f64 = 0.97;
 /// and of all others at most one in so many is left: that many in a sample, far fewer in more rows.
 const LEFT_SHARE: usize = 3;
 
+/// What signs are taken from. Sketches that share one share what a query is made into.
+pub(crate) struct Centre {
+    /// By dimension.
+    mean: Vec<f32>,
+    /// Of so many rows.
+    rows: usize,
+}
+
 /// Rows that are kept as sketches, in their order.
 pub(crate) struct Sketch {
-    /// The mean, by dimension.
-    centre: Vec<f32>,
+    centre: Arc<Centre>,
     /// `[rows / 32, groups, 16]`, as [`Floors`] wants them: on which side of the mean.
     signs: Vec<u8>,
     /// `[rows / 32]`.
@@ -59,6 +67,21 @@ pub(crate) struct SketchQuery {
     asked: Asked,
 }
 
+/// The last that a query was made into, and for which centre.
+#[derive(Default)]
+pub(crate) struct LastQuery<'a>(Option<(&'a Arc<Centre>, Option<SketchQuery>)>);
+
+impl<'a> LastQuery<'a> {
+    /// As [`Sketch::query`], made anew only for another centre than the last; `query` is the same each time.
+    pub(crate) fn of(&mut self, sketch: &'a Sketch, query: &[f32]) -> Option<&SketchQuery> {
+        let same = self.0.as_ref().is_some_and(|(centre, _)| Arc::ptr_eq(centre, &sketch.centre));
+        if !same {
+            self.0 = Some((&sketch.centre, sketch.query(query)));
+        }
+        self.0.as_ref()?.1.as_ref()
+    }
+}
+
 /// What there is where there are no rows.
 const NO_ROWS: Bounds =
     Bounds { bases: [f32::NAN; TOGETHER], scales: [0.0; TOGETHER], spreads: [0.0; TOGETHER] };
@@ -66,14 +89,28 @@ const NO_ROWS: Bounds =
 impl Sketch {
     /// Sketches of vectors of `dim` numbers; `None` if these would say too little.
     ///
+    /// `centre`: of rows before them, which is taken if it serves and is of as many rows or more.
     /// Cost: a few passes over the rows, and [`PROBES`] comparisons of [`SAMPLE_ROWS`] of them.
-    pub(crate) fn of<'a>(distance: Distance, dim: usize, vectors: impl Vectors<'a>) -> Option<Self> {
+    pub(crate) fn of<'a>(
+        (distance, dim): (Distance, usize),
+        vectors: impl Vectors<'a>,
+        centre: Option<&Arc<Centre>>,
+    ) -> Option<Self> {
         if dim < DIM_MIN || distance == Distance::Manhattan {
             return None;
         }
+        let of_before = centre.filter(|centre| centre.rows >= vectors.len());
+        let own = || Arc::new(Centre { mean: means(dim, vectors.clone()), rows: vectors.len() });
+        of_before
+            .and_then(|centre| Self::around(centre.clone(), distance, vectors.clone()))
+            .or_else(|| Self::around(own(), distance, vectors.clone()))
+    }
+
+    fn around<'a>(centre: Arc<Centre>, distance: Distance, vectors: impl Vectors<'a>) -> Option<Self> {
+        let dim = centre.mean.len();
         let together = vectors.len().div_ceil(TOGETHER);
         let mut sketch = Sketch {
-            centre: means(dim, vectors.clone()),
+            centre,
             signs: vec![0; together * groups(dim) * size_of::<Table>()],
             bounds: vec![NO_ROWS; together],
             rows: 0,
@@ -90,7 +127,7 @@ impl Sketch {
         let (block, number) = (self.rows / TOGETHER, self.rows % TOGETHER);
         let together = groups(row.len()) * size_of::<Table>();
         let signs = &mut self.signs[block * together..][..together];
-        for (group, (row, centre)) in row.chunks(4).zip(self.centre.chunks(4)).enumerate() {
+        for (group, (row, centre)) in row.chunks(4).zip(self.centre.mean.chunks(4)).enumerate() {
             let mut bits = 0;
             for (at, (x, centre)) in row.iter().zip(centre).enumerate() {
                 let apart = x - centre;
@@ -140,14 +177,19 @@ impl Sketch {
 
     /// Bytes of a row.
     pub(crate) fn stride(&self) -> usize {
-        groups(self.centre.len()) / 2 + 3 * size_of::<f32>()
+        groups(self.centre.mean.len()) / 2 + 3 * size_of::<f32>()
+    }
+
+    /// What signs are taken from; whoever has the same takes the same queries.
+    pub(crate) fn centre(&self) -> &Arc<Centre> {
+        &self.centre
     }
 
     /// A query `[dim]`; `None` if its numbers are too large to say anything, or too many.
     pub(crate) fn query(&self, query: &[f32]) -> Option<SketchQuery> {
         let (mut largest, mut squares, mut product) = (0f32, 0f32, 0f32);
-        let apart = || query.iter().zip(&self.centre).map(|(x, centre)| x - centre);
-        for (apart, (x, centre)) in apart().zip(query.iter().zip(&self.centre)) {
+        let apart = || query.iter().zip(&self.centre.mean).map(|(x, centre)| x - centre);
+        for (apart, (x, centre)) in apart().zip(query.iter().zip(&self.centre.mean)) {
             largest = largest.max(apart.abs());
             squares += apart * apart;
             product += x * centre;
@@ -232,7 +274,7 @@ mod tests {
                 }
                 let queries = vectors.split_off(1900 * dim);
                 let rows = vectors.chunks_exact(dim);
-                let sketch = Sketch::of(distance, dim, rows.clone()).expect("sketches serve");
+                let sketch = Sketch::of((distance, dim), rows.clone(), None).expect("sketches serve");
                 let (metric, mut nearer, mut left) = (Metric::of(distance), 0, 0);
                 for query in queries.chunks_exact(dim) {
                     let sketched = sketch.query(query).expect("a query");
@@ -262,11 +304,28 @@ mod tests {
     }
 
     #[test]
+    fn a_centre_is_shared_by_rows_it_serves_if_it_is_of_as_many() {
+        let mut rng = StdRng::seed_from_u64(23);
+        let vectors = heaps(&mut rng, 256, 900);
+        let sketch = |rows: &[f32], centre: Option<&Arc<Centre>>| {
+            Sketch::of((Distance::Euclid, 256), rows.chunks_exact(256), centre).expect("sketches serve")
+        };
+        let first = sketch(&vectors[..256 * 500], None);
+        let next = sketch(&vectors[256 * 500..], Some(first.centre()));
+        assert!(Arc::ptr_eq(first.centre(), next.centre()));
+        assert!(!Arc::ptr_eq(first.centre(), sketch(&vectors, Some(first.centre())).centre()), "of fewer");
+        // All on one side of it.
+        let far: Vec<f32> = vectors[256 * 500..].iter().map(|x| x + 50.0).collect();
+        assert!(!Arc::ptr_eq(first.centre(), sketch(&far, Some(first.centre())).centre()));
+    }
+
+    #[test]
     fn where_they_say_too_little_there_are_none() {
         let mut rng = StdRng::seed_from_u64(22);
         let vectors = heaps(&mut rng, 256, 600);
-        let of =
-            |distance, dim, vectors: &[f32]| Sketch::of(distance, dim, vectors.chunks_exact(dim)).is_some();
+        let of = |distance, dim, vectors: &[f32]| {
+            Sketch::of((distance, dim), vectors.chunks_exact(dim), None).is_some()
+        };
         assert!(of(Distance::Euclid, 256, &vectors));
         assert!(!of(Distance::Manhattan, 256, &vectors));
         assert!(!of(Distance::Euclid, 128, &vectors), "too few dimensions");
@@ -280,7 +339,8 @@ mod tests {
         let mut huge = vectors.clone();
         huge[0] = 1e30;
         assert!(!of(Distance::Euclid, 256, &huge), "a square that no number holds");
-        let sketch = Sketch::of(Distance::Dot, 256, vectors.chunks_exact(256)).expect("sketches serve");
+        let sketch =
+            Sketch::of((Distance::Dot, 256), vectors.chunks_exact(256), None).expect("sketches serve");
         assert!(sketch.query(&[1e30; 256]).is_none());
         assert!(sketch.query(&[0.0; 256]).is_some());
     }
