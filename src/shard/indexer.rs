@@ -294,7 +294,7 @@ impl Indexer {
     /// Once too much waits for graphs, work that was begun so is stopped, and begun anew on a thread that gives way less.
     ///
     /// Errors: those of the work, which is [`BuildError::Stopped`] when it is told to; there is no thread.
-    fn apart<T: Send>(
+    pub(super) fn apart<T: Send>(
         &self,
         shard: &Shard,
         work: impl Fn(&AtomicBool) -> Result<T, IndexError> + Sync,

@@ -1,11 +1,11 @@
 //! Graphs on real data, damaged files, and readers beside a writer.
 
 use super::*;
-use crate::shard::vector_index::segment::Segment;
+use crate::shard::vector_index::{IndexError, build::BuildError, segment::Segment};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use std::{
     fs,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Instant,
 };
 
@@ -439,6 +439,58 @@ fn writers_wait_for_graphs_but_not_for_ever() {
         }
         shard.close();
     }
+}
+
+#[test]
+fn a_build_that_is_late_is_begun_anew_and_gives_way_less() {
+    let upsert = |id: u64| {
+        let vectors = [(String::new(), Vector::Dense(vec![id as f32, 0.0, 1.0]))].into();
+        command(Body::Upsert(vec![PointWrite { id: PointId::Num(id), vectors, payload: Bytes::new() }]))
+            .encode()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let index = folder.path().join("index");
+    fs::write(&index, "a file where a folder is wanted: nothing is built").unwrap();
+    let store = Store::open(&folder.path().join("store"), StoreOptions::default()).unwrap();
+    let shard =
+        Shard::open(store, "b", &index, COLLECTION, ShardOptions { seal_bytes: 1, ..options() }).unwrap();
+    let apply = |command| shard.apply(vec![command], Bookmark(Bytes::new())).unwrap();
+    apply(command(Body::Configure(schema(1, &[]))).encode());
+    for id in 1..LATE_DELTAS as u64 {
+        apply(upsert(id));
+    }
+    let begun = AtomicUsize::new(0);
+    let work = |stop: &AtomicBool| {
+        if begun.fetch_add(1, Ordering::Relaxed) == 0 {
+            while !stop.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            return Err(BuildError::Stopped.into());
+        }
+        Ok(rustix::process::nice(0).unwrap())
+    };
+    let late = std::thread::scope(|scope| {
+        let late = scope.spawn(|| shard.indexer.apart(&shard, work));
+        while begun.load(Ordering::Relaxed) == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(begun.load(Ordering::Relaxed), 1, "it is not late yet");
+        apply(upsert(0));
+        late.join().unwrap().unwrap()
+    });
+    assert_eq!(begun.load(Ordering::Relaxed), 2);
+    if cfg!(target_os = "linux") {
+        assert_eq!(late, (rustix::process::nice(0).unwrap() + 10).min(19));
+    }
+    shard.close();
+    begun.store(0, Ordering::Relaxed);
+    let stopped = shard.indexer.apart(&shard, work);
+    assert!(
+        matches!(stopped, Err(IndexError::Build(BuildError::Stopped))),
+        "told to stop, it is not begun anew"
+    );
+    assert_eq!(begun.load(Ordering::Relaxed), 1);
 }
 
 /// Rows of a segment that no path from its entries leads to.
