@@ -1,8 +1,8 @@
 //! Rows as one bit a number, with how far from a query each may be at the least.
 //!
-//! A row is its difference from a mean (of its block, or of one before): the side of the mean on which each number lies, and two lengths.
-//! From them the inner product with a query follows as an estimate whose deviation is known, so that most rows are
-//! seen to be too far by a few of their bytes, and only the others are compared.
+//! A row is its difference from a mean (of its block, or of one before): the side of the mean on which each number lies,
+//! and two lengths. From them the inner product with a query follows as an estimate whose deviation is known, so that most
+//! rows are seen to be too far by a few of their bytes, and only the others are compared.
 //!
 //! ```text
 //! row - centre = r     r·q ≈ scale · Σ sign(r)·q     scale = |r|² / Σ|r|     off by spread · |q|, at the usual angle
