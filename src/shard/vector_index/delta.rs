@@ -82,19 +82,22 @@ impl Delta {
         }
         self.rows += slots.len();
         let rows_max = (BLOCK_BYTES_MAX / (dim * size_of::<f32>())).clamp(PACKED_ROWS_MIN, BLOCK_ROWS_MAX);
-        let mut last = Block { slots, values, coded: None };
-        while let Some(before) = self.blocks.last() {
-            let rows = before.slots.len() + last.slots.len();
-            if before.slots.len() > 2 * last.slots.len() || rows > rows_max {
-                break;
-            }
-            last = Block {
-                slots: [&before.slots[..], &last.slots].concat(),
-                values: [&before.values[..], &last.values].concat(),
-                coded: None,
-            };
-            self.blocks.pop();
+        let (mut rows, mut joined) = (slots.len(), self.blocks.len());
+        while let Some(before) = self.blocks[..joined].last().map(|block| block.slots.len())
+            && before <= 2 * rows
+            && before + rows <= rows_max
+        {
+            rows += before;
+            joined -= 1;
         }
+        let mut last =
+            Block { slots: Vec::with_capacity(rows), values: Vec::with_capacity(rows * dim), coded: None };
+        for block in self.blocks.drain(joined..) {
+            last.slots.extend_from_slice(&block.slots);
+            last.values.extend_from_slice(&block.values);
+        }
+        last.slots.extend(slots);
+        last.values.extend(values);
         last.coded = Codes::of((distance, dim), &last.values, self.centre.as_ref());
         if let Some(Codes::Sketch(sketch)) = &last.coded {
             self.centre = Some(sketch.centre().clone());
