@@ -203,6 +203,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_request_has_times_with_which_ureq_starts_no_thread() {
+        let times = Client::new("http://127.0.0.1:1".to_owned(), None).agent.config().timeouts();
+        // Any of these would have it look up the address on a thread of its own.
+        assert_eq!((times.global, times.per_call, times.resolve), (None, None, None));
+        let each = [times.connect, times.send_request, times.send_body, times.recv_response, times.recv_body];
+        assert!(each.iter().all(Option::is_some), "every step ends: {each:?}");
+    }
+
+    #[test]
     fn addresses() {
         assert_eq!(url("127.0.0.1:6333").unwrap(), "http://127.0.0.1:6333");
         assert_eq!(url("http://host:1/").unwrap(), "http://host:1");

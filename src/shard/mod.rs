@@ -284,13 +284,12 @@ impl Shard {
     /// The writer, once it may write: slowed, then stopped, while too many vectors wait for a graph.
     fn writer_in_turn(&self) -> Result<MutexGuard<'_, Writer>, MachineError> {
         let mut writer = self.writer();
-        let waiting = || self.waiting_bytes();
-        if waiting() > self.options.waiting_bytes {
+        if self.waiting_bytes() > self.options.waiting_bytes {
             let pause = Duration::from_millis(10);
             let wait =
                 |writer| self.absorbed.wait_timeout(writer, pause).unwrap_or_else(PoisonError::into_inner);
             writer = wait(writer).0;
-            while waiting() > 4 * self.options.waiting_bytes
+            while self.waiting_bytes() > 4 * self.options.waiting_bytes
                 && writer.poisoned.is_none()
                 && self.indexer.absorbs()
             {

@@ -50,7 +50,7 @@ impl Packed {
         self.grid.query(distance, query)
     }
 
-    /// The rows that may be among the nearest `count` of those that pass; `passes` is asked only of those that are near.
+    /// The rows that may be among the nearest `count` of those that pass, each behind its key; `passes` is asked only of those that are near.
     pub(crate) fn shortlist(
         &self,
         query: &CodedQuery,
