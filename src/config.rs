@@ -252,7 +252,7 @@ impl Default for Store {
 
 impl Default for Index {
     fn default() -> Self {
-        Index { seal_bytes: 32 << 20, segment_bytes_max: 2 << 30 }
+        Index { seal_bytes: 8 << 20, segment_bytes_max: 2 << 30 }
     }
 }
 

@@ -15,7 +15,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
         mpsc,
     },
     task::{Context, Poll},
@@ -32,6 +32,8 @@ thread_local! {
     static CHANCE: Cell<u64> = Cell::new(RandomState::new().build_hasher().finish());
     /// Whose task is being polled.
     static LIFE: RefCell<Option<Life>> = const { RefCell::new(None) };
+    /// How long work rests, and since when it has not.
+    static RESTS: RefCell<Option<(Arc<Rests>, Instant)>> = const { RefCell::new(None) };
 }
 
 #[derive(Clone, Copy)]
@@ -134,21 +136,50 @@ pub fn give_way(nice: i32) {
     let _ = nice;
 }
 
-/// Has this thread run only where no other thread of the machine wants to, for as long as it lives; elsewhere than on Linux,
-/// and where that is refused, it gives way as far as it can. What it locks meanwhile can stay locked for long.
-pub fn give_way_to_all() {
-    #[cfg(target_os = "linux")]
-    {
-        use thread_priority::{
-            NormalThreadSchedulePolicy::Idle, ThreadPriority::Min, ThreadSchedulePolicy::Normal,
-            set_thread_priority_and_policy, thread_native_id,
-        };
-        match set_thread_priority_and_policy(thread_native_id(), Min, Normal(Idle)) {
-            Ok(()) => return,
-            Err(error) => tracing::debug!(?error, "a thread is not of the idle class"),
-        }
+/// How long work that rests goes on at a time.
+const STROKE: Duration = Duration::from_micros(200);
+
+/// How long work rests after each stroke of a fifth of a millisecond; it may change meanwhile. A thread that computes for
+/// long, of whatever priority, keeps a core from others that wait in the queue of another core; one that sleeps often does not.
+#[derive(Debug, Default)]
+pub struct Rests(AtomicU64);
+
+impl Rests {
+    /// Each lasts so long from now on; there are none that last no time.
+    pub fn last(&self, time: Duration) {
+        self.0.store(time.as_micros() as u64, Relaxed);
     }
-    give_way(19);
+}
+
+/// Does work that rests wherever it [breathes](breathe).
+pub fn with_rests<T>(rests: Arc<Rests>, work: impl FnOnce() -> T) -> T {
+    let before = RESTS.replace(Some((rests, Instant::now())));
+    let done = work();
+    RESTS.set(before);
+    done
+}
+
+/// A place where work may rest, every few microseconds of it; nothing outside of [`with_rests`].
+pub fn breathe() {
+    RESTS.with_borrow_mut(|rests| {
+        if let Some((rests, since)) = rests
+            && since.elapsed() >= STROKE
+        {
+            let time = Duration::from_micros(rests.0.load(Relaxed));
+            if !time.is_zero() {
+                rest(time);
+            }
+            *since = Instant::now();
+        }
+    });
+}
+
+/// Bytes between two breaths of work that goes through many.
+const BREATH_BYTES: usize = 1 << 17;
+
+/// The bytes in pieces, with a place to rest before each.
+pub fn breathing(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    bytes.chunks(BREATH_BYTES).inspect(|_| breathe())
 }
 
 /// How often who waits for work apart looks at something else.
@@ -358,27 +389,37 @@ mod tests {
     }
 
     #[test]
-    fn work_apart_may_give_way_to_all_and_leaves_the_thread_as_it_was() {
-        #[cfg(target_os = "linux")]
-        let told = || {
-            use thread_priority::{NormalThreadSchedulePolicy::Idle, ThreadSchedulePolicy::Normal};
-            thread_priority::thread_schedule_policy().unwrap() == Normal(Idle)
-                || rustix::process::nice(0).unwrap() == 19
-        };
-        #[cfg(not(target_os = "linux"))]
-        let told = || true;
+    fn work_apart_has_a_thread_of_its_own_and_whoever_waits_looks_about() {
         let here = std::thread::current().id();
         let work = || {
-            give_way_to_all();
             std::thread::sleep(3 * LOOK_EVERY);
-            (std::thread::current().id(), told())
+            std::thread::current().id()
         };
         let mut looks = 0;
-        let (there, gave_way) = apart(work, || looks += 1).unwrap();
-        assert!(gave_way && here != there && looks > 0, "{looks} looks");
-        assert!(cfg!(not(target_os = "linux")) || !told());
+        let there = apart(work, || looks += 1).unwrap();
+        assert!(here != there && looks > 0, "{looks} looks");
         let panicked = std::panic::catch_unwind(|| apart(|| panic!("as a test wants"), || {}));
         assert!(panicked.is_err());
+    }
+
+    #[test]
+    fn work_rests_where_it_breathes_as_long_as_it_is_to() {
+        let (rests, long) = (Arc::new(Rests::default()), Duration::from_millis(20));
+        let rested = || {
+            std::thread::sleep(STROKE);
+            let began = Instant::now();
+            breathe();
+            began.elapsed() >= long
+        };
+        let told = with_rests(rests.clone(), || {
+            let no_rest = rested();
+            rests.last(long);
+            (no_rest, rested())
+        });
+        assert_eq!(told, (false, true));
+        assert!(!rested(), "that is over");
+        let bytes: Vec<u8> = (0..3 * BREATH_BYTES + 5).map(|n| n as u8).collect();
+        assert!(breathing(&bytes).flatten().eq(&bytes));
     }
 
     #[test]

@@ -149,6 +149,7 @@ pub(super) fn execute(
         ShardRead::Scroll(request) => Found::Page(view.scroll(request)?),
         ShardRead::Count(filter) => Found::Count(view.count(filter.as_ref())?),
         ShardRead::Search(searches) => {
+            shard.note_search();
             if searches.iter().any(|search| search.explain) {
                 let explained = searches.par_iter().map(|search| explained(view, search));
                 return Ok(Found::Explained(explained.collect::<std::result::Result<_, _>>()?));

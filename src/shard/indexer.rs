@@ -27,7 +27,7 @@ use crate::{
     model::{Schema, VectorParams},
     mutant::{self, Mutant},
     store::{Keyspace, View},
-    world,
+    world::{self, Rests},
 };
 use roaring::RoaringBitmap;
 use std::{
@@ -37,7 +37,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
@@ -48,14 +48,32 @@ const INCOMING: &str = "incoming";
 
 /// How long a build that failed is let rest.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
-/// How much what builds gives way once too much waits for it.
-const HURRY_NICE: i32 = 10;
+/// How much what builds gives way, unless too much waits for it.
+const BUILD_NICE: i32 = 19;
+/// How long each of its rests lasts while there are searches; the second if too much waits for it.
+const BUILD_RESTS: Duration = Duration::from_micros(50);
+const LATE_BUILD_RESTS: Duration = Duration::from_micros(200);
 /// How long nothing must be written before an open delta is thought of.
 const REST: Duration = Duration::from_secs(2);
 
-/// Whose turn it is to build; shared by all shards of a node, so that one graph is built at a time.
+/// Whose turn it is to build, and whether it is in the way of searches; shared by all shards of a node, so that one graph is
+/// built at a time.
 #[derive(Clone, Debug, Default)]
-pub struct BuildTurn(Arc<Mutex<()>>);
+pub struct BuildTurn(Arc<Turn>);
+
+#[derive(Debug, Default)]
+struct Turn {
+    taken: Mutex<()>,
+    /// How many there were.
+    searches: AtomicU64,
+}
+
+impl BuildTurn {
+    /// Says that there is a search.
+    pub(super) fn search(&self) {
+        self.0.searches.fetch_add(1, Ordering::Relaxed);
+    }
+}
 
 /// A shard's index thread and folder.
 pub(super) struct Indexer {
@@ -279,7 +297,7 @@ impl Indexer {
     /// Waits for the turn of this shard, unless it is to stop.
     fn turn<'a>(&self, turn: &'a BuildTurn) -> Result<MutexGuard<'a, ()>, IndexError> {
         loop {
-            match turn.0.try_lock() {
+            match turn.0.taken.try_lock() {
                 Ok(guard) => return Ok(guard),
                 Err(TryLockError::Poisoned(guard)) => return Ok(guard.into_inner()),
                 Err(TryLockError::WouldBlock) if self.stop.load(Ordering::Relaxed) => {
@@ -291,7 +309,8 @@ impl Indexer {
     }
 
     /// Does work on a thread that takes no lock, since it may wait long for a processor: all searches and writes come first.
-    /// Once too much waits for graphs, work that was begun so is stopped, and begun anew on a thread that gives way less.
+    /// Once too much waits for graphs, work that was begun so is stopped, and begun anew on a thread that does not give way.
+    /// Either rests often while there are searches.
     ///
     /// Errors: those of the work, which is [`BuildError::Stopped`] when it is told to; there is no thread.
     pub(super) fn apart<T: Send>(
@@ -301,17 +320,22 @@ impl Indexer {
     ) -> Result<T, IndexError> {
         loop {
             let (hurries, stop) = (shard.builds_are_late(), AtomicBool::new(false));
+            let (rests, long) =
+                (Arc::new(Rests::default()), if hurries { LATE_BUILD_RESTS } else { BUILD_RESTS });
+            rests.last(long);
             let run = || {
-                if hurries {
-                    world::give_way(HURRY_NICE);
-                } else {
-                    world::give_way_to_all();
+                if !hurries {
+                    world::give_way(BUILD_NICE);
                 }
-                work(&stop)
+                world::with_rests(rests.clone(), || work(&stop))
             };
+            let searches = &shard.options.build_turn.0.searches;
+            let mut seen = searches.load(Ordering::Relaxed);
             let look = || {
                 let stops = self.stop.load(Ordering::Relaxed) || !hurries && shard.builds_are_late();
                 stop.store(stops, Ordering::Relaxed);
+                let before = std::mem::replace(&mut seen, searches.load(Ordering::Relaxed));
+                rests.last(if seen > before { long } else { Duration::ZERO });
             };
             match world::apart(run, look)? {
                 Err(IndexError::Build(BuildError::Stopped)) if !self.stop.load(Ordering::Relaxed) => {}

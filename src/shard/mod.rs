@@ -63,7 +63,7 @@ use std::{
 use vector_index::{Merge, SealedSegment, VectorIndex, VectorIndexes, manifest::Manifest};
 
 /// Sealed deltas of one vector from which graphs are late.
-const LATE_DELTAS: usize = 4;
+const LATE_DELTAS: usize = 8;
 
 /// How a shard is kept.
 #[derive(Clone, Debug)]
@@ -85,7 +85,7 @@ impl Default for ShardOptions {
     fn default() -> Self {
         ShardOptions {
             dedup_window: DEDUP_WINDOW,
-            seal_bytes: 32 << 20,
+            seal_bytes: 8 << 20,
             segment_bytes_max: 2 << 30,
             waiting_bytes: 256 << 20,
             build_turn: BuildTurn::default(),
@@ -191,6 +191,11 @@ impl Shard {
     /// How many snapshots were installed since it was opened: after each, all it stores has come from elsewhere.
     pub fn installs(&self) -> u64 {
         self.installs.load(Ordering::Relaxed)
+    }
+
+    /// Says that there is a search, which a graph that is being built is not to be in the way of.
+    pub fn note_search(&self) {
+        self.options.build_turn.search();
     }
 
     /// The shard as it stands now.

@@ -12,7 +12,7 @@ use super::{
     graph::{Exact, Graph, Hit, NONE, Scratch},
     kernel::Metric,
 };
-use crate::model::HnswParams;
+use crate::{model::HnswParams, world};
 use std::{
     collections::VecDeque,
     sync::atomic::{AtomicBool, Ordering},
@@ -111,6 +111,7 @@ pub(crate) fn insert(
     }));
     index.reserve_capacity_and_threads(vectors.len() / dim, 1).map_err(refused)?;
     for (row, vector) in vectors.chunks_exact(dim).enumerate() {
+        world::breathe();
         if row % STOP_EVERY == 0 && stop.load(Ordering::Relaxed) {
             return Err(BuildError::Stopped);
         }

@@ -10,6 +10,7 @@
 //! Source: FreshDiskANN (Singh et al., 2021), the in-memory temporary index; Bentley and Saxe (1980).
 
 use super::{
+    kernel::prefetch,
     packed::Packed,
     segment_search::Tally,
     sketch::{Centre, LastQuery, Sketch},
@@ -25,6 +26,8 @@ const BLOCK_BYTES_MAX: usize = 3 << 20;
 /// Rows from which a block is coded: a sketch looks at less of them than bytes to know whether it serves.
 const PACKED_ROWS_MIN: usize = 1024;
 const SKETCH_ROWS_MIN: usize = 256;
+/// How many rows ahead of the one that is compared memory is asked for what codes have left in doubt.
+const AHEAD: usize = 3;
 
 /// Vectors by slot, in the order they came; cheap to clone.
 #[derive(Clone, Default)]
@@ -146,10 +149,11 @@ impl Delta {
         let mut sketched = LastQuery::default();
         for block in &self.blocks {
             let slot = |row: usize| block.slots[row];
+            let vector = |row: usize| &block.values[row * query.len()..][..query.len()];
             let passes = |row: usize| allowed.is_none_or(|allowed| allowed.contains(slot(row)));
             let mut near = |row: usize| {
                 tally.vectors += 1;
-                offer(slot(row), &block.values[row * query.len()..][..query.len()])
+                offer(slot(row), vector(row))
             };
             match &block.coded {
                 Some(Codes::Packed(packed)) if let Some(query) = packed.query(distance, query) => {
@@ -166,10 +170,14 @@ impl Delta {
                         // They draw the edge in for the others.
                         left.select_nth_unstable_by(count, |a, b| a.0.total_cmp(&b.0));
                     }
-                    for (floor, row) in left {
-                        let far = floor > edge;
-                        if !far {
-                            edge = near(row);
+                    for (at, (floor, row)) in left.iter().enumerate() {
+                        if let Some((floor, next)) = left.get(at + AHEAD)
+                            && *floor <= edge
+                        {
+                            prefetch(vector(*next));
+                        }
+                        if *floor <= edge {
+                            edge = near(*row);
                         }
                     }
                     tally.codes += block.slots.len() as u64;

@@ -18,7 +18,10 @@ use super::{
     codes::{Coded, CodedQuery, Grid},
     graph::{NONE, Scorer, Scratch},
 };
-use crate::model::{Distance, HnswParams};
+use crate::{
+    model::{Distance, HnswParams},
+    world,
+};
 use std::{
     mem,
     sync::atomic::{AtomicBool, Ordering},
@@ -51,6 +54,7 @@ pub(crate) fn grow(
     let mut linked: Vec<u32> = Vec::with_capacity(count);
     let mut waiting = vec![true; count];
     for Old { row, links } in old {
+        world::breathe();
         kept.set(&mut rows, row, &links);
         if links.len() > 2 * m {
             kept.thin(&mut rows, 2 * m);
@@ -65,6 +69,7 @@ pub(crate) fn grow(
     let mut scratch = Scratch::default();
     let mut entries_of = 0;
     for row in (0..count as u32).filter(|row| waiting[*row as usize]) {
+        world::breathe();
         if linked.len().is_multiple_of(STOP_EVERY) && stop.load(Ordering::Relaxed) {
             return Err(BuildError::Stopped);
         }
@@ -90,6 +95,7 @@ pub(crate) fn grow(
         }
     }
     for (number, row) in linked[joined_from..].iter().enumerate() {
+        world::breathe();
         if number.is_multiple_of(STOP_EVERY) && stop.load(Ordering::Relaxed) {
             return Err(BuildError::Stopped);
         }

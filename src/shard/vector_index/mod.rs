@@ -35,9 +35,12 @@ use super::{
     points::Slot,
     slots::{LiveSet, SlotTable},
 };
-use crate::model::{
-    Explanation, PartExplanation, PartKind, PointId, Position, Quantization, Residence, SearchCost,
-    SearchPlan, VectorParams,
+use crate::{
+    model::{
+        Explanation, PartExplanation, PartKind, PointId, Position, Quantization, Residence, SearchCost,
+        SearchPlan, VectorParams,
+    },
+    world,
 };
 use bits::Signs;
 use codes::Grid;
@@ -388,6 +391,7 @@ impl Merge {
             old: Vec::new(),
         };
         for (slot, vector) in rows {
+            world::breathe();
             if let Some(version) = slots.born(slot) {
                 gathered.rows.push(Row { slot, version });
                 gathered.vectors.push(vector);
@@ -413,7 +417,7 @@ impl Gathered<'_> {
         stop: &std::sync::atomic::AtomicBool,
     ) -> Result<Segment, IndexError> {
         let dim = params.dim as usize;
-        let vectors = self.vectors.iter().copied();
+        let vectors = self.vectors.iter().copied().inspect(|_| world::breathe());
         let grid = Grid::of(dim, vectors.clone());
         let codes = grid.as_ref().map(|grid| grid.encode(vectors.clone())).unwrap_or_default();
         let built = match &grid {

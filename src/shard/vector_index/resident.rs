@@ -4,6 +4,7 @@
 //! addresses took two fifths of a search (`docs/BENCHMARKS.md`). The file stays what is checked and what is read anew.
 //! Deliberately absent: who may read, and when; the bytes never change.
 
+use crate::world;
 use memmap2::{MmapMut, MmapOptions};
 use std::io;
 
@@ -29,7 +30,12 @@ impl Resident {
             // No more than a wish: a kernel without large pages refuses it.
             _ = memory.advise(memmap2::Advice::HugePage);
         }
-        memory[start..start + bytes.len()].copy_from_slice(bytes);
+        let mut to = &mut memory[start..start + bytes.len()];
+        for piece in world::breathing(bytes) {
+            let (copied, rest) = to.split_at_mut(piece.len());
+            copied.copy_from_slice(piece);
+            to = rest;
+        }
         Ok(Resident { memory, start, len: bytes.len() })
     }
 

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     durable,
     model::{Distance, Position, Residence},
+    world,
 };
 use memmap2::{Advice, Mmap};
 use std::{
@@ -187,7 +188,7 @@ impl Head {
     fn check(&self, file: &[u8]) -> Result<(), SegmentError> {
         let (sections, _) = self.sections().ok_or(SegmentError::Damaged("sizes"))?;
         for (section, checksum) in sections.into_iter().zip(self.checksums) {
-            if crc32fast::hash(&file[section]) != checksum {
+            if hash(&file[section]) != checksum {
                 return Err(SegmentError::Damaged("checksum of a section"));
             }
         }
@@ -218,6 +219,13 @@ impl Head {
         }
         Some((sections, end))
     }
+}
+
+/// The checksum of many bytes.
+fn hash(bytes: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    world::breathing(bytes).for_each(|piece| hasher.update(piece));
+    hasher.finalize()
 }
 
 impl Coder {
@@ -283,8 +291,10 @@ impl Segment {
         for ((section, checksum), body) in sections.into_iter().zip(&mut head.checksums).skip(1).zip(bodies) {
             assert_eq!(section.len(), body.len(), "every section has its size");
             out.write_all(&[0; ALIGN][..section.start - at])?;
-            out.write_all(body)?;
-            *checksum = crc32fast::hash(body);
+            for piece in world::breathing(body) {
+                out.write_all(piece)?;
+            }
+            *checksum = hash(body);
             at = section.end;
         }
         out.seek(SeekFrom::Start(0))?;
