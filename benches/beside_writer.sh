@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Searches in a closed loop beside a writer, against the same before it starts and after it has ended (docs/BENCHMARKS.md).
+# Searches beside a writer, against the same before it starts and after it has ended (docs/BENCHMARKS.md).
 #
 #   benches/beside_writer.sh BASE.fbin|.npy QUERY REST RATE EF [DISTANCE]
 #
 # The first REST points are loaded and left until they are at rest; then searches run alone, beside a writer of all that
 # follows at RATE points a second for 20 s, and alone again once all graphs are built. `ROUNDS`: each with a server of its
-# own (3). `CLIENTS`: searches under way at once (4). Server and load share all processors.
+# own (3). `CLIENTS`: searches under way at once (4). `SEARCHES`: how many a second, their times counted from when they were due;
+# as fast as answers come if not given. Server and load share all processors.
 set -euo pipefail
 base="$1" query="$2" rest="$3" rate="$4" ef="$5" distance="${6:-cosine}"
-rounds="${ROUNDS:-3}" clients="${CLIENTS:-4}" batch=50
+rounds="${ROUNDS:-3}" clients="${CLIENTS:-4}" batch=50 held=(${SEARCHES:+--rate "$SEARCHES"})
 source "$(dirname "$0")/node.sh"
 
 # The first and the last points as files of their own: a point that equals one that is there is less work than a new one.
@@ -33,7 +34,7 @@ first="$(echo "$work"/first.*)" last="$(echo "$work"/last.*)"
 
 is_green() { curl -sf "$url/collections/c" | grep -q '"status":"green"'; }
 search() {
-  "$annal" bench search --url "$url" --collection c --queries "$query" --ef "$ef" --clients "$clients" --truth-sample 0 \
+  "$annal" bench search --url "$url" --collection c --queries "$query" --ef "$ef" --clients "$clients" "${held[@]}" --truth-sample 0 \
     --seconds 15 --pid "$pid" --json
 }
 
@@ -43,7 +44,7 @@ for round in $(seq "$rounds"); do
   sleep 45 # Deltas at rest join the graph, and the store has been read through once.
   search > "$work/before"
   "$annal" bench mixed --url "$url" --collection c --queries "$query" --vectors "$last" --id-offset "$rest" --ef "$ef" \
-    --clients "$clients" --batch "$batch" --write-rate $((rate / batch)) --seconds 20 --pid "$pid" --json > "$work/beside"
+    --clients "$clients" "${held[@]}" --batch "$batch" --write-rate $((rate / batch)) --seconds 20 --pid "$pid" --json > "$work/beside"
   for _ in $(seq 240); do
     if is_green; then break; fi
     sleep 0.5

@@ -14,6 +14,7 @@
 use annal::{
     durable,
     model::{self, Distance, HnswParams},
+    world,
 };
 use common::{
     K, Set, cpu_seconds, least_ef, quantile, recall_of_usearch, usearch_finds, usearch_with_its_own_metric,

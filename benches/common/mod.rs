@@ -2,7 +2,7 @@
 //!
 //! A set is a folder with either `vectors.f16.npy`, `queries.f32.npy`, `neighbors*.i32.npy`, or `*_base.fbin`,
 //! `*_query.fbin`, `*_gt100.ibin` (what the recipes of GloVe write); all Cosine, neighbours exact. Whoever includes this has
-//! `use annal::{durable, model};` at its root, where the shard's rooms look for them.
+//! `use annal::{durable, model, world};` at its root, where the shard's rooms look for them.
 
 use std::{
     collections::HashSet,
