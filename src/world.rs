@@ -396,7 +396,7 @@ mod tests {
             std::thread::current().id()
         };
         let mut looks = 0;
-        let there = apart(work, || looks += 1).unwrap();
+        let there = apart(work, || looks += 1).expect("a thread for it");
         assert!(here != there && looks > 0, "{looks} looks");
         let panicked = std::panic::catch_unwind(|| apart(|| panic!("as a test wants"), || {}));
         assert!(panicked.is_err());

@@ -1,7 +1,10 @@
 //! Graphs on real data, damaged files, and readers beside a writer.
 
 use super::*;
-use crate::shard::vector_index::{IndexError, build::BuildError, segment::Segment};
+use crate::{
+    shard::vector_index::{IndexError, build::BuildError, segment::Segment},
+    world,
+};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use std::{
     fs,
@@ -491,6 +494,33 @@ fn a_build_that_is_late_is_begun_anew_and_gives_way_no_more() {
         "told to stop, it is not begun anew"
     );
     assert_eq!(begun.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn what_builds_rests_while_there_are_searches_and_only_then() {
+    let folder = tempfile::tempdir().unwrap();
+    let shard = open_wordnet(folder.path(), 1 << 20);
+    // By the shortest of some breaths, since the machine may prolong any of them. It is looked for searches now and then.
+    let rests_if = |searches: bool| {
+        let breath = |_| {
+            if searches {
+                shard.note_search();
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            let began = Instant::now();
+            world::breathe();
+            began.elapsed()
+        };
+        let until = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < until {
+            if ((0..20).map(breath).min().unwrap() >= Duration::from_micros(50)) == searches {
+                return true;
+            }
+        }
+        false
+    };
+    let told = shard.indexer.apart(&shard, |_| Ok((rests_if(false), rests_if(true)))).unwrap();
+    assert_eq!(told, (true, true), "left alone it does not rest; beside searches it does");
 }
 
 /// Rows of a segment that no path from its entries leads to.

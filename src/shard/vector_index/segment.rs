@@ -291,10 +291,12 @@ impl Segment {
         for ((section, checksum), body) in sections.into_iter().zip(&mut head.checksums).skip(1).zip(bodies) {
             assert_eq!(section.len(), body.len(), "every section has its size");
             out.write_all(&[0; ALIGN][..section.start - at])?;
+            let mut hasher = crc32fast::Hasher::new();
             for piece in world::breathing(body) {
+                hasher.update(piece);
                 out.write_all(piece)?;
             }
-            *checksum = hash(body);
+            *checksum = hasher.finalize();
             at = section.end;
         }
         out.seek(SeekFrom::Start(0))?;
