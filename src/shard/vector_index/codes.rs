@@ -12,9 +12,9 @@
 use super::{
     code_kernel::{self, BLOCK, Scan, UNIT},
     graph::Scorer,
-    kernel::prefetch,
+    kernel::{Metric, prefetch},
 };
-use crate::model::Distance;
+use crate::{model::Distance, world};
 
 /// Numbers that are looked at to choose a grid, but of no fewer rows than the second.
 const SAMPLE_NUMBERS: usize = 1 << 17;
@@ -33,6 +33,11 @@ const ERROR_MAX: f64 = 0.2;
 const HALF_WORST_MAX: f64 = 0.4;
 /// By how many deviations of their error two keys must differ to be taken at their word.
 const DEVIATIONS: f32 = 3.0;
+/// Rows that are looked for to see whether codes tell them apart from others, how many of their nearest each, and the share
+/// of these that must be found.
+const PROBES: usize = 16;
+const NEAREST: usize = 10;
+const FOUND_MIN: f64 = 0.98;
 
 /// Vectors by row, wherever they lie.
 pub(crate) trait Vectors<'a>: ExactSizeIterator<Item = &'a [f32]> + Clone {}
@@ -56,9 +61,8 @@ pub(crate) struct CodedQuery {
     base: u32,
     stride: usize,
     scan: Scan,
-    /// Deviation of the difference of two keys; for Euclid by the root of the key.
-    deviation: f32,
-    grows: bool,
+    /// Variance of the difference of two keys: so much, and so much by the key.
+    variance: (f32, f32),
 }
 
 /// How far codes are off.
@@ -108,7 +112,8 @@ impl Grid {
             let reach = *reaches.select_nth_unstable_by(hundredth, |a, b| b.total_cmp(a)).1;
             let halves = grid(reach, true);
             let error = halves.error(sample());
-            if error.mean / (dim as f64).sqrt() < HALF_NOISE_MAX
+            if halves.step.is_normal()
+                && error.mean / (dim as f64).sqrt() < HALF_NOISE_MAX
                 && halves.error(vectors.clone()).worst < HALF_WORST_MAX
             {
                 return Some(halves);
@@ -118,7 +123,46 @@ impl Grid {
             row.iter().zip(&centre).fold(most, |most, (x, c)| most.max((x - c).abs()))
         };
         let whole = grid(vectors.clone().fold(0.0, largest), false);
-        (whole.step.is_finite() && whole.error(sample()).mean < ERROR_MAX).then_some(whole)
+        (whole.step.is_normal() && whole.error(sample()).mean < ERROR_MAX).then_some(whole)
+    }
+
+    /// Whether what is nearest to a row is among the `kept` nearest by their codes, of all rows: where many lie close to each
+    /// other and far from the rest, they share their codes, however little these are off.
+    ///
+    /// `codes [rows, stride]`: of `vectors`. Cost: [`PROBES`] comparisons of all codes.
+    pub(crate) fn tells_apart(
+        &self,
+        distance: Distance,
+        codes: &[u8],
+        vectors: &[&[f32]],
+        kept: usize,
+    ) -> bool {
+        let metric = Metric::of(distance);
+        let (mut found, mut wanted) = (0, 0);
+        for probe in vectors.iter().step_by(vectors.len().div_ceil(PROBES).max(1)) {
+            // Without codes it is compared by its numbers.
+            let Some(query) = self.query(distance, probe) else { continue };
+            let coded = Coded { codes, query: &query };
+            let rows = (0..vectors.len() as u32).inspect(|_| world::breathe());
+            // One more: the row itself.
+            let (rows, _) = coded.shortlist(rows, |_| true, NEAREST + 1);
+            wanted += NEAREST;
+            if rows.len() <= kept {
+                found += NEAREST;
+                continue;
+            }
+            let mut keys = vec![0; rows.len()];
+            coded.score(&rows, &mut keys);
+            let mut near: Vec<(u32, f32)> = keys
+                .into_iter()
+                .zip(rows.iter().map(|row| metric.distance(probe, vectors[*row as usize])))
+                .collect();
+            let edge = *near.clone().select_nth_unstable_by(NEAREST, |a, b| a.1.total_cmp(&b.1)).1;
+            // Of equal codes, a walk may have kept those that are farthest.
+            near.sort_unstable_by(|a, b| a.0.cmp(&b.0).then(b.1.total_cmp(&a.1)));
+            found += near[..kept].iter().filter(|(_, away)| *away <= edge.1).count().min(NEAREST);
+        }
+        found as f64 >= FOUND_MIN * wanted as f64
     }
 
     /// How far the codes of some rows are off.
@@ -180,17 +224,21 @@ impl Grid {
         }
     }
 
-    /// A query `[dim]`; `None` if it lies so far off that its code would say too little.
+    /// A query `[dim]`; `None` if it lies so far off, or is so short, that its code would say too little.
     pub(crate) fn query(&self, distance: Distance, query: &[f32]) -> Option<CodedQuery> {
         let stride = self.stride();
         let mut bytes = vec![0; if self.half { 2 * stride } else { stride }];
         let scan = code_kernel::best(distance, self.half);
-        // A rounded number is off by a twelfth of a square step; the query's own rounding comes to the row's.
+        // A rounded number is off by a twelfth of a square step; the query's own rounding comes to the row's. There are two
+        // keys.
         let unit = if self.half { HALF_STEP } else { 1.0 };
-        let rounding = ((unit * unit + 1.0) / 12.0).sqrt() * std::f32::consts::SQRT_2;
+        let rounding = (unit * unit + 1.0) / 12.0;
         if distance.larger_is_nearer() {
             let largest = query.iter().fold(0f32, |most, x| most.max(x.abs()));
             let scale = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+            if !scale.is_finite() {
+                return None;
+            }
             let (mut sum, mut squares) = (0i32, 0f32);
             for (code, x) in bytes.iter_mut().zip(query) {
                 // Rounded by a cast that the compiler can do to many at once.
@@ -201,14 +249,7 @@ impl Grid {
             }
             // What the rows' 127.5 adds, and half of all numbers, so that no key is negative.
             let base = (1u32 << 31).wrapping_add((i64::from(sum) * 255 / 2) as u32);
-            return Some(CodedQuery {
-                bytes,
-                base,
-                stride,
-                scan,
-                deviation: rounding * squares.sqrt(),
-                grows: false,
-            });
+            return Some(CodedQuery { bytes, base, stride, scan, variance: (2.0 * rounding * squares, 0.0) });
         }
         self.bytes(query, &mut bytes);
         let (mut cut, mut length) = (0f32, 0f32);
@@ -218,12 +259,18 @@ impl Grid {
             length += x * x;
         }
         // What is cut off is the same for all rows in a sum of differences, not in a sum of squares.
-        if distance == Distance::Euclid && cut > length / 100.0 {
+        if distance == Distance::Euclid && !(length.is_finite() && cut <= length / 100.0) {
             return None;
         }
-        let grows = distance == Distance::Euclid;
-        let deviation = rounding * if grows { 2.0 } else { (query.len() as f32).sqrt() };
-        Some(CodedQuery { bytes, base: 0, stride, scan, deviation, grows })
+        let dim = query.len() as f32;
+        let variance = if distance == Distance::Euclid {
+            // Of the square of what a number is off, which counts where rows are hardly farther than that.
+            let squared = (unit.powi(4) + 1.0) / 80.0 + unit * unit / 24.0 - rounding * rounding;
+            (2.0 * dim * squared, 2.0 * 4.0 * rounding)
+        } else {
+            (2.0 * dim * rounding, 0.0)
+        };
+        Some(CodedQuery { bytes, base: 0, stride, scan, variance })
     }
 }
 
@@ -265,13 +312,13 @@ impl CodedQuery {
         let stride = grid.stride();
         let bytes = vec![0; if grid.half { 2 * stride } else { stride }];
         let scan = code_kernel::best(distance, grid.half);
-        CodedQuery { bytes, base: 0, stride, scan, deviation: 0.0, grows: false }
+        CodedQuery { bytes, base: 0, stride, scan, variance: (0.0, 0.0) }
     }
 
     /// Compares by the number of bits that differ.
     pub(crate) fn of_bits(bytes: Vec<u8>, scan: Scan) -> Self {
         // In place of doubt stands the number of candidates.
-        CodedQuery { base: 0, stride: bytes.len(), bytes, scan, deviation: 0.0, grows: false }
+        CodedQuery { base: 0, stride: bytes.len(), bytes, scan, variance: (0.0, 0.0) }
     }
 
     /// A row of `codes [rows, stride]`.
@@ -307,8 +354,8 @@ impl CodedQuery {
 
     /// By how much a key must exceed this one before it is surely the farther.
     pub(crate) fn doubt(&self, key: u32) -> u32 {
-        let deviation = self.deviation * if self.grows { (key as f32).sqrt() } else { 1.0 };
-        (DEVIATIONS * deviation) as u32
+        let (same, by_key) = self.variance;
+        (DEVIATIONS * (same + by_key * key as f32).sqrt()).ceil() as u32
     }
 
     /// Drops of rows with their keys what is surely not among the nearest `count`; the edge behind which that is.
@@ -413,6 +460,8 @@ mod tests {
             None,
             "a difference that no number holds"
         );
+        let tiny: Vec<f32> = [0.0; 2047].into_iter().chain([1e-44]).collect();
+        assert_eq!(Grid::of(1, tiny.chunks_exact(1)), None, "a step that no number divides by");
     }
 
     #[test]
@@ -421,5 +470,8 @@ mod tests {
         assert!(grid.query(Distance::Euclid, &[100.0; 8]).is_none());
         assert!(grid.query(Distance::Euclid, &[0.9; 8]).is_some());
         assert!(grid.query(Distance::Dot, &[100.0; 8]).is_some());
+        assert!(grid.query(Distance::Euclid, &[f32::MAX; 8]).is_none(), "squares that no number holds");
+        assert!(grid.query(Distance::Dot, &[1e-38; 8]).is_none(), "a scale that no number holds");
+        assert!(grid.query(Distance::Dot, &[0.0; 8]).is_some());
     }
 }

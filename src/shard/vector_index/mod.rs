@@ -409,6 +409,21 @@ impl Merge {
 }
 
 impl Gathered<'_> {
+    /// The rows' codes, if a walk that keeps as many candidates as building does finds what is near by them: as few bits a
+    /// number as suffice.
+    fn code(&self, params: &VectorParams) -> Option<(Grid, Vec<u8>)> {
+        let (dim, kept) = (params.dim as usize, params.hnsw.ef_construct as usize);
+        let vectors = self.vectors.iter().copied().inspect(|_| world::breathe());
+        let encode = |grid: Grid| {
+            let codes = grid.encode(vectors.clone());
+            let serve = grid.tells_apart(params.distance, &codes, &self.vectors, kept);
+            serve.then_some((grid, codes))
+        };
+        let fewest = Grid::of(dim, vectors.clone())?;
+        let half = fewest.half;
+        encode(fewest).or_else(|| encode(Grid::of_bytes(dim, vectors.clone()).filter(|_| half)?))
+    }
+
     /// Builds the graph and writes the segment's file.
     pub(super) fn build(
         self,
@@ -418,13 +433,12 @@ impl Gathered<'_> {
     ) -> Result<Segment, IndexError> {
         let dim = params.dim as usize;
         let vectors = self.vectors.iter().copied().inspect(|_| world::breathe());
-        let grid = Grid::of(dim, vectors.clone());
-        let codes = grid.as_ref().map(|grid| grid.encode(vectors.clone())).unwrap_or_default();
-        let built = match &grid {
-            Some(grid) if grow::can_grow(params.distance) => {
-                let mut built = grow::grow(params.distance, (grid, &codes), self.old, params.hnsw, stop)?;
+        let usual = self.code(params);
+        let built = match &usual {
+            Some((grid, codes)) if grow::can_grow(params.distance) => {
+                let mut built = grow::grow(params.distance, (grid, codes), self.old, params.hnsw, stop)?;
                 let (mut rows, mut scratch) =
-                    (grow::Rows::new(params.distance, grid, &codes), Scratch::default());
+                    (grow::Rows::new(params.distance, grid, codes), Scratch::default());
                 built.make_reachable(|graph, row| {
                     graph.nearest(&rows.from(row), build::HOSTS_ASKED, &mut scratch).to_vec()
                 });
@@ -436,7 +450,7 @@ impl Gathered<'_> {
             }
         };
         // Links are chosen by the finest codes there are, whichever are kept for the searches.
-        let usual = grid.map(|grid| (Coder::Numbers(grid), codes));
+        let usual = usual.map(|(grid, codes)| (Coder::Numbers(grid), codes));
         let coded = match params.quantization {
             Quantization::None => None,
             Quantization::Scalar => usual,
@@ -592,7 +606,49 @@ impl PartialOrd for Found {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Position;
+    use crate::model::{Distance, HnswParams, Position};
+    use rand::{Rng, SeedableRng, rngs::StdRng};
+    use std::sync::atomic::AtomicBool;
+
+    /// However near rows lie to each other beside how far they are spread.
+    #[test]
+    fn a_walk_finds_what_is_near_among_rows_that_lie_close() {
+        let mut rng = StdRng::seed_from_u64(3);
+        let mut evenly =
+            |count: usize| -> Vec<f32> { (0..count).map(|_| rng.random_range(-1.0..1.0)).collect() };
+        // (dimensions, heaps, how far a heap is spread, rows): more rows in a heap than a walk keeps.
+        for (dim, heaps, width, rows) in [(1, 2, 0.005, 3_000), (2, 2, 0.005, 3_000), (256, 12, 1e-4, 3_000)]
+        {
+            let centres = evenly(heaps * dim);
+            let vectors: Vec<f32> = evenly(rows * dim)
+                .iter()
+                .enumerate()
+                .map(|(at, x)| centres[at / dim % heaps * dim + at % dim] + width * x)
+                .collect();
+            let gathered = Gathered {
+                rows: (0..rows as u32).map(|slot| Row { slot, version: Position(1) }).collect(),
+                vectors: vectors.chunks_exact(dim).collect(),
+                old: Vec::new(),
+            };
+            let folder = tempfile::tempdir().expect("a folder");
+            let params = VectorParams::new(dim as u32, Distance::Euclid, HnswParams::default());
+            let segment = gathered
+                .build(&params, &folder.path().join("a.seg"), &AtomicBool::new(false))
+                .expect("built");
+            let metric = Metric::of(Distance::Euclid);
+            let (mut found, mut wanted) = (0, 0);
+            for query in vectors.chunks_exact(dim).step_by(rows / 40) {
+                let mut right: Vec<f32> =
+                    vectors.chunks_exact(dim).map(|row| metric.distance(query, row)).collect();
+                let edge = *right.select_nth_unstable_by(9, f32::total_cmp).1;
+                let walk = Walk { count: 10, ef: 128, most: true, expanded_max: usize::MAX };
+                let near = segment.nearest(query, walk, &mut Scratch::default(), |_| true).near;
+                found += near.iter().filter(|(distance, _)| *distance <= edge).count().min(10);
+                wanted += 10;
+            }
+            assert!(found * 100 >= wanted * 97, "{dim} dimensions, {heaps} heaps: {found} of {wanted}");
+        }
+    }
 
     #[test]
     fn rows_are_found_by_their_slots() {

@@ -120,6 +120,17 @@ mod tests {
     }
 
     #[test]
+    fn what_falls_into_one_step_is_all_in_doubt() {
+        // The step is 7.8: the row that is nearest to 0.1 has another code than two that are farther.
+        let rows: Vec<f32> =
+            [1000.0; 512].into_iter().chain([-1000.0; 512]).chain([7.0, 7.0, -0.1]).collect();
+        let packed = Packed::of(Distance::Euclid, 1, rows.chunks_exact(1)).expect("codes serve");
+        let query = packed.query(Distance::Euclid, &[0.1]).expect("a query");
+        let list = packed.shortlist(&query, |_| true, 2);
+        assert!(list.iter().any(|(_, row)| *row == 1026), "{list:?}");
+    }
+
+    #[test]
     fn few_rows_and_none() {
         assert!(Packed::of(Distance::Dot, 5, [].into_iter()).is_none());
         let rows = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0];

@@ -185,7 +185,7 @@ impl Sketch {
         &self.centre
     }
 
-    /// A query `[dim]`; `None` if its numbers are too large to say anything, or too many.
+    /// A query `[dim]`; `None` if its numbers are too large or too small to say anything, or too many.
     pub(crate) fn query(&self, query: &[f32]) -> Option<SketchQuery> {
         let (mut largest, mut squares, mut product) = (0f32, 0f32, 0f32);
         let apart = || query.iter().zip(&self.centre.mean).map(|(x, centre)| x - centre);
@@ -203,6 +203,9 @@ impl Sketch {
         let most = most as i32;
         let (step, per_step) =
             if largest > 0.0 { (largest / most as f32, most as f32 / largest) } else { (0.0, 0.0) };
+        if !per_step.is_finite() {
+            return None;
+        }
         let mut rounded_off = 0f32;
         let mut numbers = apart().map(|apart| {
             let whole = (apart * per_step + most as f32 + 0.5) as i32 - most;
@@ -334,8 +337,13 @@ mod tests {
         let mut one = vectors.clone();
         one.iter_mut().step_by(256).for_each(|x| *x *= 1e4);
         assert!(!of(Distance::Euclid, 256, &one));
-        let many = heaps(&mut rng, 10_000, 30);
-        assert!(!of(Distance::Euclid, 10_000, &many), "more dimensions than a sum has room for");
+        for (dim, fits) in [(8_184, true), (8_188, false)] {
+            let centre = Arc::new(Centre { mean: vec![0.0; dim], rows: 0 });
+            let (signs, bounds, floors) = (Vec::new(), Vec::new(), bit_kernel::best_floors());
+            let sketch = Sketch { centre, signs, bounds, rows: 0, distance: Distance::Dot, floors };
+            assert_eq!(sketch.query(&vec![1.0; dim]).is_some(), fits, "a sum has room for 8,184 dimensions");
+            assert!(sketch.query(&vec![1e-38; dim]).is_none(), "a scale that no number holds");
+        }
         let mut huge = vectors.clone();
         huge[0] = 1e30;
         assert!(!of(Distance::Euclid, 256, &huge), "a square that no number holds");
