@@ -297,7 +297,11 @@ impl LocalShard {
         if let Err(error) = self.replica.shutdown().await {
             tracing::warn!(replica = self.id.0, %error, "a replica did not close in order");
         }
-        self.shard.close();
+        // It waits for what is being built there.
+        let shard = self.shard.clone();
+        if let Err(error) = world::blocking(move || shard.close()).await {
+            tracing::error!(replica = self.id.0, %error, "a shard did not close");
+        }
     }
 
     /// For how long its schema has been older than the catalog's, which it is now if `stale`.

@@ -6,38 +6,31 @@
 //!
 //! Invariants: the manifest names only durable files; a file is deleted only when neither the manifest nor the
 //! newest view names it (older views keep their mappings); a build that the shard has outrun is thrown away.
-//! At rest there is one segment a vector, with a delta of less than a sixteenth of its rows.
-//! Not here: what is worth merging (`vector_index`), waiting of writers (`mod`).
+//! At rest a vector has one segment up to a size, but for parts of less than a sixteenth of its rows or hardly worth a graph.
+//! Not here: what is worth merging (`vector_index`), whose turn it is (`build_turn`), how an index is opened (`open_index`),
+//! waiting of writers (`mod`).
 
 use super::{
     Shard,
-    points::{self, Slot, damaged},
     search::ReadView,
     slots::{LiveSet, SlotTable},
     snapshot,
     vector_index::{
-        IndexError, Merge, SealedSegment, VectorIndex, VectorIndexes,
-        build::BuildError,
-        manifest::{Entry, Manifest},
-        segment::Segment,
+        IndexError, Merge, SealedSegment, build::BuildError, manifest::Manifest, segment::Segment,
     },
 };
 use crate::{
     machine::MachineError,
-    model::{Schema, VectorParams},
     mutant::{self, Mutant},
-    store::{Keyspace, View},
     world::{self, Rests},
 };
-use roaring::RoaringBitmap;
 use std::{
-    collections::BTreeMap,
+    cmp::Reverse,
     fs, io,
-    ops::Bound,
     path::{Path, PathBuf},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
@@ -56,30 +49,13 @@ const LATE_BUILD_RESTS: Duration = Duration::from_micros(200);
 /// How long nothing must be written before an open delta is thought of.
 const REST: Duration = Duration::from_secs(2);
 
-/// Whose turn it is to build, and whether it is in the way of searches; shared by all shards of a node, so that one graph is
-/// built at a time.
-#[derive(Clone, Debug, Default)]
-pub struct BuildTurn(Arc<Turn>);
-
-#[derive(Debug, Default)]
-struct Turn {
-    taken: Mutex<()>,
-    /// How many there were.
-    searches: AtomicU64,
-}
-
-impl BuildTurn {
-    /// Says that there is a search.
-    pub(super) fn search(&self) {
-        self.0.searches.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
 /// A shard's index thread and folder.
 pub(super) struct Indexer {
     folder: PathBuf,
     /// What the folder's manifest says.
     manifest: Mutex<Manifest>,
+    /// The file that is being written; no manifest names it.
+    writing: Mutex<Option<String>>,
     /// Whether there may be something to do.
     work: Mutex<bool>,
     wake: Condvar,
@@ -94,17 +70,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Indexer {
-    /// The keeper of a folder; what an interrupted install left there goes.
+    /// The keeper of a folder; what an interrupted build or install left there goes.
     pub(super) fn new(folder: PathBuf, manifest: Manifest) -> Self {
-        let left = fs::remove_dir_all(folder.join(INCOMING));
-        if let Err(error) = left
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(folder = %folder.display(), %error, "what an install left cannot be removed");
+        for left in [fs::remove_dir_all(folder.join(INCOMING)), manifest.sweep(&folder, None)] {
+            if let Err(error) = left
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(folder = %folder.display(), %error, "what was left there cannot be removed");
+            }
         }
         Indexer {
             folder,
             manifest: Mutex::new(manifest),
+            writing: Mutex::new(None),
             work: Mutex::new(true),
             wake: Condvar::new(),
             stop: AtomicBool::new(false),
@@ -201,10 +179,8 @@ impl Indexer {
     }
 
     /// A name no file of the folder has had since it was opened.
-    fn next_file(&self) -> String {
-        let mut manifest = lock(&self.manifest);
-        manifest.next += 1;
-        format!("{:08}.seg", manifest.next)
+    pub(super) fn next_file(&self) -> String {
+        lock(&self.manifest).next_file()
     }
 
     /// Forgets all files: what they hold belongs to a state that is no more.
@@ -278,38 +254,30 @@ impl Indexer {
             shard.replace_parts(name, &merge, Some(Arc::new(new)));
             return Ok(true);
         }
-        let bytes_max = shard.options.segment_bytes_max;
-        let next = view.vectors.iter().find_map(|(name, index)| {
-            let merge = index.next_merge(&view.live, bytes_max)?;
-            Some((name.clone(), merge))
-        });
-        let Some((name, merge)) = next else { return Ok(false) };
-        let _turn = self.turn(&shard.options.build_turn)?;
+        if next_merge(shard, &view).is_none() {
+            return Ok(false);
+        }
+        let stops = || self.stop.load(Ordering::Relaxed);
+        let turn = shard.options.build_turn.wait(stops, || shard.builds_are_late());
+        let _turn = turn.map_err(|_| BuildError::Stopped)?;
+        // More may be worth building by now.
+        let view = shard.view();
+        let Some((name, merge)) = next_merge(shard, &view) else { return Ok(true) };
         fs::create_dir_all(&self.folder)?;
         let file = self.next_file();
-        let new = self.apart(shard, |stop| self.build(&view, &merge, &file, stop))?.map(Arc::new);
-        let new = new.filter(|_| !mutant::is(Mutant::IndexDropOnSwap));
-        shard.replace_parts(&name, &merge, new);
+        *lock(&self.writing) = Some(file.clone());
+        let rows = (&view.live, &view.slots);
+        let new = self.apart(shard, |stop| build(&self.folder, &file, rows, &merge, stop));
+        *lock(&self.writing) = None;
+        let new = new?.map(Arc::new).filter(|_| !mutant::is(Mutant::IndexDropOnSwap));
+        shard.replace_parts(name, &merge, new);
         self.write_manifest(shard)?;
         Ok(true)
     }
 
-    /// Waits for the turn of this shard, unless it is to stop.
-    fn turn<'a>(&self, turn: &'a BuildTurn) -> Result<MutexGuard<'a, ()>, IndexError> {
-        loop {
-            match turn.0.taken.try_lock() {
-                Ok(guard) => return Ok(guard),
-                Err(TryLockError::Poisoned(guard)) => return Ok(guard.into_inner()),
-                Err(TryLockError::WouldBlock) if self.stop.load(Ordering::Relaxed) => {
-                    return Err(BuildError::Stopped.into());
-                }
-                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(20)),
-            }
-        }
-    }
-
     /// Does work on a thread that takes no lock, since it may wait long for a processor: all searches and writes come first.
-    /// Once too much waits for graphs, work that was begun so is stopped, and begun anew on a thread that does not give way.
+    /// Once too much waits for graphs, here or of a shard that waits for its turn, work that was begun so is stopped, and begun
+    /// anew on a thread that does not give way.
     /// Either rests often while there are searches.
     ///
     /// Errors: those of the work, which is [`BuildError::Stopped`] when it is told to; there is no thread.
@@ -318,8 +286,10 @@ impl Indexer {
         shard: &Shard,
         work: impl Fn(&AtomicBool) -> Result<T, IndexError> + Sync,
     ) -> Result<T, IndexError> {
+        let turn = &shard.options.build_turn;
+        let is_late = || shard.builds_are_late() || turn.is_awaited_late();
         loop {
-            let (hurries, stop) = (shard.builds_are_late(), AtomicBool::new(false));
+            let (hurries, stop) = (is_late(), AtomicBool::new(false));
             let (rests, long) =
                 (Arc::new(Rests::default()), if hurries { LATE_BUILD_RESTS } else { BUILD_RESTS });
             rests.last(long);
@@ -329,12 +299,11 @@ impl Indexer {
                 }
                 world::with_rests(rests.clone(), || work(&stop))
             };
-            let searches = &shard.options.build_turn.0.searches;
-            let mut seen = searches.load(Ordering::Relaxed);
+            let mut seen = turn.searches();
             let look = || {
-                let stops = self.stop.load(Ordering::Relaxed) || !hurries && shard.builds_are_late();
+                let stops = self.stop.load(Ordering::Relaxed) || !hurries && is_late();
                 stop.store(stops, Ordering::Relaxed);
-                let before = std::mem::replace(&mut seen, searches.load(Ordering::Relaxed));
+                let before = std::mem::replace(&mut seen, turn.searches());
                 rests.last(if seen > before { long } else { Duration::ZERO });
             };
             match world::apart(run, look)? {
@@ -342,22 +311,6 @@ impl Indexer {
                 done => return done,
             }
         }
-    }
-
-    fn build(
-        &self,
-        view: &ReadView,
-        merge: &Merge,
-        file: &str,
-        stop: &AtomicBool,
-    ) -> Result<Option<SealedSegment>, IndexError> {
-        let gathered = merge.gather(&view.live, &view.slots);
-        if gathered.rows.is_empty() {
-            return Ok(None);
-        }
-        let segment = gathered.build(&merge.params, &self.folder.join(file), stop)?;
-        tracing::info!(rows = segment.rows().len(), file, "graph built");
-        Ok(Some(SealedSegment { file: file.to_owned(), segment }))
     }
 
     /// Writes what the shard's view holds, and deletes the files it does not.
@@ -371,7 +324,7 @@ impl Indexer {
         let view = shard.view();
         *manifest = Manifest { next: manifest.next, ..Manifest::of(view.position(), &view.vectors) };
         manifest.write(&self.folder)?;
-        manifest.sweep(&self.folder)
+        manifest.sweep(&self.folder, lock(&self.writing).as_deref())
     }
 
     fn failed(&self, source: io::Error) -> MachineError {
@@ -379,123 +332,30 @@ impl Indexer {
     }
 }
 
-/// Opens the index of every vector of a schema: whole files first, then the rows no file has, from the store.
-///
-/// `next_slot`: the first the store has not given out. A file that is damaged, of another schema, or that knows
-/// slots the store does not, is left out; its live rows come from the store and are built again.
-pub(super) fn load(
+/// What is worth building first, and of which vector: of the one that makes searches and writes wait the most.
+fn next_merge<'v>(shard: &Shard, view: &'v ReadView) -> Option<(&'v str, Merge)> {
+    let mut indexes: Vec<_> = view.vectors.iter().collect();
+    indexes.sort_by_key(|(_, index)| Reverse(index.waiting_bytes()));
+    indexes.into_iter().find_map(|(name, index)| {
+        Some((&**name, index.next_merge(&view.live, shard.options.segment_bytes_max)?))
+    })
+}
+
+/// Builds the segment of a merge, if any of its rows is live; nothing is left of one that fails.
+pub(super) fn build(
     folder: &Path,
-    manifest: &Manifest,
-    schema: &Schema,
-    next_slot: Slot,
+    file: &str,
     (live, slots): (&LiveSet, &SlotTable),
-    (view, keyspace): (&View, &Keyspace),
-    seal_bytes: usize,
-) -> Result<VectorIndexes, MachineError> {
-    let all = live.to_bitmap();
-    let mut indexes = VectorIndexes::new();
-    let mut missing: BTreeMap<&str, RoaringBitmap> = BTreeMap::new();
-    for (name, params) in &schema.vectors {
-        let mut covered = RoaringBitmap::new();
-        let mut segments = Vec::new();
-        for entry in manifest.segments.get(name).into_iter().flatten() {
-            match open_segment(folder, entry, params, next_slot, slots, &covered) {
-                Ok((segment, rows)) => {
-                    covered |= rows;
-                    segments.push(Arc::new(segment));
-                }
-                Err(why) => {
-                    tracing::warn!(file = entry.file, why, "index file left out; it is built again");
-                }
-            }
-        }
-        missing.insert(name, &all - covered);
-        indexes.insert(name.clone(), VectorIndex::new(*params, segments));
+    merge: &Merge,
+    stop: &AtomicBool,
+) -> Result<Option<SealedSegment>, IndexError> {
+    let gathered = merge.gather(live, slots);
+    if gathered.rows.is_empty() {
+        return Ok(None);
     }
-    for (name, missing) in missing {
-        let index = indexes.get_mut(name).ok_or_else(|| damaged("schema", "a vector without an index"))?;
-        read_rows(index, name, &missing, view, keyspace, seal_bytes)?;
-    }
-    Ok(indexes)
-}
-
-/// Opens one file and gives the live slots it holds.
-fn open_segment(
-    folder: &Path,
-    entry: &Entry,
-    params: &VectorParams,
-    next_slot: Slot,
-    slots: &SlotTable,
-    covered: &RoaringBitmap,
-) -> Result<(SealedSegment, RoaringBitmap), String> {
-    let segment = Segment::open(&folder.join(&entry.file), params.residence).map_err(|e| e.to_string())?;
-    if Entry::of(&entry.file, &segment) != *entry {
-        return Err("it is not the file the manifest names".to_owned());
-    }
-    if !segment.fits(params.distance, params.dim as usize) {
-        return Err("it is of another schema".to_owned());
-    }
-    if !segment.rows().is_sorted_by(|a, b| a.slot < b.slot) {
-        return Err("its rows do not ascend".to_owned());
-    }
-    if segment.rows().last().is_some_and(|row| row.slot >= next_slot) {
-        return Err("it is ahead of the store".to_owned());
-    }
-    let mut rows = RoaringBitmap::new();
-    for row in segment.rows() {
-        match slots.born(row.slot) {
-            None => {}
-            Some(born) if born == row.version => _ = rows.insert(row.slot),
-            Some(born) => {
-                return Err(format!("slot {} is of position {born}, not {}", row.slot, row.version));
-            }
-        }
-    }
-    if !rows.is_disjoint(covered) {
-        return Err("another file has some of its rows".to_owned());
-    }
-    Ok((SealedSegment { file: entry.file.clone(), segment }, rows))
-}
-
-/// Rows that are read and appended at a time.
-const ROWS_AT_ONCE: usize = 1024;
-
-/// Appends the vectors of `slots` that the store has.
-fn read_rows(
-    index: &mut VectorIndex,
-    name: &str,
-    slots: &RoaringBitmap,
-    view: &View,
-    keyspace: &Keyspace,
-    seal_bytes: usize,
-) -> Result<(), MachineError> {
-    let (mut read, mut values) = (Vec::new(), Vec::new());
-    let mut runs = slots.iter();
-    while let Some(run) = runs.next_range() {
-        let from = Bound::Included(points::vector_key(*run.start(), ""));
-        let to = match run.end().checked_add(1) {
-            Some(end) => Bound::Excluded(points::vector_key(end, "")),
-            None => Bound::Excluded(vec![points::VECTOR + 1]),
-        };
-        for item in view.range(keyspace, (from, to)) {
-            let (key, bytes) = item?;
-            if key[5..] != *name.as_bytes() {
-                continue;
-            }
-            let row = points::floats_of_bytes(&bytes)?;
-            if row.len() != index.params.dim as usize {
-                return Err(damaged(
-                    "vector",
-                    format!("{} numbers in one of {}", row.len(), index.params.dim),
-                ));
-            }
-            read.push(points::slot_of_key(&key)?);
-            values.extend(row);
-            if read.len() == ROWS_AT_ONCE {
-                index.append(std::mem::take(&mut read), std::mem::take(&mut values), seal_bytes);
-            }
-        }
-    }
-    index.append(read, values, seal_bytes);
-    Ok(())
+    let path = folder.join(file);
+    let built = gathered.build(&merge.params, &path, stop);
+    let segment = built.inspect_err(|_| Segment::remove(&path))?;
+    tracing::info!(rows = segment.rows().len(), file, "graph built");
+    Ok(Some(SealedSegment { file: file.to_owned(), segment }))
 }

@@ -10,10 +10,12 @@
 //! Not here: Raft, fsync of commands (the log has them), other shards.
 
 mod apply;
+mod build_turn;
 mod dedup;
 mod effects;
 mod entry_slots;
 mod indexer;
+mod open_index;
 mod payload_index;
 mod plan;
 mod points;
@@ -26,9 +28,9 @@ mod slots;
 mod snapshot;
 mod vector_index;
 
+pub use build_turn::BuildTurn;
 pub use dedup::WINDOW as DEDUP_WINDOW;
 pub use effects::Change;
-pub use indexer::BuildTurn;
 pub use search::ReadView;
 pub use seed::SeedCursor;
 
@@ -46,6 +48,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use dedup::Clients;
 use indexer::Indexer;
+use open_index::{Files, Rows};
 use payload_index::FieldIndexes;
 use points::{CountingRecord, SlotRecord, StateRecord, damaged, decode};
 use slots::{LiveSet, SlotTable};
@@ -162,8 +165,17 @@ impl Shard {
         let generation = current_generation(&store, name)?;
         drop_other_generations(&store, name, generation)?;
         let keyspace = store.keyspace(&keyspace_name(name, generation), KeyspaceKind::LargeValues)?;
-        let manifest = Manifest::read(index_dir);
-        let view = load(&store, keyspace, collection, &options, (index_dir, &manifest))?;
+        let mut manifest = Manifest::read(index_dir);
+        let mut names = manifest.clone();
+        let mut new_file = || names.next_file();
+        let files = Files { folder: index_dir, manifest: &manifest, new_file: &mut new_file };
+        let view = load(&store, keyspace, collection, &options, files)?;
+        if names.next != manifest.next {
+            // What was built meanwhile is garbage until a manifest names it.
+            manifest = Manifest { next: names.next, ..Manifest::of(view.position(), &view.vectors) };
+            let failed = |source| MachineError::Io { what: index_dir.display().to_string(), source };
+            manifest.write(index_dir).map_err(failed)?;
+        }
         let shard = Arc::new(Shard {
             name: name.to_owned(),
             store,
@@ -505,8 +517,10 @@ impl Shard {
             self.bring_back(&keyspace)?;
         }
         self.mark_beginning(&keyspace)?;
-        let index = (&*self.indexer.incoming(), &self.indexer.receive(input));
-        let view = load(&self.store, keyspace, self.collection, &self.options, index)?;
+        let (folder, manifest) = (self.indexer.incoming(), self.indexer.receive(input));
+        let mut new_file = || self.indexer.next_file();
+        let files = Files { folder: &folder, manifest: &manifest, new_file: &mut new_file };
+        let view = load(&self.store, keyspace, self.collection, &self.options, files)?;
         self.store.persist()?;
         Ok(view)
     }
@@ -641,7 +655,7 @@ fn load(
     keyspace: Keyspace,
     collection: CollectionId,
     options: &ShardOptions,
-    (folder, manifest): (&Path, &Manifest),
+    files: Files<'_>,
 ) -> Result<ReadView, MachineError> {
     let view = store.view();
     let state = match view.get(&keyspace, points::STATE)? {
@@ -659,16 +673,9 @@ fn load(
         return Err(damaged("shard", format!("{} slots for {} points", live.count(), state.points)));
     }
     let fields = FieldIndexes::load(&view, &keyspace, &schema.fields)?;
-    let of_store = (&view, &keyspace);
-    let vectors = indexer::load(
-        folder,
-        manifest,
-        &schema,
-        state.next_slot,
-        (&live, &slots),
-        of_store,
-        options.seal_bytes,
-    )?;
+    let rows =
+        Rows { live: &live, slots: &slots, next_slot: state.next_slot, view: &view, keyspace: &keyspace };
+    let vectors = open_index::open(&schema, files, &rows, options)?;
     Ok(ReadView {
         state,
         schema: Arc::new(schema),

@@ -1,7 +1,7 @@
 //! The codes of a graph have the shape that the schema asks for; answers are those of the vectors.
 
 use super::{
-    real::{open_wordnet, settle, wordnet},
+    real::{open_wordnet, settle, ten_nearest, wordnet},
     *,
 };
 use crate::model::{Explanation, Quantization, SearchPlan};
@@ -50,6 +50,12 @@ fn graphs_have_the_codes_that_the_schema_asks_for() {
             (shard.view().search(&request, None, Some(&mut told)).unwrap(), told.parts[0].clone())
         };
         assert_eq!(shard.view().vectors[""].segments[0].segment.rows().len(), ROWS);
+        // Of bits, sixteen times as many are compared by their vectors as are wanted.
+        for (limit, quick) in [(10, true), (20, quantization != Quantization::Binary)] {
+            let request =
+                SearchRequest { limit, ..ten_nearest(&data.queries[0], None, SearchParams::default()) };
+            assert_eq!(shard.view().is_quick(&request), quick, "{quantization:?}, {limit}");
+        }
         let mut hits = 0;
         for query in &data.queries[..50] {
             let (exact, _) = search(&shard, query, true);

@@ -8,6 +8,7 @@ use crate::{
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use std::{
     fs,
+    path::PathBuf,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Instant,
 };
@@ -244,6 +245,61 @@ fn a_damaged_index_costs_time_and_no_answer() {
     drop(shard);
     let shard = open_wordnet(folder.path(), 1 << 30);
     assert_eq!(shard.view().vectors[""].segments.len(), 1, "it was built again, and is used");
+    shard.close();
+}
+
+#[test]
+fn an_index_that_is_gone_is_built_while_it_is_opened_as_far_as_memory_wants() {
+    let data = wordnet();
+    let folder = tempfile::tempdir().unwrap();
+    let shard = open_wordnet(folder.path(), 1 << 30);
+    fill(&shard, &data, Distance::Cosine);
+    let of = |shard: &Shard| -> Vec<_> {
+        data.queries.iter().map(|query| search(&shard.view(), query, None, None)).collect()
+    };
+    let want = of(&shard);
+    shard.close();
+    drop(shard);
+    for _ in 0..2 {
+        let store = Store::open(&folder.path().join("store"), StoreOptions::default()).unwrap();
+        let options = ShardOptions { seal_bytes: 256 << 10, waiting_bytes: 1 << 20, ..options() };
+        let shard = Shard::open(store, "w", &folder.path().join("index"), COLLECTION, options).unwrap();
+        // Of 3 MB.
+        let view = shard.view();
+        let index = &view.vectors[""];
+        assert!(!index.segments.is_empty() && index.waiting_bytes() <= 1 << 20, "{}", index.waiting_bytes());
+        assert_eq!(of(&shard), want);
+        let text = fs::read_to_string(folder.path().join("index").join("manifest")).unwrap();
+        assert!(index.segments.iter().all(|s| text.contains(&s.file)), "they are found again: {text}");
+        shard.close();
+    }
+}
+
+#[test]
+fn a_build_that_fails_leaves_nothing_behind() {
+    let data = wordnet();
+    let folder = tempfile::tempdir().unwrap();
+    let index = folder.path().join("index");
+    // A file is written, and cannot take its place.
+    for number in 1..100 {
+        fs::create_dir_all(index.join(format!("{number:08}.seg"))).unwrap();
+    }
+    for left in ["00000777.seg", "00000778.new"] {
+        fs::write(index.join(left), "of a process that was killed").unwrap();
+    }
+    let shard = open_wordnet(folder.path(), 1 << 20);
+    let files = || {
+        let all = fs::read_dir(&index).unwrap().map(Result::unwrap);
+        all.filter(|file| file.file_type().unwrap().is_file()).map(|file| file.path()).collect::<Vec<_>>()
+    };
+    assert_eq!(files(), Vec::<PathBuf>::new(), "when it is opened");
+    fill(&shard, &data, Distance::Cosine);
+    let until = Instant::now() + Duration::from_secs(60);
+    while shard.indexer.absorbs() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(!shard.indexer.absorbs(), "it fails");
+    assert_eq!(files(), Vec::<PathBuf>::new(), "of a build that failed");
     shard.close();
 }
 

@@ -145,8 +145,8 @@ fn a_search_is_quick_that_reads_little_and_no_store() {
     one_graph_of(&shard, 2200);
     let view = shard.view();
     let many = |limit, ef| SearchRequest { limit, params: SearchParams { exact: false, ef }, ..nearest(0) };
-    assert!(view.is_quick(&many(256, None)) && view.is_quick(&many(10, Some(256))));
-    assert!(!view.is_quick(&many(257, None)) && !view.is_quick(&many(10, Some(257))));
+    assert!(view.is_quick(&many(255, None)) && view.is_quick(&many(10, Some(256))));
+    assert!(!view.is_quick(&many(256, None)) && !view.is_quick(&many(10, Some(257))));
     shard.close();
 }
 

@@ -137,19 +137,26 @@ fn entries(levels: &[usize]) -> Vec<u32> {
 
 impl Built {
     /// Rows that no path from the entries leads to, ascending.
+    #[cfg(test)]
     pub(crate) fn unreachable(&self) -> Vec<u32> {
-        let rows = self.adjacency.len() / self.degree as usize;
-        let mut seen = vec![false; rows];
-        self.spread(&mut seen, self.entries.iter().copied());
-        (0u32..).zip(&seen).filter(|(_, seen)| !**seen).map(|(row, _)| row).collect()
+        (0u32..).zip(self.reached()).filter(|(_, reached)| !reached).map(|(row, _)| row).collect()
     }
 
+    /// Whether a path from the entries leads to a row, by row.
+    fn reached(&self) -> Vec<bool> {
+        let mut seen = vec![false; self.adjacency.len() / self.degree as usize];
+        self.spread(&mut seen, self.entries.iter().copied());
+        seen
+    }
+
+    /// Marks some rows, and what they lead to but for what was marked before.
     fn spread(&self, seen: &mut [bool], from: impl Iterator<Item = u32>) {
         let mut queue: VecDeque<u32> = from.collect();
         for row in &queue {
             seen[*row as usize] = true;
         }
         while let Some(row) = queue.pop_front() {
+            world::breathe();
             for next in self.links(row) {
                 if !std::mem::replace(&mut seen[next as usize], true) {
                     queue.push_back(next);
@@ -167,8 +174,12 @@ impl Built {
     ///
     /// `near`: the rows nearest to a row, as a walk over the graph finds them, nearest first.
     pub(crate) fn make_reachable(&mut self, mut near: impl FnMut(Graph<'_>, u32) -> Vec<Hit>) {
-        let mut lost = self.unreachable();
-        while let Some(row) = lost.first().copied() {
+        let mut reached = self.reached();
+        for row in 0..reached.len() as u32 {
+            if reached[row as usize] {
+                continue;
+            }
+            world::breathe();
             let near = near(self.graph(), row);
             let degree = self.degree as usize;
             let free = near.iter().map(|hit| hit.row()).filter(|host| *host != row).find_map(|host| {
@@ -180,9 +191,7 @@ impl Built {
                 None => self.entries.push(row),
             }
             // What this row leads to is reached now too.
-            let mut seen = vec![false; self.adjacency.len() / degree];
-            self.spread(&mut seen, std::iter::once(row));
-            lost.retain(|other| !seen[*other as usize]);
+            self.spread(&mut reached, std::iter::once(row));
         }
     }
 

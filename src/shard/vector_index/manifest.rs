@@ -22,7 +22,7 @@ const FILE: &str = "manifest";
 pub(in crate::shard) struct Manifest {
     /// Version of this form.
     pub(in crate::shard) format: u32,
-    /// The position of the view the newest segment was gathered from.
+    /// The position of the view that it was written of; for people.
     pub(in crate::shard) position: u64,
     /// Number of the next file.
     pub(in crate::shard) next: u64,
@@ -49,6 +49,12 @@ impl Manifest {
         };
         let segments = indexes.iter().map(|(name, index)| (name.clone(), entries(index))).collect();
         Manifest { format: 1, position: position.0, next: 0, segments }
+    }
+
+    /// A name that no file of the folder has had.
+    pub(in crate::shard) fn next_file(&mut self) -> String {
+        self.next += 1;
+        format!("{:08}.seg", self.next)
     }
 
     /// Reads the folder's manifest; an empty one if there is none or it is damaged.
@@ -98,9 +104,14 @@ impl Manifest {
         serde_json::from_str(json).ok().filter(|m: &Manifest| m.format == 1)
     }
 
-    /// Deletes every file of the folder that this manifest does not name.
-    pub(in crate::shard) fn sweep(&self, folder: &Path) -> io::Result<()> {
-        let named = |name: &str| name == FILE || self.segments.values().flatten().any(|e| e.file == name);
+    /// Deletes every file of the folder that this manifest does not name; `writing`: but one that is being written.
+    pub(in crate::shard) fn sweep(&self, folder: &Path, writing: Option<&str>) -> io::Result<()> {
+        let being_written = |name: &str| {
+            writing.is_some_and(|file| Path::new(name).file_stem() == Path::new(file).file_stem())
+        };
+        let named = |name: &str| {
+            name == FILE || being_written(name) || self.segments.values().flatten().any(|e| e.file == name)
+        };
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
             // A folder is where an install gathers the files it is sent.
@@ -160,17 +171,20 @@ mod tests {
         assert_eq!(Manifest::read(folder.path()), Manifest::default());
         example().write(folder.path()).unwrap();
         assert_eq!(Manifest::read(folder.path()), example());
-        for file in ["1.seg", "9.seg", "9.new"] {
+        for file in ["1.seg", "8.seg", "8.new", "9.seg", "9.new"] {
             fs::write(folder.path().join(file), "x").unwrap();
         }
         fs::create_dir(folder.path().join("incoming")).unwrap();
-        example().sweep(folder.path()).unwrap();
-        let mut left: Vec<_> = fs::read_dir(folder.path())
-            .unwrap()
-            .map(|e| e.unwrap().file_name().into_string().unwrap())
-            .collect();
-        left.sort();
-        assert_eq!(left, ["1.seg", "incoming", "manifest"]);
+        let left = || {
+            let files = fs::read_dir(folder.path()).unwrap();
+            let mut left: Vec<_> = files.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+            left.sort();
+            left
+        };
+        example().sweep(folder.path(), Some("8.seg")).unwrap();
+        assert_eq!(left(), ["1.seg", "8.new", "8.seg", "incoming", "manifest"]);
+        example().sweep(folder.path(), None).unwrap();
+        assert_eq!(left(), ["1.seg", "incoming", "manifest"]);
         Manifest::remove(folder.path()).unwrap();
         Manifest::remove(folder.path()).unwrap();
         assert_eq!(Manifest::read(folder.path()), Manifest::default());

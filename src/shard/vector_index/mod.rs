@@ -37,8 +37,8 @@ use super::{
 };
 use crate::{
     model::{
-        Explanation, PartExplanation, PartKind, PointId, Position, Quantization, Residence, SearchCost,
-        SearchPlan, VectorParams,
+        Explanation, HnswParams, PartExplanation, PartKind, PointId, Position, Quantization, Residence,
+        SearchCost, SearchPlan, VectorParams,
     },
     world,
 };
@@ -55,7 +55,11 @@ use std::{
     cell::RefCell,
     cmp::Ordering,
     collections::{BTreeMap, BinaryHeap},
-    sync::Arc,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 use walk_or_scan::Walk;
 
@@ -205,17 +209,21 @@ impl VectorIndex {
     }
 
     /// Whether [`Self::nearest`] takes hardly longer than changing threads twice: few candidates in graphs in memory, and
-    /// few rows that are in none.
+    /// few rows that are in none. The vectors of candidates are read from mapped files, which the system holds in memory unless
+    /// it has better use for it.
     ///
     /// `count`: the points wanted. `ef`: as the caller asks.
     pub(super) fn is_quick(&self, count: usize, ef: Option<usize>) -> bool {
         let in_memory = |s: &Arc<SealedSegment>| s.segment.residence() == Residence::Memory;
-        let (dim, usual) = (self.params.dim as usize, self.params.hnsw.ef_construct as usize);
-        let candidates = ef.unwrap_or(usual).max(count).saturating_mul(self.segments.len());
+        let (dim, HnswParams { m, ef_construct }) = (self.params.dim as usize, self.params.hnsw);
+        let asked = ef.unwrap_or(ef_construct as usize);
+        let kept = |s: &Arc<SealedSegment>| asked.max(s.segment.candidates_min(count.saturating_add(1)));
+        let candidates = self.segments.iter().map(kept).fold(0, usize::saturating_add);
+        let walked = candidates.saturating_mul(dim * m as usize) / HnswParams::default().m as usize;
         let deltas = self.sealed.iter().map(|delta| &**delta).chain([&self.open]);
         self.segments.iter().all(in_memory)
             && candidates <= QUICK_CANDIDATES_MAX
-            && candidates * dim <= QUICK_WALKED_MAX
+            && walked <= QUICK_WALKED_MAX
             && deltas.map(Delta::scanned_bytes).sum::<usize>() <= QUICK_SCANNED_MAX
     }
 
@@ -428,12 +436,17 @@ impl Gathered<'_> {
     pub(super) fn build(
         self,
         params: &VectorParams,
-        path: &std::path::Path,
-        stop: &std::sync::atomic::AtomicBool,
+        path: &Path,
+        stop: &AtomicBool,
     ) -> Result<Segment, IndexError> {
         let dim = params.dim as usize;
         let vectors = self.vectors.iter().copied().inspect(|_| world::breathe());
+        let go_on = || match stop.load(Relaxed) {
+            true => Err(build::BuildError::Stopped),
+            false => Ok(()),
+        };
         let usual = self.code(params);
+        go_on()?;
         let built = match &usual {
             Some((grid, codes)) if grow::can_grow(params.distance) => {
                 let mut built = grow::grow(params.distance, (grid, codes), self.old, params.hnsw, stop)?;
@@ -459,6 +472,7 @@ impl Gathered<'_> {
                 None => usual,
             },
         };
+        go_on()?;
         let content = Content {
             distance: params.distance,
             dim,
@@ -606,9 +620,8 @@ impl PartialOrd for Found {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Distance, HnswParams, Position};
+    use crate::model::Distance;
     use rand::{Rng, SeedableRng, rngs::StdRng};
-    use std::sync::atomic::AtomicBool;
 
     /// However near rows lie to each other beside how far they are spread.
     #[test]

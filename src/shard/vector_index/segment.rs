@@ -4,8 +4,9 @@
 //! otherwise; the vectors, of which a search reads a few, stay mapped.
 //!
 //! Invariants: a file is written whole (temporary name, fsync, rename, fsync of the folder) and never changed;
-//! every byte is checked against its checksum before a search may use it, so a damaged file is an error, never a
-//! crash or a wrong answer; links and entries are checked to name rows.
+//! every byte is checked against its checksum when it is opened, so a damaged file is an error, never a crash or a wrong
+//! answer; links and entries are checked to name rows. What goes bad later of what is not held in memory is the scrub's to
+//! find.
 //! Deliberately absent: which rows are live (the slot table tells), when to build or merge.
 //! Layout: `docs/FORMATS.md`, pinned by `tests/golden/segment.bin`.
 
@@ -24,7 +25,7 @@ use crate::{
 };
 use memmap2::{Advice, Mmap};
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, BufWriter, Seek, SeekFrom, Write},
     ops::Range,
     path::Path,
@@ -65,6 +66,7 @@ pub(crate) struct Segment {
     sections: [Range<usize>; SECTIONS],
     metric: Metric,
     rows: Arc<[Row]>,
+    entries: Arc<[u32]>,
     residence: Residence,
     /// Unless they are read from the file.
     adjacency: Option<Arc<Resident>>,
@@ -84,6 +86,8 @@ pub(crate) enum SegmentError {
     Damaged(&'static str),
 }
 
+/// Of a file until it is whole.
+const UNFINISHED: &str = "new";
 const MAGIC: &[u8; 8] = b"ANNALSEG";
 const VERSION: u32 = 2;
 const HEAD_BYTES: usize = 128;
@@ -275,7 +279,7 @@ impl Segment {
             checksums: [0; SECTIONS],
         };
         let (sections, _) = head.sections().ok_or(SegmentError::Damaged("larger than any file"))?;
-        let new = path.with_extension("new");
+        let new = path.with_extension(UNFINISHED);
         let mut out = BufWriter::with_capacity(1 << 20, File::create(&new)?);
         // The checksums of the head are known when all else is written.
         out.write_all(&[0; HEAD_BYTES])?;
@@ -303,6 +307,17 @@ impl Segment {
         out.write_all(&head.encode())?;
         out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
         Ok(durable::rename(&new, path)?)
+    }
+
+    /// Removes what there is of a file that was to be written.
+    pub(crate) fn remove(path: &Path) {
+        for left in [path, &path.with_extension(UNFINISHED)] {
+            if let Err(error) = fs::remove_file(left)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(file = %left.display(), %error, "an index file cannot be removed");
+            }
+        }
     }
 
     /// Maps a file and checks every byte of it; `residence` says what of it is copied into memory.
@@ -341,9 +356,20 @@ impl Segment {
             }
         });
         let (metric, adjacency, codes) = (Metric::of(head.distance), None, None);
+        let entries = bytemuck::cast_slice(section(ENTRIES)).into();
         let (map, mapped) = (Arc::new(map), Residence::Disk);
-        let segment =
-            Segment { metric, rows, residence: mapped, adjacency, coder, codes, head, sections, map };
+        let segment = Segment {
+            metric,
+            rows,
+            entries,
+            residence: mapped,
+            adjacency,
+            coder,
+            codes,
+            head,
+            sections,
+            map,
+        };
         let graph = segment.graph();
         let names_a_row = |row: &u32| (*row as usize) < head.rows;
         if !graph.entries.iter().all(names_a_row)
@@ -394,7 +420,7 @@ impl Segment {
                 Some(adjacency) => bytemuck::cast_slice(adjacency.bytes()),
                 None => self.section(ADJACENCY),
             },
-            entries: self.section(ENTRIES),
+            entries: &self.entries,
         }
     }
 
