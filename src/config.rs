@@ -297,15 +297,23 @@ impl Config {
     /// Checks what a single value cannot tell.
     pub fn check(&self) -> Result<(), ConfigError> {
         let wrong = |key, why: &str| Err(ConfigError::Value { key, why: why.to_owned() });
+        let visible = |s: &str| !s.is_empty() && !s.chars().any(char::is_control);
+        let keys = [
+            ("auth.api_key", &self.auth.api_key),
+            ("auth.read_only_api_key", &self.auth.read_only_api_key),
+            ("regions.api_key", &self.regions.api_key),
+            ("cluster.secret", &self.cluster.secret),
+        ];
+        for (name, key) in keys {
+            if key.as_deref().is_some_and(|key| !visible(key)) {
+                return wrong(name, "at least one visible character, and none that is not");
+            }
+        }
         if !self.http.ip().is_loopback() && self.auth.api_key.is_none() {
             return wrong("http", "an address that others can reach wants auth.api_key");
         }
         if !self.peer.ip().is_loopback() && self.cluster.secret.is_none() {
             return wrong("peer", "an address that others can reach wants cluster.secret");
-        }
-        let visible = |s: &str| !s.is_empty() && !s.chars().any(char::is_control);
-        if self.cluster.secret.as_deref().is_some_and(|secret| !visible(secret)) {
-            return wrong("cluster.secret", "at least one visible character");
         }
         if let Some(strange) = self.cluster.join.iter().find(|to| !is_address(to)) {
             return wrong("cluster.join", &format!("`{strange}` is not host:port"));
@@ -436,6 +444,9 @@ mod tests {
         refused("http: 0.0.0.0:6333\n", "auth.api_key");
         refused("peer: 0.0.0.0:6335\n", "cluster.secret");
         refused("cluster:\n  secret: ''\n", "cluster.secret");
+        refused("http: 0.0.0.0:6333\nauth:\n  api_key: ''\n", "auth.api_key");
+        refused("auth:\n  read_only_api_key: \"a\\tb\"\n", "auth.read_only_api_key");
+        refused("regions:\n  api_key: ''\n", "regions.api_key");
         refused("cluster:\n  join: [a:1, nonsense]\n", "nonsense");
         refused("cluster:\n  join: ['a:0']\n", "a:0");
         refused("cluster:\n  election_ms_min: 200\n", "cluster.election_ms_min");

@@ -38,8 +38,8 @@ use crate::{
     identity::IdentityFile,
     machine::{Outcome, Verdict},
     model::{
-        CollectionId, Explanation, FieldPath, Filter, HnswParams, PointId, Position, Quantization, ReplicaId,
-        RequestId, Residence, Schema, ShardNumber, SparseParams, VectorParams,
+        CollectionId, Explanation, FieldPath, Filter, HnswParams, Invalid, PointId, Position, Quantization,
+        ReplicaId, RequestId, Residence, Schema, ShardNumber, SparseParams, VectorParams,
     },
     replica::{Proposed, Replica, ReplicaError, ReplicaOptions, Wait},
     shard::ShardOptions,
@@ -386,7 +386,10 @@ impl Cluster {
         let replica = &self.inner.catalog_replica;
         let here = || Some((replica.status().replica, replica.clone()));
         let way = Way { deadline, wait: Wait::Applied, safe_twice: command.is_safe_twice() };
-        let carried = self.inner.router.propose(0, here, command.encode(), way).await?;
+        let bytes = command.encode();
+        // What a log holds and nobody can read stops every node.
+        CatalogCommand::decode(&bytes).map_err(|e| Invalid::new("request", e.to_string()))?;
+        let carried = self.inner.router.propose(0, here, bytes, way).await?;
         match carried.proposed {
             Proposed::Applied(Outcome { verdict: Verdict::Rejected(rejection), .. }) => Err(rejection.into()),
             Proposed::Applied(_) | Proposed::Committed(_) => Ok(()),

@@ -329,6 +329,11 @@ impl Router {
                 self.hear(group, position);
             }
         }
+        self.last_heard(group)
+    }
+
+    /// Where a shard's log had come when it was heard of last; 0 if it never was.
+    pub(super) fn last_heard(&self, group: u32) -> Position {
         let known = self.known(group);
         let heard = *known.position.lock().unwrap_or_else(PoisonError::into_inner);
         heard.map_or(Position(0), |(position, _)| position)

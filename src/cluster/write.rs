@@ -175,33 +175,32 @@ impl Cluster {
         let mut shards = BTreeMap::new();
         for (number, part) in parts {
             match part {
-                Ok(position) => shards.extend(position.map(|position| (number, position))),
+                Ok(position) => _ = shards.insert(number, position),
                 Err(e) if all_untouched => return Err(e),
                 Err(e) => return Err(e.in_part()),
             }
         }
         let record = &collection.record;
         let mut token = Token { collection: record.id, generation: record.generation(), shards };
-        let position = token.shards.values().copied().max();
+        let position = token.shards.values().copied().max().filter(|_| options.wait);
         options.token.iter().for_each(|seen| token.join(seen));
         Ok(Written { position, token })
     }
 
-    /// The command's position; `None` if it is committed and nobody waits until it is applied.
+    /// The command's position. Whoever asks: only where it is applied it is known whether it took effect.
     async fn write_shard(
         &self,
         shard: &LiveShard,
         body: Body,
         request: RequestId,
         options: &WriteOptions,
-    ) -> Result<Option<Position>> {
+    ) -> Result<Position> {
         let (record, group) = (&shard.collection, shard.group().group);
         if !matches!(body, Body::Configure(_) | Body::Retire) {
             self.configured(shard, options.deadline).await?;
         }
         let here = || self.replica_here(group).map(|local| (local.id, local.replica.clone()));
-        let wait = if options.wait { Wait::Applied } else { Wait::Committed };
-        let way = Way { deadline: options.deadline, wait, safe_twice: true };
+        let way = Way { deadline: options.deadline, wait: Wait::Applied, safe_twice: true };
         let mut command = Command {
             collection: record.id,
             schema_version: record.schema.version,
@@ -219,6 +218,10 @@ impl Cluster {
         let mut renewed = false;
         loop {
             let bytes = command.encode();
+            // What a log holds and nobody can read stops every replica. Points are read as they are written.
+            if matches!(command.body, Body::Configure(_) | Body::DeleteMatching(_)) {
+                Command::decode(&bytes).map_err(|e| Invalid::new("request", e.to_string()))?;
+            }
             if bytes.len() > COMMAND_BYTES_MAX {
                 let why =
                     format!("{} bytes for shard {}, at most {COMMAND_BYTES_MAX}", bytes.len(), shard.number);
@@ -229,7 +232,9 @@ impl Cluster {
                 ClusterError::Missing(_) => ClusterError::Gone(record.id),
                 error => error,
             })?;
-            let Proposed::Applied(outcome) = proposed else { return Ok(None) };
+            let Proposed::Applied(outcome) = proposed else {
+                return Err(super::internal("it was to be waited for".to_owned()));
+            };
             self.inner.router.hear(group, outcome.position);
             match accepted(outcome, command.collection) {
                 Err(error @ (ClusterError::Expired(_) | ClusterError::NotHome(_))) if doubt => {
@@ -240,7 +245,7 @@ impl Cluster {
                     renewed = true;
                     command.born = self.inner.router.ask_position(group, options.deadline).await;
                 }
-                done => return done.map(Some),
+                done => return done,
             }
         }
     }
@@ -269,11 +274,12 @@ impl Cluster {
         seats.iter().find_map(|seat| open.get(&seat.replica).cloned())
     }
 
-    /// How far a shard is known here to have come.
+    /// How far a shard is known here to have come: a replica may be at its beginning while it is made.
     async fn known_position(&self, group: u32, deadline: Instant) -> Position {
-        match self.replica_here(group) {
-            Some(local) => local.position(),
-            None => self.inner.router.heard(group, deadline).await,
+        let here = self.replica_here(group).map_or(Position(0), |local| local.position());
+        match here {
+            Position(0) => self.inner.router.heard(group, deadline).await,
+            here => here.max(self.inner.router.last_heard(group)),
         }
     }
 

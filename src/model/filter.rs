@@ -115,6 +115,10 @@ impl fmt::Display for FieldPath {
     }
 }
 
+/// How many filters may lie within each other: in a log a filter is JSON, of up to four levels for each, and JSON is read down
+/// to 127.
+pub const FILTER_DEPTH_MAX: usize = 24;
+
 /// All of `must`, at least one of `should` (if there are any), none of `must_not`, and `min_should`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Filter {
@@ -233,6 +237,17 @@ pub struct Subject<'a> {
 }
 
 impl Filter {
+    /// How many filters lie within each other, this one among them.
+    pub fn depth(&self) -> usize {
+        let least = self.min_should.iter().flat_map(|least| &least.conditions);
+        let within = self.must.iter().chain(&self.should).chain(&self.must_not).chain(least);
+        let depths = within.filter_map(|condition| match condition {
+            Condition::Filter(filter) | Condition::Nested { filter, .. } => Some(filter.depth()),
+            _ => None,
+        });
+        1 + depths.max().unwrap_or(0)
+    }
+
     /// Whether a point passes; a filter without conditions lets every point pass.
     pub fn matches(&self, subject: &Subject<'_>) -> bool {
         self.passes(&|condition| condition.holds(subject, None))

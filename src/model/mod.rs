@@ -25,5 +25,6 @@ pub use query::{
 };
 pub use region::{Counted, Counting, Duty, Home, Homes, Turn};
 pub use schema::{
-    Distance, FieldType, HnswParams, Quantization, Residence, Schema, SparseParams, VectorParams,
+    Distance, FieldType, HnswParams, NAME_BYTES_MAX, Quantization, Residence, Schema, SparseParams,
+    VectorParams,
 };

@@ -6,6 +6,9 @@ use super::{FieldPath, Invalid, Point, SparseVector, Vector};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// Longest path of an indexed field and name of a vector, in bytes: they are parts of keys.
+pub const NAME_BYTES_MAX: usize = 1024;
+
 /// How near two vectors are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Distance {

@@ -20,8 +20,8 @@ use super::{
 use crate::{
     machine::{Bookmark, MachineError, Outcome, Rejection, Verdict},
     model::{
-        Body, CollectionId, Command, Counted, Counting, FieldPath, Filter, PointId, Position, Schema, Vector,
-        VectorParams, Vectors, command::PointWrite,
+        Body, CollectionId, Command, Counted, Counting, FieldPath, Filter, NAME_BYTES_MAX, PointId, Position,
+        Schema, Vector, VectorParams, Vectors, command::PointWrite,
     },
     mutant::{self, Mutant},
     world,
@@ -41,8 +41,6 @@ pub(super) const HASH_EVERY: u64 = 4096;
 const MARK_EVERY: u64 = 2048;
 /// And when commands of so many bytes came since: the log is kept by bytes, and a reader begins at a bookmark.
 const MARK_BYTES: usize = 1 << 20;
-/// Longest path of an indexed field and name of a vector, in bytes: they are parts of keys.
-const NAME_BYTES_MAX: usize = 1024;
 
 /// A shard's next state, while commands are folded into it.
 pub(super) struct Fold<'a> {

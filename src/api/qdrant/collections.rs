@@ -185,6 +185,7 @@ impl CreateBody {
             ("quantization_config", self.quantization_config.as_ref().map(kept)),
             ("metadata", self.metadata.map(Value::Object)),
         ]);
+        check_nesting(&passthrough)?;
         for (name, params) in &mut vectors {
             params.residence = residence(&passthrough, name);
         }
@@ -221,6 +222,30 @@ fn vectors_by_name(vectors: Map<String, Value>) -> Result<Vec<(String, String, V
         Ok((name, at, value))
     });
     named.collect()
+}
+
+/// Levels of lists and objects in a setting: the catalog keeps it some levels deeper, and JSON is read down to 127.
+const NESTING_MAX: usize = 64;
+
+fn check_nesting(settings: &Map<String, Value>) -> Result<()> {
+    fn nesting(value: &Value) -> usize {
+        match value {
+            Value::Array(values) => 1 + values.iter().map(nesting).max().unwrap_or(0),
+            Value::Object(fields) => 1 + fields.values().map(nesting).max().unwrap_or(0),
+            _ => 0,
+        }
+    }
+    match settings
+        .iter()
+        .map(|(name, value)| (name, nesting(value)))
+        .find(|(_, levels)| *levels > NESTING_MAX)
+    {
+        Some((name, levels)) => {
+            let why = format!("is nested {levels} levels deep, at most {NESTING_MAX} are kept");
+            Err(ApiError::invalid(name.clone(), why))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Settings as they are kept.
@@ -280,6 +305,7 @@ impl UpdateBody {
             ("metadata", self.metadata.map(Value::Object)),
         ]);
         changed.extend(params);
+        check_nesting(&changed)?;
         let mut settings = now.passthrough.clone();
         replace_quantization(&mut settings, &changed);
         lay_over(&mut settings, changed.clone());
@@ -481,6 +507,19 @@ mod tests {
             segments: 1,
             building: false,
         }
+    }
+
+    #[test]
+    fn settings_are_nested_no_deeper_than_a_catalog_is_read() {
+        let nested = |levels: usize| (1..levels).fold(json!({"a": 1}), |value, _| json!({"a": value}));
+        let vectors = json!({"size": 4, "distance": "Dot"});
+        let with = |levels| create(json!({"vectors": vectors, "metadata": nested(levels)}));
+        let why = "metadata: is nested 65 levels deep, at most 64 are kept";
+        assert_refused(with(NESTING_MAX + 1), 400, why, "a new collection");
+        let spec = with(NESTING_MAX).unwrap();
+        let change = |body: Value| parse_value::<UpdateBody>(body)?.into_model(&spec);
+        assert_refused(change(json!({"metadata": nested(NESTING_MAX + 1)})), 400, why, "a change");
+        change(json!({"metadata": nested(NESTING_MAX)})).unwrap();
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::{
     model::{
         self, Condition, FieldPath, FieldTest, PointId,
         datetime::parse_micros,
-        filter::{MinShould, Range, Scalar},
+        filter::{FILTER_DEPTH_MAX, MinShould, Range, Scalar},
     },
 };
 use serde::{
@@ -100,6 +100,18 @@ struct FieldBody {
 impl FilterBody {
     /// The filter. Errors: name the condition, relative to the filter.
     pub(super) fn into_model(self) -> Result<model::Filter> {
+        let filter = self.of_any_depth()?;
+        match filter.depth() {
+            0..=FILTER_DEPTH_MAX => Ok(filter),
+            depth => {
+                let why =
+                    format!("holds {depth} filters within each other, at most {FILTER_DEPTH_MAX} may be");
+                Err(ApiError::invalid("", why))
+            }
+        }
+    }
+
+    fn of_any_depth(self) -> Result<model::Filter> {
         Ok(model::Filter {
             must: clause("must", self.must)?,
             should: clause("should", self.should)?,
@@ -158,7 +170,7 @@ impl ConditionBody {
             self.has_id.map(|ids| alone(key, Condition::HasId(ids))),
             self.has_vector.map(|name| alone(key, Condition::HasVector(name))),
             self.nested.map(|body| alone(key, body.into_model().map_err(|e| e.within("nested"))?)),
-            filter.map(|body| alone(key, Condition::Filter(Box::new(body.into_model()?)))),
+            filter.map(|body| alone(key, Condition::Filter(Box::new(body.of_any_depth()?)))),
         ]
         .into_iter()
         .flatten();
@@ -390,7 +402,7 @@ impl NestedBody {
     fn into_model(self) -> Result<Condition> {
         // `a` and `a[]` both mean the elements of the array at `a`.
         let path = field_path("key", self.key.strip_suffix("[]").unwrap_or(&self.key))?;
-        let filter = self.filter.into_model().map_err(|e| e.within("filter"))?;
+        let filter = self.filter.of_any_depth().map_err(|e| e.within("filter"))?;
         Ok(Condition::Nested { path, filter: Box::new(filter) })
     }
 }
@@ -455,6 +467,29 @@ mod tests {
 
     fn keyword(text: &str) -> Scalar {
         Scalar::Keyword(text.to_owned())
+    }
+
+    #[test]
+    fn filters_lie_within_each_other_as_deep_as_a_log_is_read() {
+        // The most levels of JSON a filter: `min_should`, and an array of objects.
+        let within = |filter: String, number: usize| match number % 2 {
+            0 => format!(r#"{{"min_should":{{"min_count":1,"conditions":[{filter}]}}}}"#),
+            _ => format!(r#"{{"must":{{"nested":{{"key":"a","filter":{filter}}}}}}}"#),
+        };
+        let deep = |depth: usize| (1..depth).fold(r#"{"must":{"is_null":{"key":"a"}}}"#.to_owned(), within);
+        let deepest = read_filter(&deep(FILTER_DEPTH_MAX)).unwrap();
+        assert_eq!(deepest.depth(), FILTER_DEPTH_MAX);
+        let command = model::Command {
+            collection: model::CollectionId(1),
+            schema_version: 1,
+            epoch: model::Epoch(1),
+            request: None,
+            born: model::Position(0),
+            body: model::Body::DeleteMatching(deepest),
+        };
+        assert_eq!(model::Command::decode(&command.encode()).unwrap(), command);
+        let why = "holds 25 filters within each other, at most 24 may be";
+        assert_refused(read_filter(&deep(FILTER_DEPTH_MAX + 1)), 400, why, "one deeper");
     }
 
     #[test]

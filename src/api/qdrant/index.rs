@@ -12,7 +12,7 @@ use crate::{
         wishes::Wishes,
     },
     cluster::Cluster,
-    model::FieldType,
+    model::{FieldType, NAME_BYTES_MAX},
 };
 use axum::extract::State;
 use serde::{
@@ -29,6 +29,10 @@ pub(super) async fn create(
     Json(body): Json<IndexBody>,
 ) -> Result<Reply> {
     let path = field_path("field_name", &body.field_name)?;
+    let bytes = path.as_str().len();
+    if bytes > NAME_BYTES_MAX {
+        return Err(ApiError::invalid("field_name", format!("has {bytes} bytes, at most {NAME_BYTES_MAX}")));
+    }
     let of = body.field_schema.into_model().map_err(|e| e.within("field_schema"))?;
     Ok(acknowledged(cluster.create_field_index(&collection, path, of, &wishes.write()).await?))
 }

@@ -297,6 +297,11 @@ impl Reading<'_> {
         if vectors.is_empty() && !self.plan.may_lack {
             return Err("has no vector".to_owned());
         }
+        if self.ids == Ids::Usual && fields.as_ref().is_some_and(has_null_id) {
+            return Err(format!(
+                "column {ID} is null; --id-field names another column, --row-ids counts rows"
+            ));
+        }
         let mut fields = fields.map(payload).unwrap_or_default();
         let said = match (fields.contains_key(ID), &self.ids) {
             (true, Ids::Usual) => Some(id_of(&fields[ID]).map_err(|why| {
@@ -375,6 +380,11 @@ fn content(mut vectors: Vec<(String, Vector)>) -> Result<Content, String> {
         })
         .collect();
     Ok(Content::Written(to_raw_value(&named).expect("keys are strings")))
+}
+
+/// Whether there is a column for ids, and nothing in it: to count the row instead might be to take the id of another.
+fn has_null_id(fields: &Fields) -> bool {
+    fields.get_column_iter().any(|(name, field)| name == ID && matches!(field, Field::Null))
 }
 
 /// Columns as fields of a payload; what is null is left out.

@@ -75,6 +75,7 @@ fn lists_of_every_kind_and_every_compression() {
 fn what_a_file_does_not_say_is_named() {
     for (name, column, ids, wanted) in [
         ("null-vector.parquet", None, Ids::Usual, "row 1: has no vector"),
+        ("null-id.parquet", None, Ids::Usual, "row 1: column id is null"),
         ("null-number.parquet", None, Ids::Usual, "column emb: a number is null"),
         ("two-lists.parquet", None, Ids::Usual, "columns a, b hold lists of numbers: --column says which"),
         ("two-lists.parquet", Some("c"), Ids::Usual, "column c is not there, or holds no lists of numbers"),
