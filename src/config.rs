@@ -117,7 +117,7 @@ pub struct Auth {
 pub struct Log {
     /// Size of one segment.
     pub segment_bytes: u64,
-    /// History that is kept on this node, over all shards.
+    /// History that is kept on this node, over all shards; up to twice as much while a reader has not come that far.
     pub retention_bytes: u64,
     /// Free space on the disk below which writes are turned away.
     pub free_bytes_min: u64,

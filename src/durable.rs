@@ -24,6 +24,19 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
+/// Makes a folder and those that it is in, durably, unless they are there.
+pub fn create_folder(path: &Path) -> io::Result<()> {
+    let made: Vec<&Path> = path.ancestors().take_while(|folder| !folder.exists()).collect();
+    fs::create_dir_all(path)?;
+    for folder in made {
+        if let Some(parent) = folder.parent() {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            File::open(parent)?.sync_all()?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,5 +51,11 @@ mod tests {
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         write(&folder.path().join("no/a.json"), b"x").expect_err("there is no such folder");
+        let deep = folder.path().join("b/c/d");
+        for _ in 0..2 {
+            create_folder(&deep).unwrap();
+            assert!(deep.is_dir());
+        }
+        create_folder(&folder.path().join("a.json/e")).expect_err("that is a file");
     }
 }

@@ -328,6 +328,8 @@ fn log_options(config: &Config) -> annal_wal::Options {
     annal_wal::Options {
         segment_bytes: config.log.segment_bytes,
         retention_bytes: config.log.retention_bytes,
+        // Beyond what it is to stay within anyway, or nothing would be kept for who reads on.
+        history_bytes_max: config.log.retention_bytes.saturating_mul(2),
         free_bytes_min: config.log.free_bytes_min,
         hot_bytes_max: config.log.memory_bytes,
         ..annal_wal::Options::default()
@@ -394,6 +396,13 @@ fn api_options(config: &Config) -> api::ApiOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_keeps_more_for_who_reads_on_than_it_does_anyway() {
+        let config = Config::default();
+        let options = log_options(&config);
+        assert!(options.history_bytes_max >= options.retention_bytes + 16 * options.segment_bytes);
+    }
 
     #[test]
     fn others_are_told_an_address_they_can_dial() {

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     cluster::check_catalog,
+    durable,
     identity::IdentityFile,
     model::{Kind, ReplicaId},
     store::{Store, StoreOptions},
@@ -62,7 +63,7 @@ impl Folder {
     /// Makes the folder if there is none.
     pub(super) fn new(dir: &Path, machine: Option<Machine>) -> Result<Folder, NodeError> {
         let folder = Folder { dir: dir.to_owned(), machine };
-        folder.tried(dir, fs::create_dir_all(dir))?;
+        folder.tried(dir, durable::create_folder(dir))?;
         Ok(folder)
     }
 

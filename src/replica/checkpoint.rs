@@ -90,6 +90,13 @@ impl Recent {
 }
 
 impl Checkpoints {
+    /// Up to where the log wants the group purged, if that was not done yet: what was wanted before may have been more than
+    /// could be purged then.
+    fn pins(&self, wanted: &watch::Receiver<BTreeMap<GroupId, LogIndex>>) -> Option<LogIndex> {
+        let upto = wanted.borrow().get(&self.log.id()).copied();
+        upto.filter(|upto| Some(*upto) > self.log.state().purged.map(|id| id.index))
+    }
+
     /// Runs until nobody can send a request, or the replica stops.
     pub(super) async fn run(
         self,
@@ -103,15 +110,14 @@ impl Checkpoints {
         let mut told = None;
         loop {
             let mut asked = None;
-            let mut purge_to = None;
             tokio::select! {
                 request = requests.recv() => match request {
                     Some(request) => asked = Some(request),
                     None => return,
                 },
                 Ok(()) = wanted.changed() => {
-                    purge_to = wanted.borrow_and_update().get(&self.log.id()).copied();
-                    if purge_to <= self.log.state().purged.map(|id| id.index) {
+                    wanted.mark_unchanged();
+                    if self.pins(&wanted).is_none() {
                         continue;
                     }
                 }
@@ -124,7 +130,7 @@ impl Checkpoints {
                 }
             }
             (last_at, last_bytes) = (Instant::now(), self.progress.applied_bytes());
-            let result = self.checkpoint(&recent, purge_to).await;
+            let result = self.checkpoint(&recent, self.pins(&wanted)).await;
             self.tell_history(&mut told).await;
             let stopped = result.is_err();
             if let Some(request) = asked {

@@ -225,13 +225,17 @@ impl Fold<'_> {
         let floor: Option<FloorRecord> =
             self.read(&points::floor_key(name))?.map(|value| decode("floor", value)).transpose()?;
         let bounds = [0, u64::MAX].map(|seq| Bound::Included(points::dedup_key(name, seq)));
-        let last = self.base.store.last(&self.base.keyspace, bounds.clone().into())?;
-        let highest = last.map(|(key, _)| {
+        let stored = self.base.store.last(&self.base.keyspace, bounds.clone().into())?.map(|(key, _)| key);
+        // A copy brings rows that this fold has not committed yet. Too high a number costs a read, too low a one an intent.
+        let (from, to) = bounds.clone().into();
+        let brought = self.writes.range::<Vec<u8>, _>((from, to)).rev().find(|(_, value)| value.is_some());
+        let seq = |key: &[u8]| {
             // A key of another length is of a client with a `/` in its name: nothing is told by it.
             let own =
                 key.last_chunk().filter(|_| Bound::Included(key.len()) == bounds[0].as_ref().map(Vec::len));
             own.map_or(u64::MAX, |seq| u64::from_be_bytes(*seq))
-        });
+        };
+        let highest = stored.as_deref().map(seq).max(brought.map(|(key, _)| seq(key)));
         let client = Client { highest, floor: floor.map(|floor| floor.seq) };
         self.clients.0.insert(name.to_owned(), client);
         Ok(client)

@@ -16,7 +16,7 @@ use super::{
     search::ReadView,
 };
 use crate::{
-    machine::{MachineError, StateMachine},
+    machine::MachineError,
     model::{Body, Command, Invalid, PointId, Position, command::PointWrite},
 };
 use prost::Message;
@@ -127,8 +127,11 @@ impl Shard {
 
     /// Forgets the effects of positions below `below`, which the log no longer has.
     ///
-    /// [`StateMachine::history_starts_at`] does the same bit by bit, while commands are applied.
-    pub fn forget_effects(&self, below: Position) -> Result<(), MachineError> {
+    /// `history_starts_at` does the same bit by bit, while commands are applied. Nothing else may be applied
+    /// meanwhile.
+    #[cfg(test)]
+    pub(super) fn forget_effects(&self, below: Position) -> Result<(), MachineError> {
+        use crate::machine::StateMachine;
         self.history_starts_at(below);
         while self.view().state.effects_oldest < below.0.min(self.position().0 + 1) {
             // A batch without commands, at the same bookmark.

@@ -259,7 +259,7 @@ impl Indexer {
         }
         let stops = || self.stop.load(Ordering::Relaxed);
         let turn = shard.options.build_turn.wait(stops, || shard.builds_are_late());
-        let _turn = turn.map_err(|_| BuildError::Stopped)?;
+        let turn = turn.map_err(|_| BuildError::Stopped)?;
         // More may be worth building by now.
         let view = shard.view();
         let Some((name, merge)) = next_merge(shard, &view) else { return Ok(true) };
@@ -269,6 +269,8 @@ impl Indexer {
         let rows = (&view.live, &view.slots);
         let new = self.apart(shard, |stop| build(&self.folder, &file, rows, &merge, stop));
         *lock(&self.writing) = None;
+        // The others need not wait until it is published, which an install may keep from it for long.
+        drop(turn);
         let new = new?.map(Arc::new).filter(|_| !mutant::is(Mutant::IndexDropOnSwap));
         shard.replace_parts(name, &merge, new);
         self.write_manifest(shard)?;

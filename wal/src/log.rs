@@ -337,9 +337,11 @@ impl Log {
     }
 
     /// Groups whose live entries pin a segment beyond the retention target: their owners should checkpoint and purge
-    /// up to this index.
+    /// up to this index. What is wanted already counts as a change.
     pub fn purge_wanted(&self) -> watch::Receiver<BTreeMap<GroupId, LogIndex>> {
-        self.shared().purge_wanted.subscribe()
+        let mut wanted = self.shared().purge_wanted.subscribe();
+        wanted.mark_changed();
+        wanted
     }
 
     /// Damage found at the start and by the slow look at sealed segments since.

@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
     anchor::Anchor,
@@ -111,10 +111,12 @@ impl Segments {
 
 /// The work of the retention thread, until it is told to stop.
 pub(crate) async fn keep(shared: &Arc<Shared>, tasks: &mut mpsc::UnboundedReceiver<Task>, mut scrub: Scrub) {
-    let mut stop = false;
+    let (mut stop, mut looked) = (false, Instant::now());
     while !stop {
         let mut next = tokio::time::timeout(LOOK_EVERY, tasks.recv()).await.ok().flatten();
-        if next.is_none() {
+        // Whoever reads on asks for a look each time: it is not only looked where nobody does.
+        if looked.elapsed() >= LOOK_EVERY {
+            looked = Instant::now();
             shared.look_at_space();
             scrub.step(shared);
         }

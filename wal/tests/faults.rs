@@ -198,6 +198,26 @@ async fn a_full_disk_turns_appends_away_and_recovers() {
     assert_eq!(group.history(LogIndex(1), usize::MAX).await.unwrap().len() as u64, next);
 }
 
+#[tokio::test]
+async fn a_disk_that_others_fill_is_noticed_while_a_reader_asks_for_looks() {
+    let disk = MemoryDisk::new(1 << 30);
+    let (log, _) = Log::open_in_memory(disk.clone(), small()).unwrap();
+    let group = log.create_group(GroupId(1)).await.unwrap();
+    append(&group, entries(1, 1..9, 100)).await.unwrap();
+    let before = log.status().free_bytes;
+    disk.set_capacity_bytes(1 << 29);
+    let reading = async {
+        while log.status().free_bytes == before {
+            for floor in 1..9 {
+                log.set_history_floor(GroupId(1), Some(LogIndex(floor)));
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), reading).await.expect("it is looked at");
+    assert!(log.status().free_bytes < before);
+}
+
 /// A spent budget makes `append` wait, and a dropped wait leaves nothing behind.
 #[tokio::test]
 async fn the_queue_pushes_back() {

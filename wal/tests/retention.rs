@@ -125,6 +125,12 @@ async fn a_big_group_is_asked_to_purge() {
     fill(&log, &group, 12).await;
     let mut wanted = log.purge_wanted();
     let upto = wanted.wait_for(|wanted| !wanted.is_empty()).await.unwrap()[&GroupId(1)];
+    let late = tokio::time::timeout(Duration::from_secs(5), async {
+        let mut late = log.purge_wanted();
+        late.changed().await.unwrap();
+        late.borrow()[&GroupId(1)]
+    });
+    assert_eq!(late.await, Ok(upto), "who asks later is told too");
     assert_eq!(log.status().oldest_segment, 1, "live entries are never thrown away");
     let last = group.state().last.unwrap();
     assert!(upto < last.index);

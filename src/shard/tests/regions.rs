@@ -21,7 +21,10 @@ impl Region {
 
     /// The bookmark is how much of the log is applied.
     fn append(&mut self, commands: Vec<Command>) -> Vec<Verdict> {
-        let commands: Vec<Bytes> = commands.iter().map(Command::encode).collect();
+        self.apply(commands.iter().map(Command::encode).collect())
+    }
+
+    fn apply(&mut self, commands: Vec<Bytes>) -> Vec<Verdict> {
         self.log.extend(commands.iter().cloned());
         let bookmark = Bookmark(self.log.len().to_string().into());
         let outcomes = self.shard.apply(commands, bookmark).unwrap();
@@ -31,6 +34,17 @@ impl Region {
 
     fn do_now(&mut self, body: Body) -> Verdict {
         self.append(vec![command(body)]).remove(0)
+    }
+
+    /// A replica that applies the same log in other batches.
+    fn again(&self, cuts: &[usize]) -> Region {
+        let (mut again, mut cuts, mut left) = (Region::new(), cuts.iter().cycle(), &self.log[..]);
+        while !left.is_empty() {
+            let (batch, rest) = left.split_at(left.len().min(*cuts.next().unwrap()));
+            again.apply(batch.to_vec());
+            left = rest;
+        }
+        again
     }
 
     fn reopen(&mut self) {
@@ -133,7 +147,10 @@ proptest! {
 
     /// Whatever a home does, who follows it has the same, and may become the home itself.
     #[test]
-    fn a_follower_becomes_what_its_home_is(steps in prop::collection::vec(step(), 1..100)) {
+    fn a_follower_becomes_what_its_home_is(
+        steps in prop::collection::vec(step(), 1..100),
+        cuts in prop::collection::vec(1usize..60, 1..6),
+    ) {
         let (mut home, mut follower, mut copy) = (Region::new(), Region::new(), Region::new());
         for region in [&mut follower, &mut copy] {
             prop_assert_eq!(region.do_now(Body::Turn(Turn::Follow(Homes::default()))), Verdict::Applied);
@@ -187,6 +204,7 @@ proptest! {
             region.mirror(&home, usize::MAX);
             prop_assert_eq!(region.shard.state_hash().unwrap(), home.shard.state_hash().unwrap());
             prop_assert_eq!(region.shard.scrub().unwrap(), home.shard.scrub().unwrap());
+            prop_assert_eq!(region.again(&cuts).shard.state_hash().unwrap(), home.shard.state_hash().unwrap());
             region.reopen();
             prop_assert_eq!(region.shard.state_hash().unwrap(), home.shard.state_hash().unwrap());
         }
@@ -206,6 +224,28 @@ proptest! {
             prop_assert_eq!(region.shard.state_hash().unwrap(), follower.shard.state_hash().unwrap());
         }
         prop_assert_eq!(home.counted(Position(0)), follower.counted(Position(0)));
+    }
+}
+
+/// A replica that was away during a copy may apply all of it at once, with what the home judged by what the copy brought.
+#[test]
+fn what_a_copy_remembers_of_an_intent_is_known_in_the_same_batch() {
+    let (mut home, mut copy) = (Region::new(), Region::new());
+    let intent = |home: &mut Region| {
+        let request = Some(RequestId { client: "a".into(), seq: 1 });
+        let born = home.shard.position();
+        home.append(vec![Command { request, born, ..command(put(1, 1)) }])
+    };
+    home.do_now(Body::Configure(schema(1, &[])));
+    intent(&mut home);
+    home.do_now(put(1, 2));
+    copy.do_now(Body::Turn(Turn::Follow(Homes::default())));
+    copy.seed(&home, 1, usize::MAX);
+    intent(&mut home);
+    copy.mirror(&home, usize::MAX);
+    for cut in [1, usize::MAX] {
+        let replica = copy.again(&[cut]);
+        assert_eq!(replica.shard.state_hash().unwrap(), home.shard.state_hash().unwrap(), "batches of {cut}");
     }
 }
 
