@@ -15,7 +15,7 @@ use super::{ApiOptions, auth::only_reads, error::ApiError, wishes::Wishes};
 use crate::{
     cluster::{Cluster, Elsewhere},
     model::{Effect, Kind},
-    net::http::{Http, Unanswered},
+    net::http::{Http, Unanswered, part_of_path},
 };
 use axum::{
     RequestExt,
@@ -46,6 +46,18 @@ impl Forwarder {
         let (forward, key) = (options.forward, options.region_key.clone());
         Forwarder { cluster, http: Http::default(), forward, key }
     }
+}
+
+/// A request's address with the collection's own name in the place of another; `path`: the route that it matched.
+fn renamed(uri: &Uri, path: &str, own: &str) -> Result<Uri, ApiError> {
+    let own = part_of_path(own);
+    let parts = uri.path().split('/').zip(path.split('/'));
+    let there: Vec<&str> =
+        parts.map(|(part, of)| if of == "{collection}" { own.as_str() } else { part }).collect();
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    format!("{}{query}", there.join("/"))
+        .parse()
+        .map_err(|e| ApiError::new(Kind::Internal, "", format!("the collection's own path: {e}")))
 }
 
 /// What belongs to one connection and not to the request.
@@ -93,7 +105,13 @@ impl Forwarder {
                 Some(now) => elsewhere = now,
             }
         }
-        let Elsewhere::At(home) = elsewhere else { return next.run(request).await };
+        let Elsewhere::At { home, name: own } = elsewhere else { return next.run(request).await };
+        if own != name {
+            match renamed(request.uri(), &path, &own) {
+                Ok(uri) => *request.uri_mut() = uri,
+                Err(error) => return error.into_response(),
+            }
+        }
         self.send(&home, request, reads, deadline).await.unwrap_or_else(|error| error.into_response())
     }
 
@@ -149,5 +167,35 @@ impl Forwarder {
 fn strip(headers: &mut HeaderMap) {
     for name in OF_A_CONNECTION {
         headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alias_is_sent_on_as_what_it_stands_for() {
+        for (asked, route, there) in [
+            (
+                "/collections/prod/points?wait=true",
+                "/collections/{collection}/points",
+                "/collections/a%20b/points?wait=true",
+            ),
+            ("/collections/prod", "/collections/{collection}", "/collections/a%20b"),
+            (
+                "/annal/v1/collections/prod/points/cas",
+                "/annal/v1/collections/{collection}/points/cas",
+                "/annal/v1/collections/a%20b/points/cas",
+            ),
+            (
+                "/collections/prod/points/prod",
+                "/collections/{collection}/points/{id}",
+                "/collections/a%20b/points/prod",
+            ),
+        ] {
+            let uri = renamed(&asked.parse().expect("a path"), route, "a b").expect("a path");
+            assert_eq!(uri.to_string(), there);
+        }
     }
 }

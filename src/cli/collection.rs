@@ -2,10 +2,11 @@
 
 use super::{
     row::{Row, upsert_body},
-    server::{Answer, Client, Failure, Reply, part},
+    server::{Answer, Client, Failure, Reply},
     settings::Settings,
 };
 use annal::model::PointId;
+use annal::net::http::part_of_path;
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
 use std::{collections::HashSet, time::Duration};
@@ -55,7 +56,7 @@ const HELLO: Duration = Duration::from_secs(3);
 
 impl Collection {
     pub(super) fn new(client: Client, name: &str) -> Self {
-        Collection { client, path: format!("/collections/{}", part(name)) }
+        Collection { client, path: format!("/collections/{}", part_of_path(name)) }
     }
 
     /// What the server says of it; none if it is not there. It is what is asked first: where nobody answers at all, the
@@ -73,7 +74,13 @@ impl Collection {
     pub(super) fn create(&self, settings: &Settings) -> Result<(), Failure> {
         let reply = self.call("PUT", "", &settings.creation().to_string())?;
         reply.parsed().expect("creating the collection")?;
-        for (field, kind) in &settings.payload_indexes {
+        self.index(settings, &Value::Null)
+    }
+
+    /// Makes the indexes of its payload that are not among those `there`, by field.
+    pub(super) fn index(&self, settings: &Settings, there: &Value) -> Result<(), Failure> {
+        let missing = settings.payload_indexes.iter().filter(|(field, _)| there.get(field).is_none());
+        for (field, kind) in missing {
             let body = json!({"field_name": field, "field_schema": kind}).to_string();
             let reply = self.call("PUT", "/index?wait=true", &body)?;
             reply.parsed().expect(&format!("indexing the field {field}"))?;

@@ -2,10 +2,11 @@
 
 use super::{
     Done,
-    server::{Server, part},
+    server::Server,
     status::{lag, rows, text},
     wish::{Far, Wish},
 };
+use annal::net::http::part_of_path;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
@@ -63,7 +64,7 @@ impl Node {
         let client = of.server.client();
         let wish = Wish {
             method,
-            path: format!("/annal/v1/cluster/nodes/{}{path}", part(&of.name)),
+            path: format!("/annal/v1/cluster/nodes/{}{path}", part_of_path(&of.name)),
             body: body.to_owned(),
             what: format!("{verb} {}", of.name),
         };

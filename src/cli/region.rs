@@ -2,10 +2,11 @@
 
 use super::{
     Done,
-    server::{Failure, Server, part},
+    server::{Failure, Server},
     status::{rows, text},
     table::Table,
 };
+use annal::net::http::part_of_path;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -102,7 +103,7 @@ impl Region {
                 of.tell(&answer, losses)
             }
             Region::Loss { of } => {
-                let path = format!("/annal/v1/regions/loss?collection={}", part(&of.collection));
+                let path = format!("/annal/v1/regions/loss?collection={}", part_of_path(&of.collection));
                 let answer = of.ask("GET", &path, &Value::Null)?;
                 of.tell(&answer, losses)
             }

@@ -191,13 +191,6 @@ impl Client {
     }
 }
 
-/// A name as a part of a path.
-pub(super) fn part(name: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
-    let written = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
-    name.bytes().map(written).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,11 +211,5 @@ mod tests {
         for bad in ["", "http://", "https://host", "ftp://host"] {
             url(bad).expect_err(bad);
         }
-    }
-
-    #[test]
-    fn names_in_paths() {
-        assert_eq!(part("a-b_c.d~9"), "a-b_c.d~9");
-        assert_eq!(part("a b/é?"), "a%20b%2F%C3%A9%3F");
     }
 }

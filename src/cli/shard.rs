@@ -3,10 +3,11 @@
 use super::{
     Done, NotBuilt,
     node::coming,
-    server::{Server, part},
+    server::Server,
     status::{rows, text},
     wish::{Far, Wish},
 };
+use annal::net::http::part_of_path;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -75,7 +76,11 @@ impl Shard {
         };
         let wish = Wish {
             method: "POST",
-            path: format!("/annal/v1/collections/{}/shards/{}/{verb}", part(&of.collection), of.shard),
+            path: format!(
+                "/annal/v1/collections/{}/shards/{}/{verb}",
+                part_of_path(&of.collection),
+                of.shard
+            ),
             body: body.to_string(),
             what,
         };

@@ -5,8 +5,9 @@
 
 use super::{
     Done,
-    server::{Answer, Client, Server, part},
+    server::{Answer, Client, Server},
 };
+use annal::net::http::part_of_path;
 use clap::Args;
 use serde_json::Value;
 use std::{
@@ -123,8 +124,8 @@ impl Tail {
         let shard = self.shard.map(|shard| format!("&shard={shard}")).unwrap_or_default();
         format!(
             "/annal/v1/collections/{}/changes?from={}{shard}&with_payload={}&with_vector={}",
-            part(&self.collection),
-            part(&self.from),
+            part_of_path(&self.collection),
+            part_of_path(&self.from),
             self.with_payload,
             self.with_vector
         )

@@ -3,10 +3,10 @@
 //! A change is acknowledged when every shard has applied its part of it, as an entry of its own log.
 
 use super::{
-    AliasAction, Cluster, ClusterError, CollectionChange, CollectionInfo, CollectionSpec, ReadOptions,
-    Result, Seen, Token, WriteOptions, Written,
+    AliasAction, BETWEEN_LEADERS, Cluster, ClusterError, CollectionChange, CollectionInfo, CollectionSpec,
+    ReadOptions, Result, Seen, Token, WriteOptions, Written,
     catalog::{CatalogCommand, CollectionRecord},
-    placement,
+    placement, router,
     shards::LiveCollection,
 };
 use crate::model::{Body, CollectionId, FieldPath, FieldType};
@@ -23,11 +23,15 @@ impl Cluster {
     ) -> Result<Written> {
         loop {
             let placement = placement::place(&self.inner.catalog.state(), &spec, &self.alive().await);
+            if placement.iter().any(Vec::is_empty) {
+                return Err(ClusterError::Unavailable("no node takes replicas".to_owned()));
+            }
             let create = CatalogCommand::Create { name: name.to_owned(), spec: spec.clone(), placement };
             match self.change(create, name, deadline).await {
                 // The nodes have changed meanwhile.
                 Err(ClusterError::Stale(_)) if Instant::now() < deadline => {
                     self.catch_up_with_catalog(deadline).await?;
+                    tokio::time::sleep(router::jittered(BETWEEN_LEADERS)).await;
                 }
                 done => return done,
             }

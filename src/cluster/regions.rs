@@ -68,8 +68,13 @@ impl Description {
 /// Where the home of a collection is that is not here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Elsewhere {
-    /// There.
-    At(String),
+    /// There, and there it has this name: an alias is of one cluster.
+    At {
+        /// Its address.
+        home: String,
+        /// The collection's own name.
+        name: String,
+    },
     /// It is being handed over; soon it is known where it is.
     OnTheWay,
 }
@@ -324,9 +329,12 @@ impl Cluster {
     /// collection.
     pub fn elsewhere(&self, name: &str) -> Option<Elsewhere> {
         let catalog = self.inner.catalog.state();
-        match &catalog.collection(name)?.region.part {
+        let record = catalog.collection(name)?;
+        match &record.region.part {
             Part::Home => None,
-            Part::Follower { home } | Part::Fenced { home, .. } => Some(Elsewhere::At(home.clone())),
+            Part::Follower { home } | Part::Fenced { home, .. } => {
+                Some(Elsewhere::At { home: home.clone(), name: record.name.clone() })
+            }
             Part::Handing { .. } | Part::Promoting { .. } => Some(Elsewhere::OnTheWay),
         }
     }

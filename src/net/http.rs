@@ -10,7 +10,16 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use std::{error::Error, time::Duration};
+
+/// What a name may hold and still be a part of a path as it is.
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// A name as a part of a path.
+pub fn part_of_path(name: &str) -> String {
+    utf8_percent_encode(name, PLAIN).to_string()
+}
 
 /// A body on its way out.
 pub type Outgoing = UnsyncBoxBody<Bytes, Box<dyn Error + Send + Sync>>;
@@ -68,4 +77,15 @@ impl Http {
 /// A body that is there.
 pub fn whole(bytes: Bytes) -> Outgoing {
     Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_a_part_of_a_path() {
+        assert_eq!(part_of_path("a-b_c.d~9"), "a-b_c.d~9");
+        assert_eq!(part_of_path("a b/é?"), "a%20b%2F%C3%A9%3F");
+    }
 }

@@ -466,7 +466,7 @@ impl GroupLog {
         bytes_max: usize,
         range: impl Fn(&Inner) -> Result<Option<(LogIndex, LogIndex)>, Error>,
     ) -> Result<Vec<Entry>, Error> {
-        let mut retried = false;
+        let mut gone = None;
         loop {
             let sources = {
                 let inner = self.live()?;
@@ -482,8 +482,9 @@ impl GroupLog {
                 sources
             };
             match reader::read(self.shared(), self.id(), sources).await {
-                // Retention may have moved an entry between the look-up and the read; it is elsewhere now.
-                Err(reader::Failed::SegmentGone(_)) if !retried => retried = true,
+                // Retention may have moved an entry between the look-up and the read; it is elsewhere now, and may be moved
+                // again.
+                Err(reader::Failed::SegmentGone(number)) if gone < Some(number) => gone = Some(number),
                 outcome => return outcome.map_err(reader::Failed::into_error),
             }
         }

@@ -24,7 +24,7 @@ use serde::{
     de::{Error, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
 use serde_json::json;
-use std::fmt;
+use std::{collections::HashSet, fmt};
 
 /// Most points in one answer, and the furthest offset of a search.
 pub(super) const LIMIT_MAX: usize = 1_000_000;
@@ -210,8 +210,12 @@ pub(super) async fn retrieve(
     Json(body): Json<RetrieveBody>,
 ) -> Result<Reply> {
     refuse_unbuilt([("shard_key", body.shard_key)])?;
+    let (mut ids, mut there) = (body.ids, HashSet::new());
+    // Each once, however often it is asked for.
+    ids.retain(|id| there.insert(*id));
+    within("ids", ids.len(), 0, LIMIT_MAX)?;
     let projection = projection(body.with_payload.or(Some(WithPayload::All)), body.with_vector);
-    let seen = cluster.retrieve(&collection, body.ids, projection, &wishes.read()).await?;
+    let seen = cluster.retrieve(&collection, ids, projection, &wishes.read()).await?;
     let mut answer = Answer::default();
     answer.list(&seen.value, Answer::record);
     Ok(Reply::json(answer.0).seen(seen))

@@ -197,27 +197,34 @@ impl Import {
         }
     }
 
-    /// Creates the collection if it is not there.
+    /// Creates the collection if it is not there; of one that is, whose import is resumed, the indexes that it had not come to.
     fn ensure(&self, to: &Collection, source: &mut dyn Source, first: Option<&Row>) -> Result<(), Failure> {
-        if to.info()?.is_some() {
+        let info = to.info()?;
+        if info.is_some() && !self.resume {
             return Ok(());
         }
-        let name = self.vector.as_deref().unwrap_or_default();
-        let distance = self.distance.unwrap_or(Distance::Cosine);
-        let settings = match (&self.settings, source.settings()?, first) {
-            (Some(path), ..) => Settings::read(path)?,
-            (None, Some(settings), _) => settings,
-            (None, None, Some(row)) => match Settings::of_row(row, name, distance)? {
-                none if none.creation() == Settings::default().creation() => {
-                    return Err("the first point has no vector: --settings says what the others have".into());
-                }
-                settings => settings,
-            },
-            (None, None, None) => {
-                return Err("there are no points, and nothing says what they would be like".into());
-            }
+        let said = match &self.settings {
+            Some(path) => Some(Settings::read(path)?),
+            None => source.settings()?,
         };
-        to.create(&settings)
+        match (info, said) {
+            (Some(info), said) => {
+                said.map_or(Ok(()), |settings| to.index(&settings, &info["payload_schema"]))
+            }
+            (None, Some(settings)) => to.create(&settings),
+            (None, None) => to.create(&self.settings_of(first)?),
+        }
+    }
+
+    /// What a collection is like that the first point fits into.
+    fn settings_of(&self, first: Option<&Row>) -> Result<Settings, Failure> {
+        let first = first.ok_or("there are no points, and nothing says what they would be like")?;
+        let name = self.vector.as_deref().unwrap_or_default();
+        let settings = Settings::of_row(first, name, self.distance.unwrap_or(Distance::Cosine))?;
+        if settings.creation() == Settings::default().creation() {
+            return Err("the first point has no vector: --settings says what the others have".into());
+        }
+        Ok(settings)
     }
 
     /// One thread reads and cuts, `concurrency` threads send; the first failure stops all.
