@@ -9,7 +9,7 @@
 use annal::{
     machine::{Bookmark, MachineError, Outcome, StateMachine, Verdict},
     model::{Position, ReplicaId},
-    replica::{GroupId, LogIndex, Network, Nobody, Replica, ReplicaOptions, Term, Unreached, Wait},
+    replica::{GroupId, LogIndex, Network, Nobody, Replica, ReplicaOptions, Term, Unreached},
 };
 use annal_wal::{Entry, GroupLog, Log, LogId, Options};
 use bytes::Bytes;
@@ -105,36 +105,34 @@ async fn run(time: Duration) {
 
     let append = raw(vec![log.create_group(GroupId(1)).await.unwrap()]);
 
-    println!("medians of {ROUNDS} rounds; each round: the log alone, then two ways through Raft");
-    println!(
-        "clients  bytes |  log alone/s |   applied/s  p50us  p99us  of the log | committed/s  p50us  p99us  of the log"
-    );
+    println!("medians of {ROUNDS} rounds; each round: the log alone, then through Raft");
+    println!("clients  bytes |  log alone/s |   applied/s  p50us  p99us  of the log");
     let mut group = 2;
     for (clients, bytes) in [(1, 1 << 10), (64, 1 << 10), (256, 1 << 10), (64, 16 << 10)] {
-        let mut rounds: [Vec<Load>; 3] = Default::default();
+        let mut rounds: [Vec<Load>; 2] = Default::default();
         for _ in 0..ROUNDS {
             let one: Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync> = append(bytes, 1).into();
             rounds[0].push(load(clients, time, move || one()).await);
-            for (n, wait) in [(1, Wait::Applied), (2, Wait::Committed)] {
-                let replica = found(&log, &mut group).await;
-                let (proposing, payload) = (replica.clone(), Bytes::from(vec![7; bytes]));
-                let propose = move || {
-                    let (replica, payload) = (proposing.clone(), payload.clone());
-                    let deadline = Instant::now() + Duration::from_secs(10);
-                    async move { replica.propose(payload, deadline, wait).await.unwrap() }
-                };
-                rounds[n].push(load(clients, time, propose).await);
-                replica.shutdown().await.unwrap();
-            }
+            let replica = found(&log, &mut group).await;
+            let (proposing, payload) = (replica.clone(), Bytes::from(vec![7; bytes]));
+            let propose = move || {
+                let (replica, payload) = (proposing.clone(), payload.clone());
+                let deadline = Instant::now() + Duration::from_secs(10);
+                async move { replica.propose(payload, deadline).await.unwrap() }
+            };
+            rounds[1].push(load(clients, time, propose).await);
+            replica.shutdown().await.unwrap();
         }
-        let [alone, applied, committed] = rounds.map(|mut of| {
+        let [alone, applied] = rounds.map(|mut of| {
             of.sort_by(|a, b| a.rate.total_cmp(&b.rate));
             of.swap_remove(ROUNDS / 2)
         });
-        let way = |way: Load| {
-            format!("{:11.0} {:6} {:6} {:11.2}", way.rate, way.p50, way.p99, way.rate / alone.rate)
-        };
-        println!("{clients:7} {bytes:6} | {:12.0} | {} | {}", alone.rate, way(applied), way(committed));
+        let Load { rate, p50, p99 } = applied;
+        let of_the_log = rate / alone.rate;
+        println!(
+            "{clients:7} {bytes:6} | {:12.0} | {rate:11.0} {p50:6} {p99:6} {of_the_log:11.2}",
+            alone.rate
+        );
     }
     idle(&log, &mut group).await;
     log.shutdown().await.unwrap();
@@ -203,7 +201,7 @@ async fn three(time: Duration) {
             let propose = move || {
                 let (replica, payload) = (leader.clone(), payload.clone());
                 let deadline = Instant::now() + Duration::from_secs(10);
-                async move { replica.propose(payload, deadline, Wait::Applied).await.unwrap() }
+                async move { replica.propose(payload, deadline).await.unwrap() }
             };
             rounds[1].push(load(clients, time, propose).await);
             for replica in replicas.iter().rev() {
@@ -245,7 +243,7 @@ async fn found_three(logs: &[Log], group: &mut u32) -> Vec<Replica<Counter>> {
     replicas[0].found((1..=3).map(ReplicaId).collect()).await.unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
     let first = Bytes::from_static(b"first");
-    while replicas[0].propose(first.clone(), deadline, Wait::Applied).await.is_err() {
+    while replicas[0].propose(first.clone(), deadline).await.is_err() {
         tokio::time::sleep(Duration::from_millis(10)).await;
         // Should another have won the election.
         for replica in &replicas[1..] {

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     batch::{BatchLimits, Batches, Item, Slot},
+    machine::Outcome,
     model::ReplicaId,
-    replica::Proposed,
     world,
 };
 use futures::future::{BoxFuture, join_all};
@@ -38,7 +38,7 @@ const IDLE: Duration = Duration::from_secs(30);
 
 /// Carries commands to a replica; one answer each, in order.
 pub(super) type Carrier =
-    Arc<dyn Fn(ReplicaId, Vec<Errand>) -> BoxFuture<'static, Vec<Result<Proposed, Refusal>>> + Send + Sync>;
+    Arc<dyn Fn(ReplicaId, Vec<Errand>) -> BoxFuture<'static, Vec<Result<Outcome, Refusal>>> + Send + Sync>;
 
 /// The ways to the leaders.
 #[derive(Clone)]
@@ -53,7 +53,7 @@ struct Waiting {
     errand: Errand,
     /// Set by whoever comes first: the lane that takes the command, or the caller that gives up.
     settled: Arc<AtomicBool>,
-    answer: oneshot::Sender<Result<Proposed, Refusal>>,
+    answer: oneshot::Sender<Result<Outcome, Refusal>>,
 }
 
 impl Item for Waiting {
@@ -65,12 +65,12 @@ impl Item for Waiting {
 /// A command that was handed to a lane.
 pub(super) struct Sent {
     settled: Arc<AtomicBool>,
-    answer: oneshot::Receiver<Result<Proposed, Refusal>>,
+    answer: oneshot::Receiver<Result<Outcome, Refusal>>,
 }
 
 impl Sent {
     /// What became of it.
-    pub(super) async fn answer(&mut self) -> Result<Proposed, Refusal> {
+    pub(super) async fn answer(&mut self) -> Result<Outcome, Refusal> {
         (&mut self.answer).await.unwrap_or_else(|_| Err(Refusal::in_doubt("a command sent to another node")))
     }
 
@@ -164,9 +164,8 @@ impl From<Refusal> for ClusterError {
 mod tests {
     use super::*;
     use crate::{
-        machine::{Outcome, Verdict},
+        machine::Verdict,
         model::{Effect, Position},
-        replica::Wait,
     };
     use bytes::Bytes;
     use tokio::{sync::Semaphore, time::Instant};
@@ -175,7 +174,7 @@ mod tests {
 
     fn errand(command: impl Into<Bytes>) -> Errand {
         let deadline = Instant::now() + Duration::from_secs(10);
-        Errand { command: command.into(), wait: Wait::Applied, deadline }
+        Errand { command: command.into(), deadline }
     }
 
     /// A leader that answers each call once a permit is there; notes how many commands each call had.
@@ -188,8 +187,7 @@ mod tests {
                 seen.lock().unwrap().push(errands.len());
                 permits.acquire().await.unwrap().forget();
                 let position = |e: &Errand| Position(e.command.len() as u64);
-                let applied =
-                    |e| Ok(Proposed::Applied(Outcome { position: position(e), verdict: Verdict::Applied }));
+                let applied = |e| Ok(Outcome { position: position(e), verdict: Verdict::Applied });
                 errands.iter().map(applied).collect()
             })
         });
@@ -207,7 +205,7 @@ mod tests {
         assert_eq!(*calls.lock().unwrap(), [1], "the first goes out alone, and nothing follows it");
         permits.add_permits(10);
         for (at, sent) in sent.iter_mut().enumerate() {
-            let Ok(Proposed::Applied(outcome)) = sent.answer().await else { panic!("{at} was not applied") };
+            let Ok(outcome) = sent.answer().await else { panic!("{at} was not applied") };
             assert_eq!(outcome.position, Position(at as u64 + 1));
         }
         assert_eq!(*calls.lock().unwrap(), [1, 99]);

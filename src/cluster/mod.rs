@@ -36,12 +36,12 @@ mod write;
 
 use crate::{
     identity::IdentityFile,
-    machine::{Outcome, Verdict},
+    machine::Verdict,
     model::{
         CollectionId, Explanation, FieldPath, Filter, HnswParams, Invalid, PointId, Position, Quantization,
         ReplicaId, RequestId, Residence, Schema, ShardNumber, SparseParams, VectorParams,
     },
-    replica::{Proposed, Replica, ReplicaError, ReplicaOptions, Wait},
+    replica::{Replica, ReplicaError, ReplicaOptions},
     shard::ShardOptions,
 };
 use annal_wal::GroupId;
@@ -385,14 +385,14 @@ impl Cluster {
     async fn propose_catalog(&self, command: CatalogCommand, deadline: Instant) -> Result<()> {
         let replica = &self.inner.catalog_replica;
         let here = || Some((replica.status().replica, replica.clone()));
-        let way = Way { deadline, wait: Wait::Applied, safe_twice: command.is_safe_twice() };
+        let way = Way { deadline, safe_twice: command.is_safe_twice() };
         let bytes = command.encode();
         // What a log holds and nobody can read stops every node.
         CatalogCommand::decode(&bytes).map_err(|e| Invalid::new("request", e.to_string()))?;
         let carried = self.inner.router.propose(0, here, bytes, way).await?;
-        match carried.proposed {
-            Proposed::Applied(Outcome { verdict: Verdict::Rejected(rejection), .. }) => Err(rejection.into()),
-            Proposed::Applied(_) | Proposed::Committed(_) => Ok(()),
+        match carried.outcome.verdict {
+            Verdict::Rejected(rejection) => Err(rejection.into()),
+            Verdict::Applied | Verdict::Duplicate { .. } => Ok(()),
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     machine::{Outcome, Rejection, Verdict},
     model::{Position, ReplicaId},
     net::{self, ByteStream, CallError, Failure, Peers},
-    replica::{LogIndex, Network, Proposed, ReadIndex, ReplicaError, Unreached, Wait},
+    replica::{Network, ReplicaError, Unreached},
 };
 use arc_swap::ArcSwap;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -83,7 +83,6 @@ pub(super) enum Answer {
 #[derive(Clone, Debug)]
 pub(super) struct Errand {
     pub(super) command: Bytes,
-    pub(super) wait: Wait,
     pub(super) deadline: Instant,
 }
 
@@ -305,7 +304,7 @@ impl PeerCalls {
         &self,
         to: ReplicaId,
         errands: &[Errand],
-    ) -> Result<Vec<Result<Proposed, Refusal>>, CallError> {
+    ) -> Result<Vec<Result<Outcome, Refusal>>, CallError> {
         let address = self.address_of(to).await?;
         let deadline = errands.iter().map(|errand| errand.deadline).max().unwrap_or_else(Instant::now);
         let body = wire::Propose::of(to, errands).encode_to_vec().into();
@@ -495,7 +494,7 @@ impl Cluster {
     async fn answer_propose(&self, body: Bytes) -> Result<Bytes, Failure> {
         let (to, errands) =
             wire::Propose::decode(body).map_err(|e| unreadable(e.to_string()))?.into_errands();
-        let results: Vec<Result<Proposed, Refusal>> = match self.held(to) {
+        let results: Vec<Result<Outcome, Refusal>> = match self.held(to) {
             Some(shard) => join_all(errands.into_iter().map(|e| propose(&shard.replica, e))).await,
             None if self.is_catalog(to) => {
                 join_all(errands.into_iter().map(|e| propose(&self.inner.catalog_replica, e))).await
@@ -540,8 +539,8 @@ impl Cluster {
 async fn propose<M: crate::machine::StateMachine>(
     replica: &crate::replica::Replica<M>,
     errand: Errand,
-) -> Result<Proposed, Refusal> {
-    Ok(replica.propose(errand.command, errand.deadline, errand.wait).await?)
+) -> Result<Outcome, Refusal> {
+    Ok(replica.propose(errand.command, errand.deadline).await?)
 }
 
 fn addressee(body: &mut Bytes) -> Result<ReplicaId, Failure> {
@@ -556,8 +555,8 @@ pub(super) fn within(deadline: Instant) -> Duration {
 /// The messages of `/propose`.
 pub(super) mod wire {
     use super::{
-        Bytes, Duration, Errand, Instant, LogIndex, Message, Outcome, Position, Proposed, ReadIndex, Refusal,
-        Rejection, ReplicaId, Verdict, Wait, pack, unpack, within,
+        Bytes, Duration, Errand, Instant, Message, Outcome, Position, Refusal, Rejection, ReplicaId, Verdict,
+        pack, unpack, within,
     };
 
     #[derive(Clone, PartialEq, Message)]
@@ -572,8 +571,6 @@ pub(super) mod wire {
     struct One {
         #[prost(bytes = "bytes", tag = "1")]
         command: Bytes,
-        #[prost(bool, tag = "2")]
-        until_applied: bool,
         #[prost(uint64, tag = "3")]
         within_ms: u64,
     }
@@ -584,7 +581,7 @@ pub(super) mod wire {
         results: Vec<Fate>,
     }
 
-    /// Applied if it has a position, committed if it has an index, else refused.
+    /// Applied if it has a position, else refused.
     #[derive(Clone, PartialEq, Message)]
     struct Fate {
         #[prost(uint64, optional, tag = "1")]
@@ -594,8 +591,6 @@ pub(super) mod wire {
         first: Option<u64>,
         #[prost(message, optional, tag = "3")]
         rejection: Option<Rejected>,
-        #[prost(uint64, optional, tag = "4")]
-        committed: Option<u64>,
         /// A [`Refusal`] in MessagePack.
         #[prost(bytes = "bytes", tag = "5")]
         refusal: Bytes,
@@ -615,7 +610,6 @@ pub(super) mod wire {
         pub(in crate::cluster) fn of(to: ReplicaId, errands: &[Errand]) -> Self {
             let one = |errand: &Errand| One {
                 command: errand.command.clone(),
-                until_applied: errand.wait == Wait::Applied,
                 within_ms: within(errand.deadline).as_millis() as u64,
             };
             Propose { to: to.0, errands: errands.iter().map(one).collect() }
@@ -625,7 +619,6 @@ pub(super) mod wire {
             let now = Instant::now();
             let errand = |one: One| Errand {
                 command: one.command,
-                wait: if one.until_applied { Wait::Applied } else { Wait::Committed },
                 deadline: now + Duration::from_millis(one.within_ms),
             };
             (ReplicaId(self.to), self.errands.into_iter().map(errand).collect())
@@ -633,20 +626,19 @@ pub(super) mod wire {
     }
 
     impl Done {
-        pub(in crate::cluster) fn of(results: Vec<Result<Proposed, Refusal>>) -> Self {
+        pub(in crate::cluster) fn of(results: Vec<Result<Outcome, Refusal>>) -> Self {
             Done { results: results.into_iter().map(Fate::of).collect() }
         }
 
-        pub(in crate::cluster) fn into_results(self) -> Result<Vec<Result<Proposed, Refusal>>, String> {
+        pub(in crate::cluster) fn into_results(self) -> Result<Vec<Result<Outcome, Refusal>>, String> {
             self.results.into_iter().map(Fate::into_result).collect()
         }
     }
 
     impl Fate {
-        fn of(result: Result<Proposed, Refusal>) -> Self {
+        fn of(result: Result<Outcome, Refusal>) -> Self {
             match result {
-                Ok(Proposed::Committed(index)) => Fate { committed: Some(index.0.0), ..Fate::default() },
-                Ok(Proposed::Applied(Outcome { position, verdict })) => {
+                Ok(Outcome { position, verdict }) => {
                     let (first, verdict) = match verdict {
                         Verdict::Duplicate { first } => (Some(first.position.0), first.verdict),
                         own => (None, own),
@@ -665,10 +657,7 @@ pub(super) mod wire {
             }
         }
 
-        fn into_result(self) -> Result<Result<Proposed, Refusal>, String> {
-            if let Some(index) = self.committed {
-                return Ok(Ok(Proposed::Committed(ReadIndex(LogIndex(index)))));
-            }
+        fn into_result(self) -> Result<Result<Outcome, Refusal>, String> {
             let Some(position) = self.position else { return unpack(&self.refusal).map(Err) };
             let own = match self.rejection {
                 Some(Rejected { code, message, version }) => {
@@ -682,7 +671,7 @@ pub(super) mod wire {
                 },
                 None => own,
             };
-            Ok(Ok(Proposed::Applied(Outcome { position: Position(position), verdict })))
+            Ok(Ok(Outcome { position: Position(position), verdict }))
         }
     }
 }

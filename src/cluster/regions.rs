@@ -17,9 +17,9 @@ use super::{
     shards::{LiveCollection, LocalShard},
 };
 use crate::{
-    machine::{Outcome, Verdict},
+    machine::Verdict,
     model::{Body, CollectionId, Command, Generation, Position, Schema, ShardNumber},
-    replica::{Proposed, Role, Wait},
+    replica::Role,
     shard::{ReadView, SeedCursor},
 };
 use bytes::Bytes;
@@ -439,14 +439,13 @@ impl Cluster {
         };
         let here = || self.replica_here(group).map(|local| (local.id, local.replica.clone()));
         // A second copy is out of order, or turns what is turned already.
-        let way = Way { deadline, wait: Wait::Applied, safe_twice: true };
+        let way = Way { deadline, safe_twice: true };
         let carried = self.inner.router.propose(group, here, command.encode(), way).await?;
-        match carried.proposed {
-            Proposed::Applied(Outcome { verdict: Verdict::Rejected(rejection), .. }) => {
+        match carried.outcome.verdict {
+            Verdict::Rejected(rejection) => {
                 Err(ClusterError::Conflict(format!("{}: {}", rejection.code, rejection.message)))
             }
-            Proposed::Applied(outcome) => Ok(outcome.position),
-            Proposed::Committed(_) => Err(super::internal("it was to be waited for".to_owned())),
+            Verdict::Applied | Verdict::Duplicate { .. } => Ok(carried.outcome.position),
         }
     }
 

@@ -21,9 +21,9 @@ use super::{
     peers::{Answer, Ask, Errand, PeerCalls, Refusal, Remedy, Seat},
 };
 use crate::{
-    machine::StateMachine,
+    machine::{Outcome, StateMachine},
     model::{Effect, Position, ReplicaId, RequestId},
-    replica::{Leadership, Proposed, Replica, Wait},
+    replica::{Leadership, Replica},
     world,
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -51,8 +51,6 @@ use tokio::{
 pub(super) struct Way {
     /// Until when it is tried.
     pub(super) deadline: Instant,
-    /// How far it is to come.
-    pub(super) wait: Wait,
     /// Whether proposing it twice is as good as once: it has a `RequestId`, or comes to the same.
     pub(super) safe_twice: bool,
 }
@@ -60,7 +58,7 @@ pub(super) struct Way {
 /// What became of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Carried {
-    pub(super) proposed: Proposed,
+    pub(super) outcome: Outcome,
     /// Whether an earlier copy of it may have been taken too.
     pub(super) doubt: bool,
 }
@@ -145,15 +143,14 @@ impl Router {
             tries.asked.insert(leader);
             let attempt = match &here {
                 Some((id, replica)) if *id == leader => {
-                    let proposed = replica.propose(command.clone(), way.deadline, way.wait).await;
-                    proposed.map_err(Refusal::from)
+                    replica.propose(command.clone(), way.deadline).await.map_err(Refusal::from)
                 }
                 _ => self.forward(group, leader, command.clone(), leadership, way).await,
             };
             match attempt {
-                Ok(proposed) => {
+                Ok(outcome) => {
                     known.set_leader(Some(leader));
-                    return Ok(Carried { proposed, doubt: tries.doubt });
+                    return Ok(Carried { outcome, doubt: tries.doubt });
                 }
                 Err(refusal) => {
                     known.set_leader(None);
@@ -229,8 +226,8 @@ impl Router {
         command: Bytes,
         leadership: Option<watch::Receiver<Leadership>>,
         way: Way,
-    ) -> std::result::Result<Proposed, Refusal> {
-        let mut sent = self.lanes.send(to, Errand { command, wait: way.wait, deadline: way.deadline });
+    ) -> std::result::Result<Outcome, Refusal> {
+        let mut sent = self.lanes.send(to, Errand { command, deadline: way.deadline });
         let (why, remedy) = tokio::select! {
             biased;
             done = sent.answer() => return done,
@@ -464,7 +461,7 @@ mod tests {
     use crate::model::Kind;
 
     fn way(safe_twice: bool) -> Way {
-        Way { deadline: Instant::now() + Duration::from_secs(10), wait: Wait::Applied, safe_twice }
+        Way { deadline: Instant::now() + Duration::from_secs(10), safe_twice }
     }
 
     fn superseded() -> Refusal {

@@ -18,7 +18,6 @@ use crate::{
         ShardNumber, command::PointWrite,
     },
     mutant::{self, Mutant},
-    replica::{Proposed, Wait},
     world,
 };
 use futures::future::join_all;
@@ -200,7 +199,7 @@ impl Cluster {
             self.configured(shard, options.deadline).await?;
         }
         let here = || self.replica_here(group).map(|local| (local.id, local.replica.clone()));
-        let way = Way { deadline: options.deadline, wait: Wait::Applied, safe_twice: true };
+        let way = Way { deadline: options.deadline, safe_twice: true };
         let mut command = Command {
             collection: record.id,
             schema_version: record.schema.version,
@@ -228,13 +227,10 @@ impl Cluster {
                 return Err(Invalid::new("request", why).into());
             }
             let carried = self.inner.router.propose(group, here, bytes, way).await;
-            let Carried { proposed, doubt } = carried.map_err(|error| match error {
+            let Carried { outcome, doubt } = carried.map_err(|error| match error {
                 ClusterError::Missing(_) => ClusterError::Gone(record.id),
                 error => error,
             })?;
-            let Proposed::Applied(outcome) = proposed else {
-                return Err(super::internal("it was to be waited for".to_owned()));
-            };
             self.inner.router.hear(group, outcome.position);
             match accepted(outcome, command.collection) {
                 Err(error @ (ClusterError::Expired(_) | ClusterError::NotHome(_))) if doubt => {

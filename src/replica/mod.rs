@@ -61,13 +61,13 @@ pub use network::{Network, Nobody, Unreached};
 pub use options::ReplicaOptions;
 pub use pace::Pace;
 pub use progress::Ladder;
-pub use propose::{ProposeLimits, Proposed, Wait};
+pub use propose::ProposeLimits;
 pub use reads::ReadIndex;
 pub use status::{ReplicaStatus, Role};
 pub use tail::Tail;
 
 use crate::{
-    machine::StateMachine,
+    machine::{Outcome, StateMachine},
     model::{Position, ReplicaId},
     world,
 };
@@ -148,19 +148,13 @@ impl<M: StateMachine> Replica<M> {
         Ok(opened)
     }
 
-    /// Puts a command into the log. `Wait::Committed` is answered as soon as openraft hands the entry to the state
-    /// machine, before it is applied.
+    /// Puts a command into the log, and waits until it is applied here.
     ///
     /// Errors: effect none: `NotLeader`, `TooLarge`, `Limited`, `Full`, `Deadline` and `Stopped` if not `proposed`;
     /// effect unknown: `Deadline` and `Stopped` if `proposed`, `Superseded`. If the future is dropped, the effect is
     /// unknown too.
-    pub async fn propose(
-        &self,
-        command: Bytes,
-        deadline: Instant,
-        wait: Wait,
-    ) -> Result<Proposed, ReplicaError> {
-        self.inner.proposer.propose(command, deadline, wait).await
+    pub async fn propose(&self, command: Bytes, deadline: Instant) -> Result<Outcome, ReplicaError> {
+        self.inner.proposer.propose(command, deadline).await
     }
 
     /// The index a read here that starts now must wait for to be linearizable, confirmed by a quorum. On any replica: one

@@ -240,8 +240,7 @@ impl Progress {
         *lock(&self.voted)
     }
 
-    /// Another replica is going to be told that entries up to `last` are committed, and may apply them before this one; or
-    /// a caller, who does not wait until they are applied.
+    /// Another replica is going to be told that entries up to `last` are committed, and may apply them before this one.
     pub(super) fn tells(&self, last: LogIndex) {
         self.told.fetch_max(last.0, Ordering::SeqCst);
     }

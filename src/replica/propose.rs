@@ -10,9 +10,8 @@
 
 use super::{
     Applier, Members, ReplicaError,
-    entry::{Commands, RaftLogId, Types},
+    entry::{Commands, Types},
     progress::Progress,
-    reads::ReadIndex,
 };
 use crate::{
     batch::{BatchLimits, Batches, Item, Slot},
@@ -20,7 +19,7 @@ use crate::{
     model::ReplicaId,
     world,
 };
-use annal_wal::{GroupLog, LogIndex};
+use annal_wal::GroupLog;
 use bytes::Bytes;
 use openraft::{
     Instant as _, OptionalSend, Raft, ServerState,
@@ -39,24 +38,6 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::{Instant, timeout_at},
 };
-
-/// How long [`super::Replica::propose`] waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
-    /// Until a quorum has the command in its log.
-    Committed,
-    /// Until it is applied here.
-    Applied,
-}
-
-/// What became of a command.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Proposed {
-    /// It is in the log of a quorum and will be applied; to see it here, wait until this is applied.
-    Committed(ReadIndex),
-    /// It was applied, with this outcome.
-    Applied(Outcome),
-}
 
 /// Bounds of the way into the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +104,6 @@ impl Proposer {
 /// A command in the queue.
 struct Waiting {
     command: Bytes,
-    wait: Wait,
     /// Set by whoever comes first: the proposer that takes the command, or the caller that gives up.
     settled: Arc<AtomicBool>,
     answer: Answer,
@@ -159,17 +139,12 @@ impl Proposer {
             items: limits.entry_commands,
             under_way: limits.entries_under_way,
         };
-        world::spawn(propose_all(raft, lease, progress.clone(), Batches::of(waiting, entries)));
+        world::spawn(propose_all(raft, lease, Batches::of(waiting, entries)));
         Proposer { log, limits, room: Arc::new(Semaphore::new(limits.queue_bytes)), queue, progress }
     }
 
     /// See [`super::Replica::propose`].
-    pub(super) async fn propose(
-        &self,
-        command: Bytes,
-        deadline: Instant,
-        wait: Wait,
-    ) -> Result<Proposed, ReplicaError> {
+    pub(super) async fn propose(&self, command: Bytes, deadline: Instant) -> Result<Outcome, ReplicaError> {
         let (bytes, max) = (command.len(), self.limits.command_bytes_max);
         if bytes > max {
             return Err(ReplicaError::TooLarge { bytes, max });
@@ -184,7 +159,7 @@ impl Proposer {
             .map_err(|_| self.progress.stopped(false))?;
         let settled = Arc::new(AtomicBool::new(false));
         let (answer, mut answered) = oneshot::channel();
-        let waiting = Waiting { command, wait, settled: settled.clone(), answer, _room: room };
+        let waiting = Waiting { command, settled: settled.clone(), answer, _room: room };
         self.queue.send(waiting).map_err(|_| self.progress.stopped(false))?;
 
         match timeout_at(deadline, &mut answered).await {
@@ -205,12 +180,7 @@ impl Proposer {
 }
 
 /// Takes commands from the queue into entries, until nobody can add one.
-async fn propose_all(
-    raft: Raft<Types, Applier>,
-    lease: Duration,
-    progress: Arc<Progress>,
-    mut queue: Batches<Waiting>,
-) {
+async fn propose_all(raft: Raft<Types, Applier>, lease: Duration, mut queue: Batches<Waiting>) {
     loop {
         let next = tokio::select! {
             biased;
@@ -230,7 +200,7 @@ async fn propose_all(
             continue;
         }
         let commands = Commands::gather(taken.iter().map(|waiting| &waiting.command));
-        let waiters = Waiters::new(taken, progress.clone(), slot);
+        let waiters = Waiters::new(taken, slot);
         if raft.client_write_ff(commands, Some(waiters)).await.is_err() {
             // openraft has stopped and dropped the waiters, which tells their callers.
             return;
@@ -259,43 +229,33 @@ pub(crate) struct Waiters<T> {
     settle: fn(Callers, T),
 }
 
-/// The callers of one entry, in the order of its commands; `None` once answered.
+/// The callers of one entry, in the order of its commands.
 struct Callers {
-    each: Vec<Option<(Wait, Answer)>>,
-    progress: Arc<Progress>,
+    each: Vec<Answer>,
     _slot: Slot,
 }
 
-type Answer = oneshot::Sender<Result<Proposed, ReplicaError>>;
+type Answer = oneshot::Sender<Result<Outcome, ReplicaError>>;
 
 impl Waiters<ClientWriteResult<Types>> {
-    fn new(taken: Vec<Waiting>, progress: Arc<Progress>, slot: Slot) -> Self {
-        let each = taken.into_iter().map(|waiting| Some((waiting.wait, waiting.answer))).collect();
-        Waiters { callers: Callers { each, progress, _slot: slot }, settle: Callers::settle }
+    fn new(taken: Vec<Waiting>, slot: Slot) -> Self {
+        let each = taken.into_iter().map(|waiting| waiting.answer).collect();
+        Waiters { callers: Callers { each, _slot: slot }, settle: Callers::settle }
     }
 }
 
 // Whether an answer still finds its caller does not matter: it may have given up.
 impl Callers {
-    fn committed(&mut self, index: LogIndex) {
-        for caller in &mut self.each {
-            if let Some((_, answer)) = caller.take_if(|(wait, _)| *wait == Wait::Committed) {
-                self.progress.tells(index);
-                let _ = answer.send(Ok(Proposed::Committed(ReadIndex(index))));
-            }
-        }
-    }
-
     fn settle(self, result: ClientWriteResult<Types>) {
         match result {
             Ok(response) => {
-                for (caller, outcome) in self.each.into_iter().zip(response.data.0) {
-                    let _ = caller.map(|(_, answer)| answer.send(Ok(Proposed::Applied(outcome))));
+                for (answer, outcome) in self.each.into_iter().zip(response.data.0) {
+                    let _ = answer.send(Ok(outcome));
                 }
             }
             Err(error) => {
                 let error = refused(&error);
-                for (_, answer) in self.each.into_iter().flatten() {
+                for answer in self.each {
                     let _ = answer.send(Err(error.clone()));
                 }
             }
@@ -315,10 +275,6 @@ fn refused(error: &ClientWriteError<Types>) -> ReplicaError {
 }
 
 impl<T: OptionalSend + 'static> Responder<Types, T> for Waiters<T> {
-    fn on_commit(&mut self, id: RaftLogId) {
-        self.callers.committed(LogIndex(id.index()));
-    }
-
     fn on_complete(self, result: T) {
         (self.settle)(self.callers, result);
     }

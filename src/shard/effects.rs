@@ -97,7 +97,7 @@ impl ReadView {
     /// What `command`, which the log has at `position`, did to the points, in order.
     ///
     /// Errors: `Forgotten` if the log's beginning has passed the position (see
-    /// [`StateMachine::history_starts_at`]); `Invalid` if the position is not applied here yet; `Damaged`.
+    /// [`crate::machine::StateMachine::history_starts_at`]); `Invalid` if the position is not applied here yet; `Damaged`.
     pub fn effect_of(&self, position: Position, command: &Command) -> Result<Vec<Change>, MachineError> {
         if position > self.position() {
             let why = format!("{position} is not applied yet, this is {}", self.position());

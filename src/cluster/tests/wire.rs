@@ -13,7 +13,6 @@ use crate::{
         ScoredPoint, ScrollPage, ScrollRequest, SearchCost, SearchParams, SearchPlan, SearchRequest,
         SparseVector, Target, Vector, VectorSelector, Vectors, filter::Range,
     },
-    replica::{LogIndex, Proposed, ReadIndex, Wait},
     shard::ShardStats,
 };
 use bytes::Bytes;
@@ -225,22 +224,21 @@ fn every_error_comes_back_with_its_effect() {
 #[test]
 fn commands_and_their_fates_come_back_as_they_were() {
     let now = Instant::now();
-    let errand = |command: &'static [u8], wait, ms| Errand {
+    let errand = |command: &'static [u8], ms| Errand {
         command: Bytes::from_static(command),
-        wait,
         deadline: now + Duration::from_millis(ms),
     };
-    let sent = [errand(b"one", Wait::Applied, 10_000), errand(b"", Wait::Committed, 50)];
+    let sent = [errand(b"one", 10_000), errand(b"", 50)];
     let bytes: Bytes = wire::Propose::of(ReplicaId(9), &sent).encode_to_vec().into();
     let (to, got) = wire::Propose::decode(bytes).unwrap().into_errands();
     assert_eq!(to, ReplicaId(9));
     for (sent, got) in sent.iter().zip(&got) {
-        assert_eq!((&sent.command, sent.wait), (&got.command, got.wait));
+        assert_eq!(sent.command, got.command);
         let off = sent.deadline.max(got.deadline) - sent.deadline.min(got.deadline);
         assert!(off < Duration::from_secs(1), "{off:?}");
     }
 
-    let applied = |position, verdict| Proposed::Applied(Outcome { position: Position(position), verdict });
+    let applied = |position, verdict| Outcome { position: Position(position), verdict };
     let rejection = Rejection { version: Some(Position(3)), ..Rejection::new("version_mismatch", "no") };
     let first = |verdict| Verdict::Duplicate { first: Box::new(Outcome { position: Position(2), verdict }) };
     let fates = [
@@ -248,13 +246,12 @@ fn commands_and_their_fates_come_back_as_they_were() {
         Ok(applied(6, Verdict::Rejected(rejection.clone()))),
         Ok(applied(7, first(Verdict::Applied))),
         Ok(applied(8, first(Verdict::Rejected(rejection)))),
-        Ok(Proposed::Committed(ReadIndex(LogIndex(0)))),
     ];
     let refusals = [
         Refusal::in_doubt("lost"),
         Refusal { remedy: Remedy::Leader(Some(ReplicaId(3))), ..Refusal::unreached("elsewhere") },
     ];
-    let sent: Vec<Result<Proposed, Refusal>> =
+    let sent: Vec<Result<Outcome, Refusal>> =
         fates.into_iter().chain(refusals.into_iter().map(Err)).collect();
     let bytes: Bytes = wire::Done::of(sent.clone()).encode_to_vec().into();
     let got = wire::Done::decode(bytes).unwrap().into_results().unwrap();

@@ -61,14 +61,12 @@ async fn a_leader_cut_off_answers_no_read_and_its_last_commands_are_overwritten(
     group.wires.isolate(old.inner.replica);
     // Accepted at most while its lease lasts, committed never.
     let patient = old.clone();
-    let unacknowledged =
-        tokio::spawn(async move { patient.propose(command(666), soon(), Wait::Applied).await });
+    let unacknowledged = tokio::spawn(async move { patient.propose(command(666), soon()).await });
     tokio::time::sleep(Duration::from_millis(20)).await;
     // What waits behind it was never proposed, and does not wait for ever.
-    let impatient =
-        old.propose(command(667), Instant::now() + Duration::from_millis(20), Wait::Applied).await;
+    let impatient = old.propose(command(667), Instant::now() + Duration::from_millis(20)).await;
     assert!(matches!(impatient, Err(ReplicaError::Deadline { proposed: false })), "{impatient:?}");
-    let error = old.propose(command(668), soon(), Wait::Applied).await.unwrap_err();
+    let error = old.propose(command(668), soon()).await.unwrap_err();
     assert!(matches!(error, ReplicaError::NotLeader { leader: None }), "{error}");
     assert_eq!(error.effect(), Effect::None);
 
@@ -219,8 +217,7 @@ async fn callers_are_told_the_truth_while_leaders_change() {
                 for replica in group.replicas() {
                     let (command, proposal) = (told.next(), told.last());
                     let patience = Instant::now() + Duration::from_millis(1500);
-                    let answer =
-                        tokio::spawn(async move { replica.propose(proposal, patience, Wait::Applied).await });
+                    let answer = tokio::spawn(async move { replica.propose(proposal, patience).await });
                     under_way.push((command, answer));
                 }
             }
@@ -240,7 +237,7 @@ async fn callers_are_told_the_truth_while_leaders_change() {
         group.wires.heal();
     }
     let (leader, last) = (group.leader().await, told.next());
-    let answer = leader.propose(last.clone(), soon(), Wait::Applied).await;
+    let answer = leader.propose(last.clone(), soon()).await;
     told.answered(last, answer);
     group.agree().await;
     told.check(&group.replica(1).machine().commands());
@@ -257,7 +254,7 @@ async fn appends_that_overtake_each_other_unseat_nobody() {
     let leader = group.leader().await;
     group.wires.delay(Duration::from_millis(300));
     // Each is large enough to be an entry of its own while others are under way.
-    let puts = (0..24u8).map(|n| leader.propose(vec![n; 150 << 10].into(), soon(), Wait::Applied));
+    let puts = (0..24u8).map(|n| leader.propose(vec![n; 150 << 10].into(), soon()));
     let answers = futures::future::join_all(puts).await;
     assert!(answers.iter().all(Result::is_ok), "{answers:?}");
     group.wires.heal();

@@ -326,7 +326,7 @@ pub(super) async fn write(replicas: &[Replica<Journal>], command: Bytes) -> u32 
                 continue;
             }
             let patience = Instant::now() + Duration::from_millis(700);
-            match replica.propose(command.clone(), patience, Wait::Applied).await {
+            match replica.propose(command.clone(), patience).await {
                 Ok(_) => return unknown,
                 Err(error) if error.effect() == Effect::Unknown => unknown += 1,
                 Err(_) => {}
@@ -353,7 +353,7 @@ async fn three_replicas_apply_the_same() {
         let leads = status.replica == leader.inner.replica;
         assert_eq!(status.role, if leads { Role::Leader } else { Role::Follower });
         if !leads {
-            let error = replica.propose(command(0), soon(), Wait::Applied).await.unwrap_err();
+            let error = replica.propose(command(0), soon()).await.unwrap_err();
             assert!(
                 matches!(error, ReplicaError::NotLeader { leader: Some(id) } if id == leader.inner.replica)
             );

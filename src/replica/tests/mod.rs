@@ -199,10 +199,7 @@ pub(super) fn command(n: u64) -> Bytes {
 
 /// Proposes and waits until it is applied; gives its position.
 pub(super) async fn put(replica: &Replica<Journal>, command: Bytes) -> u64 {
-    match replica.propose(command, soon(), Wait::Applied).await.unwrap() {
-        Proposed::Applied(outcome) => outcome.position.0,
-        other => panic!("{other:?}"),
-    }
+    replica.propose(command, soon()).await.unwrap().position.0
 }
 
 /// The process dies: nothing is shut down, and what was not on disk is gone.

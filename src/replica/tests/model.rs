@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashSet};
 #[derive(Clone, Debug)]
 enum Step {
     /// So many callers at once, each waits for its answer.
-    Propose(u8, Wait),
+    Propose(u8),
     /// So many callers at once, and nobody waits before the next step.
     ProposeAndGo(u8),
     Checkpoint,
@@ -32,7 +32,7 @@ fn step() -> impl Strategy<Value = Step> {
         Just(Fault::Garbled),
     ];
     prop_oneof![
-        4 => (1..20u8, prop_oneof![Just(Wait::Committed), Just(Wait::Applied)]).prop_map(|(n, w)| Step::Propose(n, w)),
+        4 => (1..20u8).prop_map(Step::Propose),
         2 => (1..20u8).prop_map(Step::ProposeAndGo),
         2 => Just(Step::Checkpoint),
         1 => Just(Step::Read),
@@ -48,7 +48,6 @@ fn step() -> impl Strategy<Value = Step> {
 pub(super) struct Told {
     proposed: u64,
     applied: BTreeMap<u64, Bytes>,
-    committed: Vec<Bytes>,
     without_effect: HashSet<Bytes>,
 }
 
@@ -64,10 +63,9 @@ impl Told {
         command.into()
     }
 
-    pub(super) fn answered(&mut self, command: Bytes, answer: Result<Proposed, ReplicaError>) {
+    pub(super) fn answered(&mut self, command: Bytes, answer: Result<Outcome, ReplicaError>) {
         match answer {
-            Ok(Proposed::Applied(outcome)) => drop(self.applied.insert(outcome.position.0, command)),
-            Ok(Proposed::Committed(_)) => self.committed.push(command),
+            Ok(outcome) => drop(self.applied.insert(outcome.position.0, command)),
             Err(error) if error.effect() == Effect::None => drop(self.without_effect.insert(command)),
             Err(_) => {}
         }
@@ -80,12 +78,11 @@ impl Told {
         for (position, command) in &self.applied {
             assert_eq!(commands.get(*position as usize - 1), Some(command), "position {position}");
         }
-        assert!(self.committed.iter().all(|command| there.contains(command)), "a committed command is lost");
         assert!(self.without_effect.iter().all(|command| !there.contains(command)), "no effect, yet applied");
     }
 }
 
-type UnderWay = Vec<(Bytes, tokio::task::JoinHandle<Result<Proposed, ReplicaError>>)>;
+type UnderWay = Vec<(Bytes, tokio::task::JoinHandle<Result<Outcome, ReplicaError>>)>;
 
 struct Life {
     disk: MemoryDisk,
@@ -115,11 +112,11 @@ impl Life {
         &self.running.as_ref().unwrap().1
     }
 
-    fn propose(&mut self, count: u8, wait: Wait) {
+    fn propose(&mut self, count: u8) {
         for _ in 0..count {
             let (command, replica) = (self.told.next(), self.replica().clone());
             let proposal = command.clone();
-            let answer = tokio::spawn(async move { replica.propose(proposal, soon(), wait).await });
+            let answer = tokio::spawn(async move { replica.propose(proposal, soon()).await });
             self.under_way.push((command, answer));
         }
     }
@@ -146,12 +143,12 @@ impl Life {
 
     async fn step(&mut self, step: Step) {
         match step {
-            Step::Propose(count, wait) => {
-                self.propose(count, wait);
+            Step::Propose(count) => {
+                self.propose(count);
                 self.answers().await;
             }
             Step::ProposeAndGo(count) => {
-                self.propose(count, Wait::Applied);
+                self.propose(count);
                 tokio::task::yield_now().await;
             }
             Step::Checkpoint => self.replica().checkpoint(soon()).await.unwrap(),
@@ -177,7 +174,7 @@ impl Life {
             Step::BrokenDisk(after, fault) => {
                 self.disk.fail_commit(after.into(), fault);
                 for _ in 0..=after {
-                    self.propose(1, Wait::Applied);
+                    self.propose(1);
                     self.answers().await;
                 }
                 self.crash().await;

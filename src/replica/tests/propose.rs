@@ -36,21 +36,6 @@ async fn many_callers_share_entries_and_each_gets_its_own_outcome() {
 }
 
 #[tokio::test]
-async fn committed_is_answered_before_applied() {
-    let (_log, replica) = open(&memory(), Arc::default()).await;
-    replica.machine().slow_ms.store(300, Ordering::Relaxed);
-    let at = Instant::now();
-    let index = match replica.propose(command(1), soon(), Wait::Committed).await.unwrap() {
-        Proposed::Committed(index) => index,
-        other => panic!("{other:?}"),
-    };
-    assert!(at.elapsed() < Duration::from_millis(250), "{:?}", at.elapsed());
-    assert_eq!(replica.status().position, Position(0));
-    replica.wait_applied(index, soon()).await.unwrap();
-    assert_eq!(replica.status().position, Position(1));
-}
-
-#[tokio::test]
 async fn an_empty_command_is_a_command() {
     let (_log, replica) = open(&memory(), Arc::default()).await;
     assert_eq!(put(&replica, Bytes::new()).await, 1);
@@ -61,12 +46,12 @@ async fn an_empty_command_is_a_command() {
 async fn the_largest_command_fits_and_a_larger_one_has_no_effect() {
     let (_log, replica) = open(&memory(), Arc::default()).await;
     let ReplicaError::TooLarge { max, .. } =
-        replica.propose(vec![0; 2 << 20].into(), soon(), Wait::Applied).await.unwrap_err()
+        replica.propose(vec![0; 2 << 20].into(), soon()).await.unwrap_err()
     else {
         panic!()
     };
     assert_eq!(put(&replica, vec![1; max].into()).await, 1);
-    let error = replica.propose(vec![2; max + 1].into(), soon(), Wait::Applied).await.unwrap_err();
+    let error = replica.propose(vec![2; max + 1].into(), soon()).await.unwrap_err();
     assert_eq!((error.kind(), error.effect()), (crate::model::Kind::TooLarge, Effect::None));
     assert_eq!(put(&replica, command(2)).await, 2);
 }
@@ -81,11 +66,11 @@ async fn a_deadline_says_whether_the_command_was_proposed() {
     replica.machine().slow_ms.store(300, Ordering::Relaxed);
 
     let brief = || Instant::now() + Duration::from_millis(100);
-    let first = replica.propose(command(1), brief(), Wait::Applied);
+    let first = replica.propose(command(1), brief());
     let second = async {
         // The first one holds the only slot.
         tokio::time::sleep(Duration::from_millis(20)).await;
-        replica.propose(command(2), brief(), Wait::Applied).await
+        replica.propose(command(2), brief()).await
     };
     let (first, second) = tokio::join!(first, second);
     let (first, second) = (first.unwrap_err(), second.unwrap_err());
@@ -115,9 +100,9 @@ async fn a_full_queue_turns_commands_away() {
     let early = Instant::now() + Duration::from_millis(100);
     let big = || Bytes::from(vec![0; 1000]);
     let (a, b, c) = tokio::join!(
-        replica.propose(big(), soon(), Wait::Applied),
-        replica.propose(big(), soon(), Wait::Applied),
-        replica.propose(big(), early, Wait::Applied),
+        replica.propose(big(), soon()),
+        replica.propose(big(), soon()),
+        replica.propose(big(), early),
     );
     assert!(a.is_ok() && b.is_ok());
     let error = c.unwrap_err();
@@ -137,7 +122,7 @@ async fn a_full_disk_turns_commands_away_and_the_replica_lives_on() {
     while replica.inner.log.check_space().is_ok() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let error = replica.propose(command(2), soon(), Wait::Applied).await.unwrap_err();
+    let error = replica.propose(command(2), soon()).await.unwrap_err();
     assert!(matches!(error, ReplicaError::Full(_)), "{error}");
     assert_eq!((error.kind(), error.effect()), (crate::model::Kind::Full, Effect::None));
     assert_eq!(replica.status().role, Role::Leader);
@@ -149,12 +134,12 @@ async fn an_error_of_the_machine_stops_the_replica() {
     let (_log, replica) = open(&memory(), Arc::default()).await;
     put(&replica, command(1)).await;
     replica.machine().fail_at.store(2, Ordering::Relaxed);
-    let error = replica.propose(command(2), soon(), Wait::Applied).await.unwrap_err();
+    let error = replica.propose(command(2), soon()).await.unwrap_err();
     assert!(matches!(&error, ReplicaError::Stopped { failed: true, proposed: true, .. }), "{error}");
     assert_eq!(error.effect(), Effect::Unknown);
     // Nothing is stepped over, and everyone is told why.
     replica.machine().fail_at.store(0, Ordering::Relaxed);
-    let error = replica.propose(command(3), soon(), Wait::Applied).await.unwrap_err();
+    let error = replica.propose(command(3), soon()).await.unwrap_err();
     assert_eq!(error.effect(), Effect::None);
     assert!(error.to_string().contains("told to fail"), "{error}");
     assert!(
@@ -170,9 +155,9 @@ async fn a_poisoned_log_stops_the_replica() {
     let (_log, replica) = open(&disk, Arc::default()).await;
     put(&replica, command(1)).await;
     disk.fail_commit(0, annal_wal::Fault::Eio);
-    let error = replica.propose(command(2), soon(), Wait::Applied).await.unwrap_err();
+    let error = replica.propose(command(2), soon()).await.unwrap_err();
     assert_eq!(error.effect(), Effect::Unknown, "{error}");
-    let error = replica.propose(command(3), soon(), Wait::Applied).await.unwrap_err();
+    let error = replica.propose(command(3), soon()).await.unwrap_err();
     assert_eq!((error.kind(), error.effect()), (crate::model::Kind::Internal, Effect::None), "{error}");
     assert!(replica.status().failure.is_some());
     replica.shutdown().await.unwrap();
@@ -189,7 +174,7 @@ async fn a_panic_of_raft_is_a_failure_and_no_shutdown() {
     let status = replica.status();
     assert!(status.failure.unwrap().contains("panicked"));
     assert_eq!((status.role, status.leader), (Role::Stopped, None));
-    let error = replica.propose(command(2), soon(), Wait::Applied).await.unwrap_err();
+    let error = replica.propose(command(2), soon()).await.unwrap_err();
     assert_eq!(error.effect(), Effect::None, "{error}");
 }
 
@@ -199,7 +184,7 @@ async fn shutdown_tells_everyone() {
     put(&replica, command(1)).await;
     replica.machine().slow_ms.store(200, Ordering::Relaxed);
     let other = replica.clone();
-    let under_way = tokio::spawn(async move { other.propose(command(2), soon(), Wait::Applied).await });
+    let under_way = tokio::spawn(async move { other.propose(command(2), soon()).await });
     let other = replica.clone();
     let waiting = tokio::spawn(async move { other.wait_position(Position(99), soon()).await });
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -211,7 +196,7 @@ async fn shutdown_tells_everyone() {
     }
     assert!(matches!(waiting.await.unwrap(), Err(ReplicaError::Stopped { failed: false, .. })));
     for error in [
-        replica.propose(command(3), soon(), Wait::Applied).await.unwrap_err(),
+        replica.propose(command(3), soon()).await.unwrap_err(),
         replica.read_index(soon()).await.unwrap_err(),
         replica.checkpoint(soon()).await.unwrap_err(),
     ] {

@@ -237,7 +237,7 @@ async fn an_empty_group_waits_to_be_founded() {
     let replica = Replica::open(options(), &log, group, machine, Arc::new(Nobody)).await.unwrap();
     assert_eq!(replica.status().role, Role::Learner);
     assert_eq!(replica.status().members, Members::default());
-    let error = replica.propose(command(1), soon(), Wait::Applied).await.unwrap_err();
+    let error = replica.propose(command(1), soon()).await.unwrap_err();
     assert!(matches!(error, ReplicaError::NotLeader { leader: None }), "{error}");
 
     let error = replica.found([ReplicaId(9)].into()).await.unwrap_err();
@@ -261,7 +261,7 @@ async fn one_of_three_leads_nobody() {
     let status = replica.status();
     assert_ne!(status.role, Role::Leader);
     assert_eq!(status.leader, None);
-    let error = replica.propose(command(1), soon(), Wait::Applied).await.unwrap_err();
+    let error = replica.propose(command(1), soon()).await.unwrap_err();
     assert!(matches!(error, ReplicaError::NotLeader { leader: None }), "{error}");
     assert_eq!((error.kind(), error.effect()), (crate::model::Kind::Unavailable, Effect::None));
     assert!(matches!(replica.read_index(soon()).await, Err(ReplicaError::NotLeader { .. })));
