@@ -21,7 +21,7 @@ use std::{
     fmt::Debug,
     io,
     ops::{Bound, Range, RangeBounds},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -42,16 +42,28 @@ pub(super) struct LogStore {
     log: GroupLog,
     progress: Arc<Progress>,
     shelf: Arc<Shelf>,
+    /// The first entry that was read and is not what was written.
+    damage: Arc<OnceLock<annal_wal::Error>>,
 }
 
 impl LogStore {
     pub(super) fn new(log: GroupLog, progress: Arc<Progress>, shelf: Arc<Shelf>) -> Self {
-        LogStore { log, progress, shelf }
+        LogStore { log, progress, shelf, damage: Arc::default() }
+    }
+
+    /// What was met while entries were read: openraft knows errors by their text alone.
+    pub(super) fn damage(&self) -> Option<annal_wal::Error> {
+        self.damage.get().cloned()
     }
 
     async fn read(&self, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<RaftEntry>> {
         let range = LogIndex(range.start)..LogIndex(range.end);
-        let entries = self.log.read(range, bytes_max).await.map_err(io::Error::other)?;
+        let entries = self.log.read(range, bytes_max).await.map_err(|error| {
+            if matches!(error, annal_wal::Error::Corrupt { .. }) {
+                self.damage.get_or_init(|| error.clone());
+            }
+            io::Error::other(error)
+        })?;
         entries.into_iter().map(|e| entry::from_log(e).map_err(io::Error::other)).collect()
     }
 }

@@ -290,15 +290,19 @@ impl Inner {
             acknowledged: Arc::default(),
         };
         let shelf = Arc::new(Shelf::default());
+        let store = LogStore::new(group.clone(), progress.clone(), shelf.clone());
         let raft = Raft::new(
             replica.0,
             config,
             peers.clone(),
-            LogStore::new(group.clone(), progress.clone(), shelf.clone()),
+            store.clone(),
             Applier::new(machine.clone(), progress.clone(), mark, pace, in_use),
         )
         .await
-        .map_err(|fatal| ReplicaError::Raft(fatal.to_string().into()))?;
+        .map_err(|fatal| match store.damage() {
+            Some(damage) => ReplicaError::Log(damage),
+            None => ReplicaError::Raft(fatal.to_string().into()),
+        })?;
 
         let (checkpoints, requests) = mpsc::unbounded_channel();
         let checkpointing = Checkpoints {

@@ -230,6 +230,26 @@ async fn a_machine_without_its_log_is_refused() {
     assert!(matches!(error, ReplicaError::LogLost { .. }), "{error}");
 }
 
+/// What a sealed segment holds is not looked at when the log is opened.
+#[tokio::test]
+async fn an_entry_that_rots_in_a_sealed_segment_is_named_when_it_is_read() {
+    let options = || annal_wal::Options { segment_bytes: 64 << 10, ..log_options() };
+    let disk = memory();
+    let (log, group) = open_log(&disk, options()).await;
+    let replica = alone(super::options(), &log, group, Arc::default()).await.unwrap();
+    for n in 0..200u8 {
+        put(&replica, vec![n + 1; 1 << 10].into()).await;
+    }
+    let machine = crash(&disk, log, replica).await;
+    let bytes = disk.bytes(1).unwrap();
+    let at = bytes.windows(1 << 10).position(|window| window == [3; 1 << 10]).unwrap();
+    assert!(disk.flip(1, at as u64, 1));
+    let (log, group) = open_log(&disk, options()).await;
+    let error = alone(super::options(), &log, group, machine).await.err().unwrap();
+    assert!(matches!(error, ReplicaError::Log(annal_wal::Error::Corrupt { segment: 1, .. })), "{error}");
+    assert_eq!(error.kind(), crate::model::Kind::Corrupt);
+}
+
 #[tokio::test]
 async fn an_empty_group_waits_to_be_founded() {
     let (log, group) = open_log(&memory(), log_options()).await;
