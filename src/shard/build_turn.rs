@@ -39,7 +39,7 @@ struct Place {
 
 /// A turn, or a place among those who wait for one, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Turn<'a> {
+pub(super) struct InTurn<'a> {
     turns: &'a Turns,
     number: u64,
 }
@@ -66,8 +66,8 @@ impl BuildTurn {
         &self,
         stops: impl Fn() -> bool,
         is_late: impl Fn() -> bool,
-    ) -> Result<Turn<'_>, Stopped> {
-        let turn = Turn { turns: &self.0, number: self.0.number.fetch_add(1, Ordering::Relaxed) };
+    ) -> Result<InTurn<'_>, Stopped> {
+        let turn = InTurn { turns: &self.0, number: self.0.number.fetch_add(1, Ordering::Relaxed) };
         self.0.queue().push_back(Place { number: turn.number, late: false });
         loop {
             let late = is_late();
@@ -96,7 +96,7 @@ impl Turns {
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for InTurn<'_> {
     fn drop(&mut self) {
         self.turns.queue().retain(|place| place.number != self.number);
         self.turns.moved.notify_all();
