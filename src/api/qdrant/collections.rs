@@ -7,6 +7,7 @@ use super::{
     Unbuilt,
     aliases::resolved,
     index::type_name,
+    nesting::check_nesting,
     refuse_unbuilt,
     settings::{
         Dense, DenseChange, Hnsw, Optimizers, Placement, Quantization, Sparse, Wal, lay_over, residence,
@@ -222,30 +223,6 @@ fn vectors_by_name(vectors: Map<String, Value>) -> Result<Vec<(String, String, V
         Ok((name, at, value))
     });
     named.collect()
-}
-
-/// Levels of lists and objects in a setting: the catalog keeps it some levels deeper, and JSON is read down to 127.
-const NESTING_MAX: usize = 64;
-
-fn check_nesting(settings: &Map<String, Value>) -> Result<()> {
-    fn nesting(value: &Value) -> usize {
-        match value {
-            Value::Array(values) => 1 + values.iter().map(nesting).max().unwrap_or(0),
-            Value::Object(fields) => 1 + fields.values().map(nesting).max().unwrap_or(0),
-            _ => 0,
-        }
-    }
-    match settings
-        .iter()
-        .map(|(name, value)| (name, nesting(value)))
-        .find(|(_, levels)| *levels > NESTING_MAX)
-    {
-        Some((name, levels)) => {
-            let why = format!("is nested {levels} levels deep, at most {NESTING_MAX} are kept");
-            Err(ApiError::invalid(name.clone(), why))
-        }
-        None => Ok(()),
-    }
 }
 
 /// Settings as they are kept.
@@ -511,6 +488,7 @@ mod tests {
 
     #[test]
     fn settings_are_nested_no_deeper_than_a_catalog_is_read() {
+        use super::super::nesting::NESTING_MAX;
         let nested = |levels: usize| (1..levels).fold(json!({"a": 1}), |value, _| json!({"a": value}));
         let vectors = json!({"size": 4, "distance": "Dot"});
         let with = |levels| create(json!({"vectors": vectors, "metadata": nested(levels)}));

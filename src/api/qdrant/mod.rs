@@ -8,6 +8,7 @@ mod cluster;
 mod collections;
 mod filter;
 mod index;
+mod nesting;
 mod numbers;
 mod points;
 mod query;
