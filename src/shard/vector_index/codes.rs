@@ -38,6 +38,8 @@ const DEVIATIONS: f32 = 3.0;
 const PROBES: usize = 16;
 const NEAREST: usize = 10;
 const FOUND_MIN: f64 = 0.98;
+/// Candidates that a search can be expected to keep where codes leave many in doubt, also if building keeps fewer.
+const KEPT_MIN: usize = 128;
 
 /// Vectors by row, wherever they lie.
 pub(crate) trait Vectors<'a>: ExactSizeIterator<Item = &'a [f32]> + Clone {}
@@ -126,7 +128,7 @@ impl Grid {
         (whole.step.is_normal() && whole.error(sample()).mean < ERROR_MAX).then_some(whole)
     }
 
-    /// Whether what is nearest to a row is among the `kept` nearest by their codes, of all rows: where many lie close to each
+    /// Whether what is nearest to a row is among the `kept` nearest by their codes ([`KEPT_MIN`] at the least), of all rows: where many lie close to each
     /// other and far from the rest, they share their codes, however little these are off.
     ///
     /// `codes [rows, stride]`: of `vectors`. Cost: [`PROBES`] comparisons of all codes.
@@ -137,7 +139,7 @@ impl Grid {
         vectors: &[&[f32]],
         kept: usize,
     ) -> bool {
-        let metric = Metric::of(distance);
+        let (metric, kept) = (Metric::of(distance), kept.max(KEPT_MIN));
         let (mut found, mut wanted) = (0, 0);
         for probe in vectors.iter().step_by(vectors.len().div_ceil(PROBES).max(1)) {
             // Without codes it is compared by its numbers.
@@ -462,6 +464,22 @@ mod tests {
         );
         let tiny: Vec<f32> = [0.0; 2047].into_iter().chain([1e-44]).collect();
         assert_eq!(Grid::of(1, tiny.chunks_exact(1)), None, "a step that no number divides by");
+    }
+
+    #[test]
+    fn codes_are_not_given_up_because_building_keeps_few_candidates() {
+        let vectors = numbers(8 * 600);
+        for rows in [0, 1, 8, 11, 600] {
+            let vectors: Vec<&[f32]> = vectors.chunks_exact(8).take(rows).collect();
+            let Some(grid) = Grid::of(8, vectors.iter().copied()) else { continue };
+            let codes = grid.encode(vectors.iter().copied());
+            for kept in [1, 4, 128] {
+                assert!(
+                    grid.tells_apart(Distance::Euclid, &codes, &vectors, kept),
+                    "{rows} rows, {kept} kept"
+                );
+            }
+        }
     }
 
     #[test]
