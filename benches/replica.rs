@@ -118,10 +118,10 @@ async fn run(time: Duration) {
             let propose = move || {
                 let (replica, payload) = (proposing.clone(), payload.clone());
                 let deadline = Instant::now() + Duration::from_secs(10);
-                async move { replica.propose(payload, deadline).await.unwrap() }
+                async move { replica.propose(payload, deadline).await.expect("a quorum is there") }
             };
             rounds[1].push(load(clients, time, propose).await);
-            replica.shutdown().await.unwrap();
+            replica.shutdown().await.expect("nothing is under way");
         }
         let [alone, applied] = rounds.map(|mut of| {
             of.sort_by(|a, b| a.rate.total_cmp(&b.rate));
@@ -201,7 +201,7 @@ async fn three(time: Duration) {
             let propose = move || {
                 let (replica, payload) = (leader.clone(), payload.clone());
                 let deadline = Instant::now() + Duration::from_secs(10);
-                async move { replica.propose(payload, deadline).await.unwrap() }
+                async move { replica.propose(payload, deadline).await.expect("a quorum is there") }
             };
             rounds[1].push(load(clients, time, propose).await);
             for replica in replicas.iter().rev() {

@@ -53,7 +53,7 @@ mod tests {
         write(&folder.path().join("no/a.json"), b"x").expect_err("there is no such folder");
         let deep = folder.path().join("b/c/d");
         for _ in 0..2 {
-            create_folder(&deep).unwrap();
+            create_folder(&deep).expect("made, or there");
             assert!(deep.is_dir());
         }
         create_folder(&folder.path().join("a.json/e")).expect_err("that is a file");

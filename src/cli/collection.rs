@@ -5,8 +5,7 @@ use super::{
     server::{Answer, Client, Failure, Reply},
     settings::Settings,
 };
-use annal::model::PointId;
-use annal::net::http::part_of_path;
+use annal::{model::PointId, net::http::part_of_path};
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
 use std::{collections::HashSet, time::Duration};

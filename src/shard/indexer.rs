@@ -335,7 +335,7 @@ impl Indexer {
 }
 
 /// What is worth building first, and of which vector: of the one that makes searches and writes wait the most.
-fn next_merge<'v>(shard: &Shard, view: &'v ReadView) -> Option<(&'v str, Merge)> {
+pub(super) fn next_merge<'v>(shard: &Shard, view: &'v ReadView) -> Option<(&'v str, Merge)> {
     let mut indexes: Vec<_> = view.vectors.iter().collect();
     indexes.sort_by_key(|(_, index)| Reverse(index.waiting_bytes()));
     indexes.into_iter().find_map(|(name, index)| {

@@ -7,10 +7,10 @@ use super::{
     Unbuilt,
     aliases::resolved,
     index::type_name,
-    nesting::check_nesting,
     refuse_unbuilt,
     settings::{
-        Dense, DenseChange, Hnsw, Optimizers, Placement, Quantization, Sparse, Wal, lay_over, residence,
+        Dense, DenseChange, Hnsw, Optimizers, Placement, Quantization, Sparse, Wal, check_nesting, lay_over,
+        residence,
     },
     within,
 };
@@ -488,16 +488,16 @@ mod tests {
 
     #[test]
     fn settings_are_nested_no_deeper_than_a_catalog_is_read() {
-        use super::super::nesting::NESTING_MAX;
+        use super::super::settings::NESTING_MAX;
         let nested = |levels: usize| (1..levels).fold(json!({"a": 1}), |value, _| json!({"a": value}));
         let vectors = json!({"size": 4, "distance": "Dot"});
         let with = |levels| create(json!({"vectors": vectors, "metadata": nested(levels)}));
         let why = "metadata: is nested 65 levels deep, at most 64 are kept";
         assert_refused(with(NESTING_MAX + 1), 400, why, "a new collection");
-        let spec = with(NESTING_MAX).unwrap();
+        let spec = with(NESTING_MAX).expect("as deep as may be");
         let change = |body: Value| parse_value::<UpdateBody>(body)?.into_model(&spec);
         assert_refused(change(json!({"metadata": nested(NESTING_MAX + 1)})), 400, why, "a change");
-        change(json!({"metadata": nested(NESTING_MAX)})).unwrap();
+        change(json!({"metadata": nested(NESTING_MAX)})).expect("as deep as may be");
     }
 
     #[test]

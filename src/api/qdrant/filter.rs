@@ -477,7 +477,7 @@ mod tests {
             _ => format!(r#"{{"must":{{"nested":{{"key":"a","filter":{filter}}}}}}}"#),
         };
         let deep = |depth: usize| (1..depth).fold(r#"{"must":{"is_null":{"key":"a"}}}"#.to_owned(), within);
-        let deepest = read_filter(&deep(FILTER_DEPTH_MAX)).unwrap();
+        let deepest = read_filter(&deep(FILTER_DEPTH_MAX)).expect("as deep as may be");
         assert_eq!(deepest.depth(), FILTER_DEPTH_MAX);
         let command = model::Command {
             collection: model::CollectionId(1),
@@ -487,7 +487,7 @@ mod tests {
             born: model::Position(0),
             body: model::Body::DeleteMatching(deepest),
         };
-        assert_eq!(model::Command::decode(&command.encode()).unwrap(), command);
+        assert_eq!(model::Command::decode(&command.encode()).expect("its own bytes"), command);
         let why = "holds 25 filters within each other, at most 24 may be";
         assert_refused(read_filter(&deep(FILTER_DEPTH_MAX + 1)), 400, why, "one deeper");
     }

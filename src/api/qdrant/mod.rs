@@ -8,7 +8,6 @@ mod cluster;
 mod collections;
 mod filter;
 mod index;
-mod nesting;
 mod numbers;
 mod points;
 mod query;

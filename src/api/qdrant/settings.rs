@@ -271,6 +271,28 @@ fn check_datatype(field: &str, datatype: Option<Datatype>) -> Result<()> {
     }
 }
 
+/// Levels of lists and objects in a setting: the catalog keeps it some levels deeper, and JSON is read down to 127.
+pub(super) const NESTING_MAX: usize = 64;
+
+/// Checks settings that are kept as they came. Errors: name the one that is nested deeper.
+pub(super) fn check_nesting(settings: &Map<String, Value>) -> Result<()> {
+    fn nesting(value: &Value) -> usize {
+        match value {
+            Value::Array(values) => 1 + values.iter().map(nesting).max().unwrap_or(0),
+            Value::Object(fields) => 1 + fields.values().map(nesting).max().unwrap_or(0),
+            _ => 0,
+        }
+    }
+    for (name, value) in settings {
+        let levels = nesting(value);
+        if levels > NESTING_MAX {
+            let why = format!("is nested {levels} levels deep, at most {NESTING_MAX} are kept");
+            return Err(ApiError::invalid(name, why));
+        }
+    }
+    Ok(())
+}
+
 /// Lays `newer` over `older`, object by object; a null takes the older value away.
 pub(super) fn lay_over(older: &mut Map<String, Value>, newer: Map<String, Value>) {
     for (key, value) in newer {

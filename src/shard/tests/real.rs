@@ -48,8 +48,11 @@ pub(super) fn wordnet() -> WordNet {
 }
 
 pub(super) fn open_wordnet(folder: &Path, seal_bytes: usize) -> Arc<Shard> {
+    open_with(folder, ShardOptions { seal_bytes, ..options() })
+}
+
+fn open_with(folder: &Path, options: ShardOptions) -> Arc<Shard> {
     let store = Store::open(&folder.join("store"), StoreOptions::default()).unwrap();
-    let options = ShardOptions { seal_bytes, ..options() };
     Shard::open(store, "w", &folder.join("index"), COLLECTION, options).unwrap()
 }
 
@@ -261,9 +264,8 @@ fn an_index_that_is_gone_is_built_while_it_is_opened_as_far_as_memory_wants() {
     shard.close();
     drop(shard);
     for _ in 0..2 {
-        let store = Store::open(&folder.path().join("store"), StoreOptions::default()).unwrap();
         let options = ShardOptions { seal_bytes: 256 << 10, waiting_bytes: 1 << 20, ..options() };
-        let shard = Shard::open(store, "w", &folder.path().join("index"), COLLECTION, options).unwrap();
+        let shard = open_with(folder.path(), options);
         // Of 3 MB.
         let view = shard.view();
         let index = &view.vectors[""];
@@ -550,6 +552,66 @@ fn a_build_that_is_late_is_begun_anew_and_gives_way_no_more() {
         "told to stop, it is not begun anew"
     );
     assert_eq!(begun.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn who_waits_late_for_its_turn_has_who_builds_hurry() {
+    let folder = tempfile::tempdir().unwrap();
+    let shard = open_wordnet(folder.path(), 1 << 20);
+    let turn = &shard.options.build_turn;
+    let (begun, late, stops) = (AtomicUsize::new(0), AtomicBool::new(false), AtomicBool::new(false));
+    let until = |done: &dyn Fn() -> bool| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !done() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        done()
+    };
+    let work = |stop: &AtomicBool| match begun.fetch_add(1, Ordering::Relaxed) {
+        0 => {
+            until(&|| stop.load(Ordering::Relaxed));
+            Err(BuildError::Stopped.into())
+        }
+        _ => Ok(()),
+    };
+    std::thread::scope(|scope| {
+        let held = turn.wait(|| false, || false).unwrap();
+        let builds = scope.spawn(|| shard.indexer.apart(&shard, work));
+        let waits = scope
+            .spawn(|| turn.wait(|| stops.load(Ordering::Relaxed), || late.load(Ordering::Relaxed)).map(drop));
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(begun.load(Ordering::Relaxed), 1, "nobody is late");
+        late.store(true, Ordering::Relaxed);
+        assert!(until(&|| builds.is_finished()), "what was begun politely goes on");
+        builds.join().unwrap().unwrap();
+        assert_eq!(begun.load(Ordering::Relaxed), 2);
+        stops.store(true, Ordering::Relaxed);
+        waits.join().unwrap().unwrap_err();
+        drop(held);
+    });
+    shard.close();
+}
+
+#[test]
+fn of_two_vectors_the_one_that_keeps_more_waiting_is_built_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = folder.path().join("index");
+    fs::write(&index, "a file where a folder is wanted: nothing is built").unwrap();
+    let shard = open_wordnet(folder.path(), 1);
+    let params = VectorParams::new(2, Distance::Dot, HnswParams::default());
+    let vectors = ["a", "b"].map(|name| (name.to_owned(), params)).into();
+    let schema = Schema { version: 1, vectors, ..Schema::default() };
+    shard.apply(vec![command(Body::Configure(schema)).encode()], Bookmark(Bytes::new())).unwrap();
+    for (id, name, first) in [(1, "a", "a"), (2, "b", "a"), (3, "b", "b")] {
+        let vectors = [(name.to_owned(), Vector::Dense(vec![1.0, 2.0]))].into();
+        let write = PointWrite { id: PointId::Num(id), vectors, payload: Bytes::new() };
+        shard.apply(vec![command(Body::Upsert(vec![write])).encode()], Bookmark(Bytes::new())).unwrap();
+        assert_eq!(
+            indexer::next_merge(&shard, &shard.view()).map(|(name, _)| name.to_owned()).as_deref(),
+            Some(first)
+        );
+    }
+    shard.close();
 }
 
 #[test]

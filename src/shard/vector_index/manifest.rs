@@ -176,14 +176,15 @@ mod tests {
         }
         fs::create_dir(folder.path().join("incoming")).unwrap();
         let left = || {
-            let files = fs::read_dir(folder.path()).unwrap();
-            let mut left: Vec<_> = files.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+            let files = fs::read_dir(folder.path()).expect("a folder");
+            let name = |file: io::Result<fs::DirEntry>| file.expect("a file").file_name().into_string();
+            let mut left: Vec<_> = files.map(|file| name(file).expect("a plain name")).collect();
             left.sort();
             left
         };
-        example().sweep(folder.path(), Some("8.seg")).unwrap();
+        example().sweep(folder.path(), Some("8.seg")).expect("swept");
         assert_eq!(left(), ["1.seg", "8.new", "8.seg", "incoming", "manifest"]);
-        example().sweep(folder.path(), None).unwrap();
+        example().sweep(folder.path(), None).expect("swept");
         assert_eq!(left(), ["1.seg", "incoming", "manifest"]);
         Manifest::remove(folder.path()).unwrap();
         Manifest::remove(folder.path()).unwrap();
