@@ -1,6 +1,7 @@
 //! A shard against a slow, obvious one.
 #![allow(clippy::unwrap_used)]
 
+mod builds;
 mod cost;
 mod explain;
 mod intents;
