@@ -16,7 +16,7 @@ use crate::{
 };
 use futures::{StreamExt, future::try_join_all};
 use serde_json::{Map, Value, json};
-use std::{collections::BTreeSet, fs, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 use tokio::time::Instant;
 
 /// How long the reading of one lost command may take.
@@ -109,7 +109,7 @@ impl Regions {
         let folder = self.options().lost_dir.clone();
         let path = folder.join(file);
         let written = world::blocking(move || {
-            fs::create_dir_all(&folder)?;
+            durable::create_folder(&folder)?;
             durable::write(&path, &lines)
         })
         .await;

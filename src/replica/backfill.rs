@@ -66,7 +66,7 @@ impl Shelf {
 
     /// Appends what was fetched, if it fits: as far as `upto`, behind what is certain here.
     ///
-    /// Errors: the log failed; the file. If the log has no room, what was fetched is let go.
+    /// Errors: the log failed. If it has no room, or the file cannot be read, what was fetched is let go.
     pub(super) async fn fill(&self, log: &GroupLog, upto: LogId) -> io::Result<()> {
         let fetched = self.shelf().take_if(|fetched| fetched.upto == upto.index);
         let Some(Backfill { next, first, file, .. }) = fetched else { return Ok(()) };
@@ -81,8 +81,14 @@ impl Shelf {
         }
         let mut file = BufReader::new(file);
         loop {
-            let (piece, rest) = blocking(move || Ok((read_piece(&mut file)?, file))).await?;
-            file = rest;
+            let piece;
+            (piece, file) = match blocking(move || Ok((read_piece(&mut file)?, file))).await {
+                Ok(read) => read,
+                Err(error) => {
+                    tracing::warn!(group = log.id().0, %error, "fetched history cannot be read: done without");
+                    return Ok(());
+                }
+            };
             let Some(head) = piece.first() else { return Ok(()) };
             if head.id.index == first && first > next {
                 let before = LogId { index: LogIndex(first.0 - 1), ..head.id };
@@ -224,11 +230,22 @@ mod tests {
 
     /// A log with entries 0 to 4, of which `next` and those after it may never have been committed.
     async fn filled(disk: &MemoryDisk, next: u64, fetched: std::ops::RangeInclusive<u64>) -> GroupLog {
+        let entries: Vec<_> = fetched.clone().map(entry).collect();
+        filled_from(disk, next, fetched, &encode(&entries)).await
+    }
+
+    /// The same, of a file that holds these bytes.
+    async fn filled_from(
+        disk: &MemoryDisk,
+        next: u64,
+        fetched: std::ops::RangeInclusive<u64>,
+        bytes: &[u8],
+    ) -> GroupLog {
         let group = open(disk).create_group(GroupId(1)).await.unwrap();
         group.append((0..5).map(entry).collect(), |_| ()).await.unwrap();
         let (first, upto) = (LogIndex(*fetched.start()), LogIndex(*fetched.end()));
         let mut file = nameless(&std::env::temp_dir()).unwrap();
-        file.write_all(&encode(&fetched.map(entry).collect::<Vec<_>>())).unwrap();
+        file.write_all(bytes).unwrap();
         file.rewind().unwrap();
         let shelf = Shelf::default();
         *shelf.shelf() = Some(Backfill { next: LogIndex(next), first, upto, file });
@@ -261,6 +278,23 @@ mod tests {
         let group = open(&disk).group(GroupId(1)).unwrap();
         assert_eq!(group.state().purged, Some(entry(500).id));
         assert_eq!(indexes(&group, 0).await.len(), 510);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_is_done_without() {
+        let whole = encode(&(3..=5_000).map(entry).collect::<Vec<_>>());
+        let mut rotten = whole.to_vec();
+        // Pieces of a MiB before it are in the log by then.
+        rotten[3_000_000] ^= 1;
+        for bytes in [&whole[..3_000_000], &rotten, &whole[..5]] {
+            let disk = MemoryDisk::new(64 << 20);
+            let group = filled_from(&disk, 3, 3..=5_000, bytes).await;
+            assert_eq!(group.state().purged, Some(entry(5_000).id));
+            group.append((5_001..5_010).map(entry).collect(), |_| ()).await.unwrap();
+            let gone = group.history(LogIndex(0), 10_000).await;
+            assert!(matches!(gone, Err(Error::Gone { oldest: Some(LogIndex(5_001)) })), "{gone:?}");
+            assert_eq!(indexes(&group, 5_001).await, (5_001..5_010).collect::<Vec<_>>());
+        }
     }
 
     #[tokio::test]
