@@ -44,6 +44,7 @@ fn log(text: &mut Text, figures: &Figures) {
         ("annal_log_segments", GAUGE, "Segments on the disk", log.segments),
         ("annal_log_hot_bytes", GAUGE, "Bytes of recent entries held in memory", log.hot_bytes),
         ("annal_log_free_bytes", GAUGE, "Free bytes of the disk when last looked", log.free_bytes),
+        ("annal_log_damaged", GAUGE, "Places of the log known to be damaged", log.damaged),
         ("annal_log_failed", GAUGE, "1 once the log has failed", u64::from(log.failure.is_some())),
     ] {
         text.head(name, kind, help);
@@ -226,6 +227,7 @@ mod tests {
             batch_bytes: Histogram::default(),
             roll_micros: Histogram::default(),
             free_bytes: 1 << 40,
+            damaged: 2,
             failure: None,
         };
         let status = ReplicaStatus {
@@ -274,6 +276,7 @@ mod tests {
             "annal_shard_recall_sum{collection=\"a \\\"b\\\"\",shard=\"3\"} 3.9",
             "annal_region_lag_entries{collection=\"a \\\"b\\\"\",shard=\"3\"} 7",
             "annal_region_age_seconds{collection=\"a \\\"b\\\"\",shard=\"3\"} 0.09",
+            "annal_log_damaged 2",
             "annal_log_failed 0",
             "annal_log_free_bytes 1099511627776",
             "# TYPE annal_shard_read_rounds_total counter",
@@ -319,6 +322,6 @@ mod tests {
         let mut heads: Vec<_> = text.lines().filter(|l| l.starts_with("# TYPE")).collect();
         let all = heads.len();
         heads.dedup();
-        assert_eq!((heads.len(), all), (all, 13 + 18 + 1 + 2 + 2));
+        assert_eq!((heads.len(), all), (all, 14 + 18 + 1 + 2 + 2));
     }
 }

@@ -327,6 +327,7 @@ impl Log {
             batch_bytes: meters.batch_bytes.snapshot(),
             roll_micros: meters.roll_micros.snapshot(),
             free_bytes: shared.free_bytes.load(Relaxed),
+            damaged: shared.damage.borrow().len() as u64,
             failure: shared.failure.why(),
         }
     }

@@ -115,6 +115,8 @@ pub struct LogStatus {
     pub roll_micros: Histogram,
     /// Free bytes of the disk when last looked.
     pub free_bytes: u64,
+    /// Places known to be damaged: found at the start, and by the slow look at sealed segments.
+    pub damaged: u64,
     /// Why the log is poisoned, if it is.
     pub failure: Option<Arc<str>>,
 }

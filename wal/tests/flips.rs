@@ -117,6 +117,7 @@ async fn a_damaged_entry_is_reported_and_the_others_are_read() {
     let mut damage = log.damage();
     let found = damage.wait_for(|found| !found.is_empty()).await.unwrap()[0].clone();
     assert_eq!((found.segment, found.group, found.index), (1, Some(GroupId(2)), Some(LogIndex(2))));
+    assert_eq!(log.status().damaged, 1);
     drop((group, log, damage));
 
     // Without its seal the segment has to be scanned, but the next seal knows how things stand: only what is lost is
