@@ -4,7 +4,7 @@
 
 use super::{
     AliasAction, BETWEEN_LEADERS, Cluster, ClusterError, CollectionChange, CollectionInfo, CollectionSpec,
-    ReadOptions, Result, Seen, Token, WriteOptions, Written,
+    Consistency, ReadOptions, Result, Seen, Token, WriteOptions, Written,
     catalog::{CatalogCommand, CollectionRecord},
     placement, router,
     shards::LiveCollection,
@@ -19,15 +19,19 @@ impl Cluster {
         &self,
         name: &str,
         spec: CollectionSpec,
-        deadline: Instant,
+        options: &WriteOptions,
     ) -> Result<Written> {
+        // One name for all that is tried.
+        let request = options.request.clone().unwrap_or_else(|| self.inner.router.own_request());
+        let (options, deadline) =
+            (WriteOptions { request: Some(request), ..options.clone() }, options.deadline);
         loop {
             let placement = placement::place(&self.inner.catalog.state(), &spec, &self.alive().await);
             if placement.iter().any(Vec::is_empty) {
                 return Err(ClusterError::Unavailable("no node takes replicas".to_owned()));
             }
             let create = CatalogCommand::Create { name: name.to_owned(), spec: spec.clone(), placement };
-            match self.change(create, name, deadline).await {
+            match self.change(create, name, &options).await {
                 // The nodes have changed meanwhile.
                 Err(ClusterError::Stale(_)) if Instant::now() < deadline => {
                     self.catch_up_with_catalog(deadline).await?;
@@ -38,27 +42,40 @@ impl Cluster {
         }
     }
 
-    /// Changes a collection.
-    pub async fn update_collection(
+    /// Changes a collection: `how` makes the change from its spec, again if somebody else has changed it meanwhile.
+    ///
+    /// Errors: what `how` says (no effect); the cluster's.
+    pub async fn update_collection<E: From<ClusterError>>(
         &self,
         name: &str,
-        change: CollectionChange,
-        deadline: Instant,
-    ) -> Result<Written> {
-        self.change(CatalogCommand::Update { name: name.to_owned(), change }, name, deadline).await
+        how: impl Fn(&CollectionSpec) -> std::result::Result<CollectionChange, E>,
+        options: &WriteOptions,
+    ) -> std::result::Result<Written, E> {
+        let deadline = options.deadline;
+        loop {
+            self.catch_up_with_catalog(deadline).await?;
+            let record = self.lookup(name, deadline).await?.record;
+            let change = how(&record.spec)?;
+            let from = Some((record.id, record.revision));
+            let update = CatalogCommand::Update { name: name.to_owned(), change, from };
+            match self.change(update, name, options).await {
+                Err(ClusterError::Stale(_)) if record.region.is_home() && Instant::now() < deadline => {}
+                done => return Ok(done?),
+            }
+        }
     }
 
     /// Drops a collection; `false` if there was none.
     ///
     /// Errors: with no effect only where the catalog refused; later the collection is dropped, and its shards are told
     /// in the background.
-    pub async fn delete_collection(&self, name: &str, deadline: Instant) -> Result<bool> {
-        match self.propose_catalog(CatalogCommand::Drop { name: name.to_owned() }, deadline).await {
+    pub async fn delete_collection(&self, name: &str, options: &WriteOptions) -> Result<bool> {
+        match self.propose_intent(CatalogCommand::Drop { name: name.to_owned() }, options).await {
             Ok(()) => {}
             Err(ClusterError::Missing(_)) => return Ok(false),
             Err(e) => return Err(e),
         }
-        let told = self.retire_all(name, deadline).await;
+        let told = self.retire_all(name, options.deadline).await;
         told.map(|()| true).map_err(|e| e.in_doubt("it is dropped, but not every shard was told"))
     }
 
@@ -73,8 +90,8 @@ impl Cluster {
     }
 
     /// Changes aliases, all or none.
-    pub async fn change_aliases(&self, actions: Vec<AliasAction>, deadline: Instant) -> Result<()> {
-        self.propose_catalog(CatalogCommand::Alias { actions }, deadline).await.map_err(|e| match e {
+    pub async fn change_aliases(&self, actions: Vec<AliasAction>, options: &WriteOptions) -> Result<()> {
+        self.propose_intent(CatalogCommand::Alias { actions }, options).await.map_err(|e| match e {
             ClusterError::Missing(what) => ClusterError::NotFound(what),
             ClusterError::Exists(what) => ClusterError::Conflict(format!("Wrong input: {what}")),
             other => other,
@@ -95,6 +112,9 @@ impl Cluster {
 
     /// A collection as it stands.
     pub async fn collection(&self, name: &str, options: &ReadOptions) -> Result<Seen<CollectionInfo>> {
+        if options.consistency == Consistency::Linearizable {
+            self.catch_up_with_catalog(options.deadline).await?;
+        }
         let collection = self.lookup(name, options.deadline).await?;
         let mut info = CollectionInfo {
             id: collection.record.id,
@@ -130,7 +150,7 @@ impl Cluster {
         options: &WriteOptions,
     ) -> Result<Written> {
         let command = CatalogCommand::CreateField { name: name.to_owned(), path, of };
-        self.change(command, name, options.deadline).await
+        self.change(command, name, options).await
     }
 
     /// Drops the index of a payload field.
@@ -141,17 +161,17 @@ impl Cluster {
         options: &WriteOptions,
     ) -> Result<Written> {
         let command = CatalogCommand::DropField { name: name.to_owned(), path };
-        self.change(command, name, options.deadline).await
+        self.change(command, name, options).await
     }
 
     /// Changes the catalog and waits until every shard of the collection has applied it.
-    async fn change(&self, command: CatalogCommand, name: &str, deadline: Instant) -> Result<Written> {
-        self.propose_catalog(command, deadline).await.map_err(|e| match e {
+    async fn change(&self, command: CatalogCommand, name: &str, options: &WriteOptions) -> Result<Written> {
+        self.propose_intent(command, options).await.map_err(|e| match e {
             ClusterError::Exists(_) => ClusterError::CollectionExists(name.to_owned()),
             ClusterError::Missing(_) => ClusterError::NoCollection(name.to_owned()),
             other => other,
         })?;
-        match self.configure(name, deadline).await {
+        match self.configure(name, options.deadline).await {
             // Dropped since: the change was made before that, and there is nobody left to tell.
             Err(ClusterError::NoCollection(_) | ClusterError::Gone(_)) => {
                 Ok(Written { position: None, token: Token::default() })
@@ -166,7 +186,7 @@ impl Cluster {
         let collection = self.lookup(name, deadline).await?;
         let body = Body::Configure(collection.record.schema.clone());
         let bodies = collection.shards.iter().map(|s| (s.number, body.clone())).collect();
-        let options = WriteOptions { wait: true, deadline, request: None, token: None };
+        let options = WriteOptions::until(deadline);
         self.write(&collection, bodies, &options).await
     }
 
@@ -181,7 +201,7 @@ impl Cluster {
     ) -> Result<()> {
         let collection = LiveCollection::of(record);
         let bodies = collection.shards.iter().map(|s| (s.number, Body::Retire)).collect();
-        let options = WriteOptions { wait: true, deadline, request: None, token: None };
+        let options = WriteOptions::until(deadline);
         match self.write(&collection, bodies, &options).await {
             // Told before.
             Ok(_) | Err(ClusterError::Gone(_)) => {}

@@ -45,7 +45,7 @@ use crate::{
     shard::ShardOptions,
 };
 use annal_wal::GroupId;
-use catalog::{Catalog, CatalogCommand, NodeState};
+use catalog::{Catalog, CatalogCommand, Intent, NodeState};
 use read::Reads;
 use recall::RecallMeter;
 use regions::{Asking, Heard, Leases};
@@ -186,7 +186,7 @@ pub struct CollectionInfo {
 /// How a write is carried out.
 #[derive(Clone, Debug)]
 pub struct WriteOptions {
-    /// Answer when applied (true) or when committed (false).
+    /// Whether the answer is to name the position. It comes once the write is applied, in any case.
     pub wait: bool,
     /// When to give up.
     pub deadline: Instant,
@@ -221,6 +221,13 @@ pub enum Consistency {
     Bounded(Duration),
     /// What a replica happens to have applied.
     Local,
+}
+
+impl WriteOptions {
+    /// A write in no session, under a name of this node's.
+    pub fn until(deadline: Instant) -> Self {
+        WriteOptions { wait: true, deadline, request: None, token: None }
+    }
 }
 
 impl ReadOptions {
@@ -266,8 +273,7 @@ pub enum PointSelector {
 /// A write that was acknowledged.
 #[derive(Clone, Debug)]
 pub struct Written {
-    /// Its position (the highest, if it went to several shards) once it is applied; `None` if it is only
-    /// committed so far.
+    /// Its position (the highest, if it went to several shards); `None` if that was not asked for, or no shard is left.
     pub position: Option<Position>,
     /// What to pass on to see it.
     pub token: Token,
@@ -381,16 +387,37 @@ impl Cluster {
         }
     }
 
-    /// Proposes a change of the catalog, wherever its leader is, and waits until it is applied.
+    /// Proposes a change of the catalog that a user asks for; a copy of it changes nothing.
+    async fn propose_intent(&self, command: CatalogCommand, options: &WriteOptions) -> Result<()> {
+        let request = options.request.clone().unwrap_or_else(|| self.inner.router.own_request());
+        let intent = command.named(request);
+        self.propose_change(command, intent, options.deadline).await
+    }
+
+    /// Proposes a change of the catalog that the cluster makes by itself.
     async fn propose_catalog(&self, command: CatalogCommand, deadline: Instant) -> Result<()> {
+        self.propose_change(command, None, deadline).await
+    }
+
+    /// Proposes a change of the catalog, wherever its leader is, and waits until it is applied.
+    async fn propose_change(
+        &self,
+        command: CatalogCommand,
+        intent: Option<Intent>,
+        deadline: Instant,
+    ) -> Result<()> {
         let replica = &self.inner.catalog_replica;
         let here = || Some((replica.status().replica, replica.clone()));
-        let way = Way { deadline, safe_twice: command.is_safe_twice() };
-        let bytes = command.encode();
+        let way = Way { deadline, safe_twice: intent.is_some() || command.is_safe_twice() };
+        let bytes = command.encode(intent);
         // What a log holds and nobody can read stops every node.
         CatalogCommand::decode(&bytes).map_err(|e| Invalid::new("request", e.to_string()))?;
         let carried = self.inner.router.propose(0, here, bytes, way).await?;
-        match carried.outcome.verdict {
+        let verdict = match carried.outcome.verdict {
+            Verdict::Duplicate { first } => first.verdict,
+            own => own,
+        };
+        match verdict {
             Verdict::Rejected(rejection) => Err(rejection.into()),
             Verdict::Applied | Verdict::Duplicate { .. } => Ok(()),
         }

@@ -208,7 +208,7 @@ impl Cluster {
             let number = record.shards.iter().position(|g| g.group == group.group).unwrap_or_default();
             let bodies = [(ShardNumber(number as u32), body)].into();
             let deadline = Instant::now() + STEP_WITHIN;
-            let options = WriteOptions { wait: true, deadline, request: None, token: None };
+            let options = WriteOptions::until(deadline);
             self.write(&collection, bodies, &options).await?;
         }
         Ok(())

@@ -58,7 +58,7 @@ impl Cluster {
         point: Option<Point>,
         options: &WriteOptions,
     ) -> Result<Written> {
-        // Whether it took effect is known only when it is applied.
+        // The position is the version that the next one is compared with.
         let options = WriteOptions { wait: true, ..options.clone() };
         self.write_to(name, &options, |collection| {
             let admit = |point| admitted(&collection.record.schema, point);
@@ -256,7 +256,7 @@ impl Cluster {
         }
         if !here() {
             let body = Body::Configure(record.schema.clone());
-            let options = WriteOptions { wait: true, deadline, request: None, token: None };
+            let options = WriteOptions::until(deadline);
             Box::pin(self.write_shard(shard, body, router.own_request(), &options)).await?;
         }
         router.set_configured(group);

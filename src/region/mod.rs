@@ -32,7 +32,7 @@ pub use lag::{LagFigures, LinkReport, Role, ShardLag};
 pub use link::{Answer, Ask, Link, Question, Wanted};
 
 use crate::{
-    cluster::{Cluster, ClusterError, Description, Part, RegionChange},
+    cluster::{Cluster, ClusterError, Description, Part, RegionChange, WriteOptions},
     model::{CollectionId, Invalid, ShardNumber},
     world,
 };
@@ -209,7 +209,7 @@ impl Regions {
         if let Err(error) = self.ask(home, &here, Ask::Leave).await {
             tracing::warn!(collection = here.name, %error, "the home was not told that it is not followed any more");
         }
-        self.cluster().delete_collection(&here.name, deadline).await.map(drop)
+        self.cluster().delete_collection(&here.name, &WriteOptions::until(deadline)).await.map(drop)
     }
 
     /// Until the node closes.

@@ -7,7 +7,7 @@
 
 use super::{Regions, Result, STEP_WITHIN, link::Ask, shards};
 use crate::{
-    cluster::{ClusterError, Description, HomeRecord, Part, RegionChange},
+    cluster::{ClusterError, Description, HomeRecord, Part, RegionChange, WriteOptions},
     model::{Body, CollectionId, Generation, Turn},
 };
 use futures::future::{join_all, try_join_all};
@@ -105,7 +105,11 @@ impl Regions {
         let deadline = || Instant::now() + STEP_WITHIN;
         if self.is_retired(of).await? {
             tracing::info!(collection = of.name, "the collection is dropped at its home, and so here");
-            return self.cluster().delete_collection(&of.name, deadline()).await.map(drop);
+            return self
+                .cluster()
+                .delete_collection(&of.name, &WriteOptions::until(deadline()))
+                .await
+                .map(drop);
         }
         let there = self.ask_description(home, of, true).await?;
         if there.id != of.id {

@@ -418,7 +418,7 @@ impl Nemesis {
 async fn fill_the_log(cluster: Cluster) {
     for n in 0..60 {
         let nobody = (0..1_000).map(|id| PointId::Num((1 << 40) + 1_000 * n + id)).collect();
-        let options = WriteOptions { wait: true, deadline: soon(), request: None, token: None };
+        let options = WriteOptions::until(soon());
         let _ = cluster.delete_points(COLLECTION, PointSelector::Ids(nobody), &options).await;
         sleep(Duration::from_millis(50)).await;
     }

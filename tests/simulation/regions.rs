@@ -20,7 +20,7 @@ use crate::{
     ways::{Door, Ways, url_of},
 };
 use annal::{
-    cluster::{Cluster, CollectionSpec},
+    cluster::{Cluster, CollectionSpec, WriteOptions},
     model::{Distance, HnswParams, VectorParams},
     replica::CheckpointLimits,
 };
@@ -177,7 +177,10 @@ impl Run {
                             replication_factor: REPLICAS as u32,
                             ..CollectionSpec::default()
                         };
-                        cluster.create_collection(COLLECTION, spec, deadline).await.map(drop)
+                        cluster
+                            .create_collection(COLLECTION, spec, &WriteOptions::until(deadline))
+                            .await
+                            .map(drop)
                     } else {
                         regions.follow(COLLECTION, &url_of(REGIONS[0]), deadline).await
                     };

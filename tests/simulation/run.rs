@@ -18,7 +18,7 @@ use crate::{
     trace::Trace,
 };
 use annal::{
-    cluster::CollectionSpec,
+    cluster::{CollectionSpec, WriteOptions},
     model::{Distance, HnswParams, VectorParams},
     replica::CheckpointLimits,
     world,
@@ -303,7 +303,8 @@ async fn found(nemesis: &mut Nemesis, stage: &Arc<Stage>) -> Result<(), String> 
             ..CollectionSpec::default()
         };
         let asked = life.spawn(async move {
-            cluster.create_collection(COLLECTION, spec, Instant::now() + Duration::from_secs(20)).await
+            let options = WriteOptions::until(Instant::now() + Duration::from_secs(20));
+            cluster.create_collection(COLLECTION, spec, &options).await
         });
         made = matches!(asked.await, Ok(Ok(_)));
     }

@@ -21,7 +21,7 @@ pub(super) async fn change(
     wishes: Wishes,
     Json(body): Json<ChangeBody>,
 ) -> Result<Reply> {
-    cluster.change_aliases(body.into_model()?, wishes.deadline).await?;
+    cluster.change_aliases(body.into_model()?, &wishes.write()).await?;
     Ok(Reply::new(&true))
 }
 

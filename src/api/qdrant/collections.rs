@@ -21,7 +21,7 @@ use crate::{
         error::{ApiError, Result},
         wishes::Wishes,
     },
-    cluster::{Cluster, CollectionChange, CollectionInfo, CollectionSpec, ReadOptions},
+    cluster::{Cluster, CollectionChange, CollectionInfo, CollectionSpec},
     model::{HnswParams, Kind, Residence, SparseParams, VectorParams},
 };
 use axum::extract::State;
@@ -73,7 +73,7 @@ pub(super) async fn create(
     Json(body): Json<CreateBody>,
 ) -> Result<Reply> {
     check_name("collection name", &collection)?;
-    let written = cluster.create_collection(&collection, body.into_model()?, wishes.deadline).await?;
+    let written = cluster.create_collection(&collection, body.into_model()?, &wishes.write()).await?;
     Ok(Reply::new(&true).wrote(written))
 }
 
@@ -84,10 +84,9 @@ pub(super) async fn update(
     wishes: Wishes,
     Json(body): Json<UpdateBody>,
 ) -> Result<Reply> {
-    let deadline = wishes.deadline;
-    let now = cluster.collection(&collection, &ReadOptions::linearizable(deadline)).await?;
-    let change = body.into_model(&now.value.spec)?;
-    Ok(Reply::new(&true).wrote(cluster.update_collection(&collection, change, deadline).await?))
+    let how = |now: &CollectionSpec| body.clone().into_model(now);
+    let written: Result<_> = cluster.update_collection(&collection, how, &wishes.write()).await;
+    Ok(Reply::new(&true).wrote(written?))
 }
 
 /// `DELETE /collections/{collection}`
@@ -96,7 +95,7 @@ pub(super) async fn delete(
     At(collection): At<String>,
     wishes: Wishes,
 ) -> Result<Reply> {
-    Ok(Reply::new(&cluster.delete_collection(&collection, wishes.deadline).await?))
+    Ok(Reply::new(&cluster.delete_collection(&collection, &wishes.write()).await?))
 }
 
 /// Checks a name that becomes part of paths.
@@ -237,7 +236,7 @@ fn kept_map<const N: usize>(settings: [(&str, Option<Value>); N]) -> Map<String,
 // --- changing ---
 
 /// What is to change.
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct UpdateBody {
     vectors: Option<BTreeMap<String, DenseChange>>,
@@ -250,7 +249,7 @@ pub(super) struct UpdateBody {
     strict_mode_config: Unbuilt,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ParamsChange {
     replication_factor: Unbuilt,

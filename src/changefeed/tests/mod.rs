@@ -470,7 +470,7 @@ async fn a_dropped_collection_ends_its_feed() {
     let mut feed = pin!(open(&node.cluster, C, From::Begin, all()).await.unwrap());
     node.cluster.upsert(C, vec![point(1, 1), point(2, 2)], &options(None)).await.unwrap();
     let mut token = feed.next().await.unwrap().unwrap().token().clone();
-    node.cluster.delete_collection(C, soon()).await.unwrap();
+    node.cluster.delete_collection(C, &options(None)).await.unwrap();
     let mut changes = 0;
     let error = loop {
         let item = timeout(Duration::from_secs(10), feed.next()).await.expect("the feed hangs");

@@ -3,7 +3,7 @@
 use super::soon;
 use crate::{
     cluster::{
-        Cluster, ClusterOptions, CollectionSpec,
+        Cluster, ClusterOptions, CollectionSpec, WriteOptions,
         found::{self, Door, Newcomer, Standing},
     },
     identity::{IdentityFile, Incarnation},
@@ -77,7 +77,7 @@ pub(super) async fn create(cluster: &Cluster, shards: u32, copies: u32) {
         replication_factor: copies,
         ..CollectionSpec::default()
     };
-    cluster.create_collection(C, spec, soon()).await.unwrap();
+    cluster.create_collection(C, spec, &WriteOptions::until(soon())).await.unwrap();
 }
 
 impl Node {

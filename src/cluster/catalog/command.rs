@@ -1,13 +1,14 @@
 //! Changes of the catalog, and their bytes in group 0's log.
 
 use super::{
+    intents::Intent,
     record::NodeRecord,
     region::{Follow, RegionChange},
 };
 use crate::{
     cluster::{AliasAction, CollectionChange, CollectionSpec, NodeName},
     model::{
-        CollectionId, FieldPath, FieldType, ReplicaId,
+        CollectionId, FieldPath, FieldType, ReplicaId, RequestId,
         command::{self, DecodeError},
     },
 };
@@ -56,6 +57,9 @@ pub(in crate::cluster) enum CatalogCommand {
         name: String,
         /// What changes.
         change: CollectionChange,
+        /// Which collection, at which revision, it was made from.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<(CollectionId, u64)>,
     },
     /// Drops a collection: its name is free at once, its shards are retired.
     Drop {
@@ -142,10 +146,34 @@ const KIND: u16 = 100;
 struct Wire {
     #[prost(bytes = "vec", tag = "1")]
     json: Vec<u8>,
+    #[prost(message, optional, tag = "2")]
+    intent: Option<WireIntent>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct WireIntent {
+    #[prost(string, tag = "1")]
+    client: String,
+    #[prost(uint64, tag = "2")]
+    seq: u64,
+    #[prost(fixed64, tag = "3")]
+    body_hash: u64,
+}
+
+impl From<Intent> for WireIntent {
+    fn from(Intent { request: RequestId { client, seq }, body_hash }: Intent) -> Self {
+        WireIntent { client, seq, body_hash }
+    }
+}
+
+impl From<WireIntent> for Intent {
+    fn from(WireIntent { client, seq, body_hash }: WireIntent) -> Self {
+        Intent { request: RequestId { client, seq }, body_hash }
+    }
 }
 
 impl CatalogCommand {
-    /// Whether a second copy changes nothing, so that one of unknown effect may be sent again.
+    /// Whether a second copy changes nothing even without a name, so that one of unknown effect may be sent again.
     pub(in crate::cluster) fn is_safe_twice(&self) -> bool {
         use CatalogCommand::{Alias, Create, CreateField, Drop, DropField, Follow, Plan, Update};
         !matches!(
@@ -161,18 +189,36 @@ impl CatalogCommand {
         )
     }
 
-    /// The command's bytes.
-    pub(in crate::cluster) fn encode(&self) -> Bytes {
-        let json = serde_json::to_vec(self).expect("string keys, finite numbers");
-        command::envelope(KIND, &Wire { json })
+    /// The intent that the change carries out, if it is of a kind that users ask for.
+    pub(in crate::cluster) fn named(&self, request: RequestId) -> Option<Intent> {
+        use CatalogCommand::{Alias, Create, CreateField, Drop, DropField, Update};
+        // Where replicas go, and what a change means for the collection as it stands, may be otherwise the next time.
+        let asked = match self.clone() {
+            Create { name, spec, .. } => Create { name, spec, placement: Vec::new() },
+            Update { name, .. } => Update { name, change: CollectionChange::default(), from: None },
+            asked @ (Drop { .. } | CreateField { .. } | DropField { .. } | Alias { .. }) => asked,
+            _ => return None,
+        };
+        Some(Intent { request, body_hash: xxhash_rust::xxh3::xxh3_64(&asked.to_json()) })
+    }
+
+    fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("string keys, finite numbers")
+    }
+
+    /// The bytes of the command, and of the intent it carries out.
+    pub(in crate::cluster) fn encode(&self, intent: Option<Intent>) -> Bytes {
+        command::envelope(KIND, &Wire { json: self.to_json(), intent: intent.map(WireIntent::from) })
     }
 
     /// Reads bytes written by [`CatalogCommand::encode`].
-    pub(in crate::cluster) fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
+    pub(in crate::cluster) fn decode(bytes: &Bytes) -> Result<(Self, Option<Intent>), DecodeError> {
         let (kind, body) = command::open(bytes)?;
         if kind != KIND {
             return Err(DecodeError::Unknown { format: bytes[0], kind });
         }
-        serde_json::from_slice(&Wire::decode(body)?.json).map_err(|e| DecodeError::Damaged(e.to_string()))
+        let Wire { json, intent } = Wire::decode(body)?;
+        let command = serde_json::from_slice(&json).map_err(|e| DecodeError::Damaged(e.to_string()))?;
+        Ok((command, intent.map(Intent::from)))
     }
 }

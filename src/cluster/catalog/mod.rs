@@ -5,11 +5,13 @@
 //! Deliberately absent: doing what the catalog says (see `shards`, `transfer`, `steward`).
 
 mod command;
+mod intents;
 mod record;
 mod region;
 mod state;
 
 pub(super) use command::CatalogCommand;
+pub(super) use intents::Intent;
 pub(super) use record::{CollectionRecord, GroupRecord, NodeRecord, NodeState, Phase, ReplicaRecord};
 pub(super) use region::{Follow, newest};
 pub use region::{HomeRecord, Loss, Part, RegionChange, RegionRecord, ShardLoss, homes_of};
@@ -17,7 +19,7 @@ pub(super) use state::{CatalogState, EXISTS, MISSING, STALE};
 
 use super::NodeName;
 use crate::{
-    machine::{Bookmark, MachineError, Outcome, StateMachine, Verdict},
+    machine::{Bookmark, MachineError, Outcome, StateMachine},
     model::{CollectionId, Position},
     store::{Keyspace, KeyspaceKind, Store, StoreError},
 };
@@ -51,6 +53,8 @@ struct Rest {
     catalog: GroupRecord,
     aliases: BTreeMap<String, String>,
     counters: state::Counters,
+    #[serde(default)]
+    intents: intents::Intents,
 }
 
 const APPLIED: &[u8] = b"applied";
@@ -144,14 +148,15 @@ impl From<&CatalogState> for Rest {
             catalog: state.catalog.clone(),
             aliases: state.aliases.clone(),
             counters: state.counters,
+            intents: state.intents.clone(),
         }
     }
 }
 
 impl From<Rest> for CatalogState {
     fn from(rest: Rest) -> Self {
-        let Rest { nodes, catalog, aliases, counters } = rest;
-        CatalogState { nodes, catalog, aliases, counters, ..CatalogState::default() }
+        let Rest { nodes, catalog, aliases, counters, intents } = rest;
+        CatalogState { nodes, catalog, aliases, counters, intents, ..CatalogState::default() }
     }
 }
 
@@ -179,14 +184,10 @@ impl StateMachine for Catalog {
         let mut position = self.position();
         let mut outcomes = Vec::with_capacity(commands.len());
         for bytes in commands {
-            let command = CatalogCommand::decode(&bytes)
+            let (command, intent) = CatalogCommand::decode(&bytes)
                 .map_err(|source| MachineError::Command { after: position, source })?;
             position = position.next();
-            let verdict = match new.apply(command) {
-                Ok(()) => Verdict::Applied,
-                Err(rejection) => Verdict::Rejected(rejection),
-            };
-            outcomes.push(Outcome { position, verdict });
+            outcomes.push(Outcome { position, verdict: new.make(command, intent, position) });
         }
         let applied = Applied { position, bookmark: Some(bookmark.0.into()) };
         self.publish(&old, new, applied)?;

@@ -133,6 +133,9 @@ pub(in crate::cluster) struct CollectionRecord {
     /// What it is in this region.
     #[serde(default, skip_serializing_if = "is_default")]
     pub region: RegionRecord,
+    /// How often its spec was changed.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub revision: u64,
 }
 
 impl CollectionRecord {
@@ -142,6 +145,6 @@ impl CollectionRecord {
     }
 }
 
-fn is_default(region: &RegionRecord) -> bool {
-    *region == RegionRecord::default()
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }

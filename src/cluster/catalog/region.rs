@@ -280,6 +280,7 @@ impl CollectionRecord {
                     let replicas = self.spec.replication_factor;
                     self.spec = CollectionSpec { replication_factor: replicas, ..spec };
                     self.schema = schema;
+                    self.revision += 1;
                 }
             }
             RegionChange::Redirect { home, homes } => {

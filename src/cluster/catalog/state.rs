@@ -6,6 +6,7 @@
 
 use super::{
     command::CatalogCommand,
+    intents::Intents,
     record::{CollectionRecord, GroupRecord, NodeRecord, NodeState, Phase, ReplicaRecord},
     region::{Follow, Part, RegionChange, RegionRecord},
 };
@@ -35,6 +36,9 @@ pub(in crate::cluster) struct CatalogState {
     /// Names of collections by alias.
     pub aliases: BTreeMap<String, String>,
     pub(super) counters: Counters,
+    /// Changes that users asked for by name.
+    #[serde(default)]
+    pub(super) intents: Intents,
 }
 
 /// What is given out next.
@@ -95,8 +99,12 @@ impl CatalogState {
             }
             CatalogCommand::Follow(follow) => self.follow(follow),
             CatalogCommand::Region { id, change } => self.turn(id, change),
-            CatalogCommand::Update { name, change } => self.change(&name, |c| {
+            CatalogCommand::Update { name, change, from } => self.change(&name, |c| {
+                if from.is_some_and(|from| from != (c.id, c.revision)) {
+                    return Err(rejection(STALE, format!("collection {} was changed meanwhile", c.name)));
+                }
                 c.spec.change(change);
+                c.revision += 1;
                 let schema = c.spec.schema(c.schema.version, &c.schema.fields);
                 Ok(replace(&mut c.schema, schema))
             }),
@@ -357,6 +365,7 @@ impl CatalogState {
             epoch: Epoch(1),
             shards,
             region: RegionRecord::default(),
+            revision: 0,
         };
         self.collections.insert(name, Arc::new(record));
         Ok(())
@@ -406,7 +415,8 @@ impl CatalogState {
         let shards = self.next_groups(&placement);
         let region = RegionRecord { homes, part: Part::Follower { home }, ..RegionRecord::default() };
         let epoch = Epoch(1);
-        let record = CollectionRecord { id, name: name.clone(), spec, schema, epoch, shards, region };
+        let record =
+            CollectionRecord { id, name: name.clone(), spec, schema, epoch, shards, region, revision: 0 };
         self.collections.insert(name, Arc::new(record));
         Ok(())
     }
@@ -535,6 +545,7 @@ impl CollectionSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::HnswParams;
 
     fn node(name: &str, incarnation: &str) -> NodeRecord {
         NodeRecord {
@@ -603,6 +614,32 @@ mod tests {
         state.apply(CatalogCommand::DropField { name: "a".into(), path: path.clone() }).expect("fits");
         state.apply(CatalogCommand::DropField { name: "a".into(), path }).expect("again is fine");
         assert_eq!(state.collections["a"].schema.version, 3);
+    }
+
+    #[test]
+    fn a_change_made_from_what_is_no_more_is_refused() {
+        let mut state = state(&["a"]);
+        create(&mut state, "c", &[&["a"]]).expect("fits");
+        let first = state.collections["c"].clone();
+        let change = |ef_construct: u32| {
+            let hnsw = HnswParams { ef_construct, ..HnswParams::default() };
+            CollectionChange { hnsw: Some(hnsw), ..CollectionChange::default() }
+        };
+        let update = |ef_construct, from: &CollectionRecord| CatalogCommand::Update {
+            name: "c".into(),
+            change: change(ef_construct),
+            from: Some((from.id, from.revision)),
+        };
+        state.apply(update(100, &first)).expect("fits");
+        let changed = state.clone();
+        assert_eq!(state.apply(update(200, &first)).expect_err("of before").code, STALE);
+        assert_eq!(state, changed);
+        let now = state.collections["c"].clone();
+        state.apply(update(200, &now)).expect("fits");
+        // Another collection of the name has the revisions of the first.
+        state.apply(CatalogCommand::Drop { name: "c".into() }).expect("fits");
+        create(&mut state, "c", &[&["a"]]).expect("fits");
+        assert_eq!(state.apply(update(300, &first)).expect_err("of another").code, STALE);
     }
 
     #[test]

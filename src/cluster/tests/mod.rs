@@ -52,7 +52,7 @@ fn weaker(consistency: Consistency) -> ReadOptions {
 }
 
 fn writing() -> WriteOptions {
-    WriteOptions { wait: true, deadline: soon(), request: None, token: None }
+    WriteOptions::until(soon())
 }
 
 fn named(seq: u64) -> WriteOptions {
@@ -214,5 +214,5 @@ async fn leader<'a>(nodes: &'a [Node], collection: &str) -> (&'a Node, Vec<&'a N
 
 /// Creates a collection through the first node.
 async fn create(nodes: &[Node], name: &str, spec: CollectionSpec) -> Result<()> {
-    nodes[0].cluster.create_collection(name, spec, soon()).await.map(drop)
+    nodes[0].cluster.create_collection(name, spec, &writing()).await.map(drop)
 }

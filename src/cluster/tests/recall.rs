@@ -10,7 +10,7 @@ fn figures(node: &Node) -> RecallFigures {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn approximate_searches_are_answered_again_one_at_a_time() {
     let node = nodes(1).await.pop().unwrap();
-    node.cluster.create_collection("a", spec(1, 1), soon()).await.unwrap();
+    node.cluster.create_collection("a", spec(1, 1), &writing()).await.unwrap();
     let near = || search(Target::Nearest(vec![7.2, 1.0]));
     // Nothing is there to be found.
     assert!(node.cluster.search("a", near(), &reading()).await.unwrap().value.is_empty());

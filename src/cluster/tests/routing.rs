@@ -2,12 +2,13 @@
 
 use super::*;
 use crate::{
-    cluster::{ClusterError, PointSelector, Seen, Token, catalog::CatalogCommand},
+    cluster::{ClusterError, CollectionChange, PointSelector, Seen, Token, catalog::CatalogCommand},
     model::{
         Body, Effect, Kind, PayloadSelector, Position, Projection, ScrollRequest, SearchParams,
         SearchRequest, ShardNumber, Target, VectorSelector,
     },
 };
+use serde_json::json;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 fn everything() -> Projection {
@@ -237,7 +238,7 @@ async fn another_collection_of_the_name(nodes: &[Node]) {
     let dropper = async {
         for round in 0..4u64 {
             let (maker, other) = (&nodes[round as usize % 3], &nodes[(round as usize + 1) % 3]);
-            maker.cluster.create_collection("again", spec(2, 3), soon()).await.unwrap();
+            maker.cluster.create_collection("again", spec(2, 3), &writing()).await.unwrap();
             let marked =
                 other.cluster.upsert("again", vec![point(1_000_000 + round, round)], &writing()).await;
             marked.unwrap();
@@ -253,7 +254,7 @@ async fn another_collection_of_the_name(nodes: &[Node]) {
                 writes.iter().zip(&before).all(|(writes, before)| writes.load(Ordering::Relaxed) > *before)
             })
             .await;
-            assert!(other.cluster.delete_collection("again", soon()).await.unwrap());
+            assert!(other.cluster.delete_collection("again", &writing()).await.unwrap());
             for reader in nodes {
                 let gone = reader.cluster.count("again", None, &reading()).await;
                 assert!(matches!(gone, Err(ClusterError::NoCollection(_))), "{gone:?}");
@@ -269,7 +270,7 @@ async fn made_and_dropped_at_once(nodes: &[Node]) {
     let makers = nodes.iter().map(|node| async {
         let mut made = 0;
         for _ in 0..10 {
-            match node.cluster.create_collection("brief", spec(2, 3), soon()).await {
+            match node.cluster.create_collection("brief", spec(2, 3), &writing()).await {
                 Ok(_) => made += 1,
                 Err(e) if e.effect() == Effect::Unknown => {}
                 Err(e) => assert!(matches!(e.kind(), Kind::Conflict | Kind::Unavailable), "{e:?}"),
@@ -280,7 +281,7 @@ async fn made_and_dropped_at_once(nodes: &[Node]) {
     let stop = AtomicBool::new(false);
     let dropper = async {
         while !stop.load(Ordering::Relaxed) {
-            match nodes[1].cluster.delete_collection("brief", soon()).await {
+            match nodes[1].cluster.delete_collection("brief", &writing()).await {
                 Ok(_) => {}
                 Err(e) if e.effect() == Effect::Unknown => {}
                 Err(e) => assert!(matches!(e.kind(), Kind::Unavailable), "{e:?}"),
@@ -294,7 +295,7 @@ async fn made_and_dropped_at_once(nodes: &[Node]) {
     };
     let (made, ()) = futures::future::join(making, dropper).await;
     assert!(made > 0, "none was made");
-    nodes[0].cluster.delete_collection("brief", soon()).await.unwrap();
+    nodes[0].cluster.delete_collection("brief", &writing()).await.unwrap();
 }
 
 /// What one writer did: what it wrote to which point, how often, and the longest that one request took.
@@ -390,13 +391,48 @@ async fn a_drop_that_a_shard_has_not_heard_of_is_in_doubt() {
     holder.freeze();
     // From now on the catalog has a leader among the others.
     assert_eq!(others[0].cluster.collections(&reading()).await.unwrap(), ["c"]);
-    let dropped = others[0].cluster.delete_collection("c", Instant::now() + Duration::from_secs(4)).await;
+    let briefly = WriteOptions::until(Instant::now() + Duration::from_secs(4));
+    let dropped = others[0].cluster.delete_collection("c", &briefly).await;
     // The catalog has dropped it: that there was no effect would be wrong.
     assert_eq!(dropped.unwrap_err().effect(), Effect::Unknown);
     assert_eq!(others[1].cluster.collections(&reading()).await.unwrap(), Vec::<String>::new());
     holder.thaw(&cluster_id);
     let forgotten = || nodes.iter().all(|node| node.cluster.inner.catalog.state().dropping.is_empty());
     until("all know that it is dropped", forgotten).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_of_a_collection_at_once_are_all_made() {
+    let nodes = nodes(3).await;
+    create(&nodes, "c", spec(1, 1)).await.unwrap();
+    // Each adds its own to what is there, so that one made from what was there before would take another's away.
+    let add = |node: &Node, key: String| {
+        let cluster = node.cluster.clone();
+        async move {
+            let how = |now: &CollectionSpec| {
+                let mut metadata = now.passthrough.get("metadata").cloned().unwrap_or_else(|| json!({}));
+                metadata[&key] = json!(true);
+                let passthrough = [("metadata".to_owned(), metadata)].into_iter().collect();
+                Ok::<_, ClusterError>(CollectionChange { passthrough, ..CollectionChange::default() })
+            };
+            cluster.update_collection("c", how, &writing()).await.unwrap();
+            key
+        }
+    };
+    let changes = (0..12).map(|n| add(&nodes[n % 3], format!("key {n}")));
+    let keys = futures::future::join_all(changes).await;
+    for node in &nodes {
+        let spec = node.cluster.collection("c", &reading()).await.unwrap().value.spec;
+        let metadata = spec.passthrough["metadata"].as_object().unwrap();
+        assert!(keys.iter().all(|key| metadata.contains_key(key)), "{metadata:?}");
+    }
+    // What is acknowledged is seen by who asks next, wherever it asks.
+    for n in 0..12 {
+        let key = add(&nodes[n % 3], format!("then {n}")).await;
+        let next = &nodes[(n + 1) % 3].cluster;
+        let spec = next.collection("c", &reading()).await.unwrap().value.spec;
+        assert!(spec.passthrough["metadata"].get(&key).is_some(), "{key}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
