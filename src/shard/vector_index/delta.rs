@@ -26,6 +26,8 @@ const BLOCK_BYTES_MAX: usize = 3 << 20;
 /// Rows from which a block is coded: a sketch looks at less of them than bytes to know whether it serves.
 const PACKED_ROWS_MIN: usize = 1024;
 const SKETCH_ROWS_MIN: usize = 256;
+/// Rows that a filter lets pass are looked up and compared, if all are at least so many times as many.
+const FEW_SHARE: usize = 16;
 /// How many rows ahead of the one that is compared memory is asked for what codes have left in doubt.
 const AHEAD: usize = 3;
 
@@ -43,6 +45,22 @@ struct Block {
     /// `[rows, dim]`.
     values: Vec<f32>,
     coded: Option<Codes>,
+}
+
+impl Block {
+    /// The rows of slots that are allowed, ascending, if these are few.
+    fn few(&self, allowed: &RoaringBitmap) -> Option<Vec<usize>> {
+        let slots = *self.slots.first()?..=*self.slots.last()?;
+        if allowed.range_cardinality(slots.clone()) as usize * FEW_SHARE > self.slots.len() {
+            return None;
+        }
+        let mut from = 0;
+        let row_of = |slot| {
+            from += self.slots[from..].partition_point(|before| *before < slot);
+            (self.slots[from] == slot).then_some(from)
+        };
+        Some(allowed.range(slots).filter_map(row_of).collect())
+    }
 }
 
 /// What of a block is read instead of its vectors.
@@ -155,6 +173,12 @@ impl Delta {
                 tally.vectors += 1;
                 offer(slot(row), vector(row))
             };
+            if let Some(few) = allowed.and_then(|allowed| block.few(allowed)) {
+                for row in few.into_iter().filter(|row| live(slot(*row))) {
+                    edge = near(row);
+                }
+                continue;
+            }
             match &block.coded {
                 Some(Codes::Packed(packed)) if let Some(query) = packed.query(distance, query) => {
                     let passes = |row| passes(row) && live(slot(row));
@@ -220,6 +244,41 @@ mod tests {
             );
         }
         assert!(delta.blocks.len() <= 20, "{} blocks", delta.blocks.len());
+    }
+
+    #[test]
+    fn of_rows_that_few_are_allowed_these_are_looked_up() {
+        const ROWS: u32 = 20_000;
+        let dim = 8;
+        let mut rng = StdRng::seed_from_u64(3);
+        let mut delta = Delta::default();
+        // Every third slot is another's.
+        let slots = || (0..ROWS).filter(|slot| slot % 3 > 0);
+        for slot in slots() {
+            let row = (0..dim).map(|_| rng.random_range(-1.0..1.0)).collect();
+            delta.append((Distance::Euclid, dim), vec![slot], row);
+        }
+        assert!(delta.coding().is_some());
+        let query: Vec<f32> = (0..dim).map(|_| rng.random_range(-1.0..1.0)).collect();
+        // Where they stand side by side a block has many of them, and is scanned.
+        for (allowed, by_codes) in [
+            ((0..ROWS + 500).filter(|slot| slot % 97 == 0).collect::<RoaringBitmap>(), false),
+            ((7_000..7_800).chain([3, ROWS - 1]).collect(), true),
+            (RoaringBitmap::new(), false),
+        ] {
+            let (mut near, mut tally) = (Vec::new(), Tally::default());
+            let offer = |slot, _: &[f32]| {
+                near.push(slot);
+                f32::INFINITY
+            };
+            let which = (Some(&allowed), |slot: Slot| slot % 5 > 0);
+            delta.offer_near((Distance::Euclid, &query), 2_000, which, &mut tally, f32::INFINITY, offer);
+            near.sort_unstable();
+            let right: Vec<Slot> = slots().filter(|s| allowed.contains(*s) && s % 5 > 0).collect();
+            assert_eq!(near, right);
+            assert_eq!((tally.codes > 0, tally.vectors), (by_codes, near.len() as u64), "{tally:?}");
+            assert!(tally.codes < u64::from(ROWS) / 2, "{tally:?}");
+        }
     }
 
     #[test]
