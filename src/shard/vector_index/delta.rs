@@ -262,7 +262,7 @@ mod tests {
         let query: Vec<f32> = (0..dim).map(|_| rng.random_range(-1.0..1.0)).collect();
         // Where they stand side by side a block has many of them, and is scanned.
         for (allowed, by_codes) in [
-            ((0..ROWS + 500).filter(|slot| slot % 97 == 0).collect::<RoaringBitmap>(), false),
+            ((0..ROWS + 500).filter(|slot| slot.is_multiple_of(97)).collect::<RoaringBitmap>(), false),
             ((7_000..7_800).chain([3, ROWS - 1]).collect(), true),
             (RoaringBitmap::new(), false),
         ] {
