@@ -271,7 +271,7 @@ mod tests {
                 near.push(slot);
                 f32::INFINITY
             };
-            let which = (Some(&allowed), |slot: Slot| slot % 5 > 0);
+            let which = (Some(&allowed), |slot: Slot| !slot.is_multiple_of(5));
             delta.offer_near((Distance::Euclid, &query), 2_000, which, &mut tally, f32::INFINITY, offer);
             near.sort_unstable();
             let right: Vec<Slot> = slots().filter(|s| allowed.contains(*s) && s % 5 > 0).collect();
