@@ -5,8 +5,9 @@
 #
 # The first REST points are loaded and left until they are at rest; then searches run alone, beside a writer of all that
 # follows at RATE points a second for 20 s, and alone again once all graphs are built. `ROUNDS`: each with a server of its
-# own (3). `BATCH`: points of a request of the writer (50). `CLIENTS`: searches under way at once (4). `SEARCHES`: how many a second, their times counted from when they were due;
-# as fast as answers come if not given. Server and load share all processors.
+# own (3). `BATCH`: points of a request of the writer (50). `CLIENTS`: searches under way at once (4). `SEARCHES`: how many
+# a second, their times counted from when they were due; as fast as answers come if not given. Server and load share all
+# processors.
 set -euo pipefail
 base="$1" query="$2" rest="$3" rate="$4" ef="$5" distance="${6:-cosine}"
 rounds="${ROUNDS:-3}" clients="${CLIENTS:-4}" batch="${BATCH:-50}" held=(${SEARCHES:+--rate "$SEARCHES"})

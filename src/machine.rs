@@ -24,6 +24,16 @@ pub struct Outcome {
     pub verdict: Verdict,
 }
 
+impl Outcome {
+    /// What became of the intent: of its first copy, if this is a later one.
+    pub fn of_first(self) -> Outcome {
+        match self.verdict {
+            Verdict::Duplicate { first } => *first,
+            _ => self,
+        }
+    }
+}
+
 /// What one command did.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Verdict {

@@ -21,17 +21,14 @@ impl Cluster {
         spec: CollectionSpec,
         options: &WriteOptions,
     ) -> Result<Written> {
-        // One name for all that is tried.
-        let request = options.request.clone().unwrap_or_else(|| self.inner.router.own_request());
-        let (options, deadline) =
-            (WriteOptions { request: Some(request), ..options.clone() }, options.deadline);
+        let deadline = options.deadline;
         loop {
             let placement = placement::place(&self.inner.catalog.state(), &spec, &self.alive().await);
             if placement.iter().any(Vec::is_empty) {
                 return Err(ClusterError::Unavailable("no node takes replicas".to_owned()));
             }
             let create = CatalogCommand::Create { name: name.to_owned(), spec: spec.clone(), placement };
-            match self.change(create, name, &options).await {
+            match self.change(create, name, options).await {
                 // The nodes have changed meanwhile.
                 Err(ClusterError::Stale(_)) if Instant::now() < deadline => {
                     self.catch_up_with_catalog(deadline).await?;

@@ -413,13 +413,9 @@ impl Cluster {
         // What a log holds and nobody can read stops every node.
         CatalogCommand::decode(&bytes).map_err(|e| Invalid::new("request", e.to_string()))?;
         let carried = self.inner.router.propose(0, here, bytes, way).await?;
-        let verdict = match carried.outcome.verdict {
-            Verdict::Duplicate { first } => first.verdict,
-            own => own,
-        };
-        match verdict {
+        match carried.outcome.of_first().verdict {
             Verdict::Rejected(rejection) => Err(rejection.into()),
-            Verdict::Applied | Verdict::Duplicate { .. } => Ok(()),
+            _ => Ok(()),
         }
     }
 }

@@ -301,12 +301,12 @@ impl Cluster {
 
 /// Position of a command that took effect, now or when its first copy was applied.
 fn accepted(outcome: Outcome, collection: CollectionId) -> Result<Position> {
+    let outcome = outcome.of_first();
     match outcome.verdict {
-        Verdict::Applied => Ok(outcome.position),
-        Verdict::Duplicate { first } => accepted(*first, collection),
         Verdict::Rejected(Rejection { code, .. }) if code == "wrong_collection" || code == "retired" => {
             Err(ClusterError::Gone(collection))
         }
         Verdict::Rejected(rejection) => Err(ClusterError::from(rejection)),
+        _ => Ok(outcome.position),
     }
 }

@@ -245,7 +245,7 @@ mod tests {
         group.append((0..5).map(entry).collect(), |_| ()).await.unwrap();
         let (first, upto) = (LogIndex(*fetched.start()), LogIndex(*fetched.end()));
         let mut file = nameless(&std::env::temp_dir()).unwrap();
-        file.write_all(bytes).unwrap();
+        file.write_all(bytes).expect("a file of its own");
         file.rewind().unwrap();
         let shelf = Shelf::default();
         *shelf.shelf() = Some(Backfill { next: LogIndex(next), first, upto, file });
@@ -290,7 +290,7 @@ mod tests {
             let disk = MemoryDisk::new(64 << 20);
             let group = filled_from(&disk, 3, 3..=5_000, bytes).await;
             assert_eq!(group.state().purged, Some(entry(5_000).id));
-            group.append((5_001..5_010).map(entry).collect(), |_| ()).await.unwrap();
+            group.append((5_001..5_010).map(entry).collect(), |_| ()).await.expect("the log has room");
             let gone = group.history(LogIndex(0), 10_000).await;
             assert!(matches!(gone, Err(Error::Gone { oldest: Some(LogIndex(5_001)) })), "{gone:?}");
             assert_eq!(indexes(&group, 5_001).await, (5_001..5_010).collect::<Vec<_>>());

@@ -85,8 +85,7 @@ pub(super) async fn update(
     Json(body): Json<UpdateBody>,
 ) -> Result<Reply> {
     let how = |now: &CollectionSpec| body.clone().into_model(now);
-    let written: Result<_> = cluster.update_collection(&collection, how, &wishes.write()).await;
-    Ok(Reply::new(&true).wrote(written?))
+    Ok(Reply::new(&true).wrote(cluster.update_collection(&collection, how, &wishes.write()).await?))
 }
 
 /// `DELETE /collections/{collection}`

@@ -222,3 +222,28 @@ impl CatalogCommand {
         Ok((command, intent.map(Intent::from)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fmt::Write;
+
+    #[test]
+    fn the_bytes_are_golden_and_read_back() {
+        let drop = CatalogCommand::Drop { name: "c".to_owned() };
+        let intent = drop.named(RequestId { client: "me".to_owned(), seq: 7 });
+        let mut text = String::new();
+        for (name, intent) in [("drop, of nobody", None), ("drop, an intent", intent)] {
+            let bytes = drop.encode(intent.clone());
+            assert_eq!(CatalogCommand::decode(&bytes).expect("its own bytes"), (drop.clone(), intent));
+            let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+            writeln!(text, "{name}: {hex}").expect("a String grows");
+        }
+        let golden =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/catalog-commands.txt");
+        if std::env::var_os("REWRITE").is_some() {
+            std::fs::write(&golden, &text).expect("rewritten");
+        }
+        assert_eq!(std::fs::read_to_string(&golden).expect("the golden file"), text);
+    }
+}

@@ -12,6 +12,7 @@
 use super::{
     kernel::prefetch,
     packed::Packed,
+    rows_of,
     segment_search::Tally,
     sketch::{Centre, LastQuery, Sketch},
 };
@@ -49,17 +50,10 @@ struct Block {
 
 impl Block {
     /// The rows of slots that are allowed, ascending, if these are few.
-    fn few(&self, allowed: &RoaringBitmap) -> Option<Vec<usize>> {
+    fn few(&self, allowed: &RoaringBitmap) -> Option<Vec<u32>> {
         let slots = *self.slots.first()?..=*self.slots.last()?;
-        if allowed.range_cardinality(slots.clone()) as usize * FEW_SHARE > self.slots.len() {
-            return None;
-        }
-        let mut from = 0;
-        let row_of = |slot| {
-            from += self.slots[from..].partition_point(|before| *before < slot);
-            (self.slots[from] == slot).then_some(from)
-        };
-        Some(allowed.range(slots).filter_map(row_of).collect())
+        let few = allowed.range_cardinality(slots.clone()) as usize * FEW_SHARE <= self.slots.len();
+        few.then(|| rows_of(&self.slots, |slot| *slot, allowed.range(slots)))
     }
 }
 
@@ -174,7 +168,7 @@ impl Delta {
                 offer(slot(row), vector(row))
             };
             if let Some(few) = allowed.and_then(|allowed| block.few(allowed)) {
-                for row in few.into_iter().filter(|row| live(slot(*row))) {
+                for row in few.into_iter().map(|row| row as usize).filter(|row| live(slot(*row))) {
                     edge = near(row);
                 }
                 continue;

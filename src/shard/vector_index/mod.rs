@@ -283,7 +283,7 @@ impl VectorIndex {
         let candidates: Vec<u32> = match wanted.allowed {
             Some(allowed) => {
                 let slots = allowed.range(first.slot..=last.slot).filter(|slot| wanted.live.contains(*slot));
-                rows_of(rows, slots)
+                rows_of(rows, |row| row.slot, slots)
             }
             None => (0..rows.len() as u32).filter(|row| accept(*row)).collect(),
         };
@@ -503,25 +503,27 @@ impl From<std::io::Error> for IndexError {
 }
 
 /// The rows of those slots that have one; both ascend.
-fn rows_of(rows: &[Row], slots: impl Iterator<Item = Slot>) -> Vec<u32> {
-    let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Vec::new() };
-    if (last.slot - first.slot) as usize == rows.len() - 1 {
+fn rows_of<T>(rows: &[T], slot_of: impl Fn(&T) -> Slot, slots: impl Iterator<Item = Slot>) -> Vec<u32> {
+    let (Some(first), Some(last)) = (rows.first().map(&slot_of), rows.last().map(&slot_of)) else {
+        return Vec::new();
+    };
+    if (last - first) as usize == rows.len() - 1 {
         // Each slot between them has a row.
-        let between = slots.filter(|slot| (first.slot..=last.slot).contains(slot));
-        return between.map(|slot| slot - first.slot).collect();
+        let between = slots.filter(|slot| (first..=last).contains(slot));
+        return between.map(|slot| slot - first).collect();
     }
     let mut found = Vec::new();
     let mut from = 0;
     for slot in slots {
         // The next is seldom far: steps that double, then halves between the last two.
         let mut step = 1;
-        while rows.get(from + step).is_some_and(|row| row.slot <= slot) {
+        while rows.get(from + step).is_some_and(|row| slot_of(row) <= slot) {
             from += step;
             step *= 2;
         }
         let end = rows.len().min(from + step);
-        from += rows[from..end].partition_point(|row| row.slot < slot);
-        if rows.get(from).is_some_and(|row| row.slot == slot) {
+        from += rows[from..end].partition_point(|row| slot_of(row) < slot);
+        if rows.get(from).is_some_and(|row| slot_of(row) == slot) {
             found.push(from as u32);
         }
     }
@@ -672,8 +674,8 @@ mod tests {
             let slots: Vec<Slot> = (0..1100).step_by(every).collect();
             let right: Vec<u32> =
                 (0..).zip(rows).filter(|(_, row)| slots.contains(&row.slot)).map(|(row, _)| row).collect();
-            assert_eq!(rows_of(rows, slots.into_iter()), right, "every {every}");
+            assert_eq!(rows_of(rows, |row: &Row| row.slot, slots.into_iter()), right, "every {every}");
         }
-        assert!(rows_of(&[], [1, 2].into_iter()).is_empty());
+        assert!(rows_of(&[], |row: &Row| row.slot, [1, 2].into_iter()).is_empty());
     }
 }
